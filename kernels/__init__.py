@@ -1,0 +1,1 @@
+"""The fused contrastive loss: rows, groups and weights; nothing of images."""

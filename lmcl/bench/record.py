@@ -1,0 +1,140 @@
+"""One benchmark figure as one JSON line: what was measured, how, where, on which commit."""
+
+import dataclasses
+import json
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+_PACKAGES = ("torch", "triton", "nvidia-dali-cuda130", "numpy", "torchvision", "pillow")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One case of one benchmark (docs/benchmarks.md explains the fields)."""
+
+    bench: str
+    """The benchmark: loader, contrastive, step, score, build."""
+    case: str
+    """What was run, e.g. `dali` or `chunked`."""
+    params: dict[str, int | float | str | bool]
+    """Sizes and settings of the case."""
+    median: float
+    """Median over the rounds, in `unit`."""
+    p10: float
+    """10th percentile over the rounds."""
+    p90: float
+    """90th percentile over the rounds."""
+    unit: str
+    """Unit of the three figures, e.g. `ms` or `images/s`."""
+    rounds: int
+    """How many rounds the percentiles are taken over."""
+    cpu_ms_per_image: float | None = None
+    """Processor time of all threads per image, where that has a meaning."""
+    peak_bytes: int | None = None
+    """Peak memory above the start of the case."""
+    commit: str = ""
+    """Git commit, empty outside a checkout."""
+    dirty: bool = False
+    """True if tracked files differed from the commit."""
+    device: str = ""
+    """Processor or GPU."""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Versions of what the figure depends on."""
+
+
+def make_record(
+    bench: str,
+    case: str,
+    values: Sequence[float],
+    *,
+    unit: str,
+    params: dict[str, int | float | str | bool],
+    cpu_ms_per_image: float | None = None,
+    peak_bytes: int | None = None,
+    device: str | None = None,
+) -> Record:
+    """Summarise the rounds of one case and stamp it with commit, device and versions."""
+    commit, dirty = _git_state()
+    return Record(
+        bench=bench,
+        case=case,
+        params=params,
+        median=float(np.median(values)),
+        p10=float(np.percentile(values, 10)),
+        p90=float(np.percentile(values, 90)),
+        unit=unit,
+        rounds=len(values),
+        cpu_ms_per_image=cpu_ms_per_image,
+        peak_bytes=peak_bytes,
+        commit=commit,
+        dirty=dirty,
+        device=device or f"{os.cpu_count()} x {_processor()}",
+        versions=installed_versions(),
+    )
+
+
+def append(records: Sequence[Record], path: Path) -> None:
+    """Append one JSON line per record; the folder is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as out:
+        for record in records:
+            out.write(to_json(record) + "\n")
+
+
+def to_json(record: Record) -> str:
+    """The record as one line of JSON."""
+    return json.dumps(dataclasses.asdict(record), sort_keys=False)
+
+
+def cpu_seconds() -> float:
+    """Processor time of all threads of this process and its finished children so far, in seconds."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def timed(function: Callable[[], object]) -> tuple[float, float]:
+    """Wall and processor seconds of one call."""
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    function()
+    return time.perf_counter() - wall, cpu_seconds() - cpu
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that figures depend on; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_state() -> tuple[str, bool]:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parent,
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))

@@ -1,0 +1,20 @@
+"""What can be wrong with the world of a run, each with the exit code the command line gives it."""
+
+
+class LmclError(Exception):
+    """A run cannot go on; the message names the thing, the place and the way out.
+
+    Attributes:
+        exit_code: What the process exits with (docs/architecture.md lists the codes).
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class ConfigError(LmclError):
+    """A configuration that cannot be used: unknown keys, wrong types, rules between fields."""
+
+    def __init__(self, message: str, *, exit_code: int = 2) -> None:
+        super().__init__(message, exit_code=exit_code)
