@@ -1,1 +1,1 @@
-"""What `lmcl bench NAME` runs; one module per subject, each exposing a click command named `command`."""
+"""What `lmcl bench NAME` runs: one module a subject, each with a click command `command`."""

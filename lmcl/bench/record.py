@@ -95,7 +95,7 @@ def to_json(record: Record) -> str:
 
 
 def cpu_seconds() -> float:
-    """Processor time of all threads of this process and its finished children so far, in seconds."""
+    """Processor seconds of all threads of this process and its finished children so far."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

@@ -1,0 +1,51 @@
+# Everything runs inside .venv, which is made on the first call; nothing else is needed but
+# python3 (3.11 or newer), make and a compiler.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu check fix smoke bench clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+setup: $(STAMP) ## .venv with everything
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+demo: $(STAMP) ## the whole method on an embedded synthetic set; leaves runs/demo/report.html
+	$(BIN)/lmcl demo
+
+test: $(STAMP) ## everything that needs no GPU, in under 12 minutes on two cores
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-slow: $(STAMP) ## the long ones
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+test-gpu: $(STAMP) ## those that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu
+
+check: $(STAMP) ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(STAMP) ## repair what can be repaired
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+smoke: $(STAMP) ## the whole method in under a minute
+	$(BIN)/python -m pytest -q tests/test_smoke.py
+
+bench: $(STAMP) ## benchmarks of this machine, appended to benchmarks/results
+	$(BIN)/lmcl bench loader
+	$(BIN)/lmcl bench contrastive
+
+clean: ## remove .venv and caches; runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m lmcl` is `lmcl`."""
+
+from lmcl.cli import main
+
+main()

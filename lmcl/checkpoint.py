@@ -1,0 +1,157 @@
+"""The whole state of a run in one file: written atomically, read without unpickling code."""
+
+import hashlib
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmcl.errors import LmclError
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"epoch-(\d{4})-step-(\d{6})\.pt$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands: the next step to take."""
+
+    epoch: int
+    """Epoch of the next step, from 0."""
+    step: int
+    """Next step within the epoch, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a run needs to go on as if it had never stopped.
+
+    Randomness is a function of the position, so no generator state is kept
+    (docs/decisions/0003-randomness.md); order, boxes and schedule follow from it too.
+    """
+
+    position: Position
+    config: str
+    """The effective configuration as TOML."""
+    student: dict[str, Any]
+    teacher: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    saliency_ids: torch.Tensor
+    """[n] int64; the table in force in the position's epoch."""
+    saliency_boxes: torch.Tensor
+    """[n, 4] int32."""
+    best_srcc: float
+    """Highest validation SRCC so far; NaN before the first."""
+    best_epoch: int
+    """Its epoch; -1 before the first."""
+    seconds: float
+    """Time spent training so far."""
+
+
+def write_checkpoint(folder: Path, state: State, *, keep_last: int) -> Path:
+    """Write `state` under its position's name and drop all but the newest `keep_last`."""
+    at = state.position
+    path = folder / f"epoch-{at.epoch:04d}-step-{at.step:06d}.pt"
+    save_tensors(path, {**vars(state), "position": [at.epoch, at.step]})
+    for old in list_checkpoints(folder)[keep_last:]:
+        old.unlink()
+        digest_path(old).unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, the newest position first."""
+    found = [path for path in folder.glob("epoch-*.pt") if _NAME.search(path.name)]
+    return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def read_newest(folder: Path) -> State | None:
+    """The newest checkpoint that is whole; damaged ones are named in the log and passed over.
+
+    Raises:
+        LmclError: If there are checkpoints but none is whole.
+    """
+    paths = list_checkpoints(folder)
+    for path in paths:
+        try:
+            return read_checkpoint(path)
+        except LmclError as error:
+            logger.warning("%s; falling back to the checkpoint before it", error)
+    if paths:
+        raise LmclError(
+            f"{folder}: none of its {len(paths)} checkpoints can be read; start again in another "
+            "--output",
+            exit_code=5,
+        )
+    return None
+
+
+def read_checkpoint(path: Path) -> State:
+    """One checkpoint, after comparing it with the digest written beside it.
+
+    Raises:
+        LmclError: If the file is missing (exit code 4) or damaged (exit code 5).
+    """
+    content = load_tensors(path)
+    try:
+        epoch, step = content.pop("position")
+        return State(position=Position(epoch=epoch, step=step), **content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LmclError(
+            f"{path}: not a checkpoint of this version ({error}); start a new run", exit_code=5
+        ) from error
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """torch.save under a temporary name, digest first, then rename: never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as out:
+        torch.save(content, out)
+        out.flush()
+        os.fsync(out.fileno())
+    # Without the old file a crash between the next two renames leaves nothing, not a mismatch.
+    path.unlink(missing_ok=True)
+    digest = digest_path(path)
+    partial = digest.with_name(digest.name + ".tmp")
+    partial.write_text(_sha256(temporary) + "\n", encoding="ascii")
+    partial.replace(digest)
+    temporary.replace(path)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """What `save_tensors` wrote, verified against its digest.
+
+    Raises:
+        LmclError: If the file or its digest is missing or they disagree.
+    """
+    if not path.is_file():
+        raise LmclError(
+            f"{path}: there is no such checkpoint; --resume auto takes the newest of the run",
+            exit_code=4,
+        )
+    digest = digest_path(path)
+    if not digest.is_file() or digest.read_text(encoding="ascii").strip() != _sha256(path):
+        raise LmclError(
+            f"{path}: does not match the digest in {digest.name}: it was damaged or copied "
+            "incompletely; copy it again or resume from an older checkpoint",
+            exit_code=5,
+        )
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def digest_path(path: Path) -> Path:
+    """Where the sha256 of a checkpoint stands."""
+    return path.with_name(path.name + ".sha256")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

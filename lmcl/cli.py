@@ -1,0 +1,172 @@
+"""`lmcl`: commands parse and print; the work is a function that can be called without click."""
+
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lmcl.errors import LmclError
+
+_ELSEWHERE = {
+    "report": "lmcl.report.command",
+    "score": "lmcl.score",
+    "export": "lmcl.export",
+    "gmad": "lmcl.gmad",
+    "eval": "lmcl.eval_command",
+    "saliency": "lmcl.saliency_command",
+}
+_BENCHES = ("build", "contrastive", "loader", "score", "step")
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called: `lmcl --help` stays quick."""
+
+    def __init__(self, *args: Any, elsewhere: dict[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.elsewhere = {
+            name: module
+            for name, module in (elsewhere or {}).items()
+            if importlib.util.find_spec(module) is not None
+        }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, sorted."""
+        return sorted({*super().list_commands(ctx), *self.elsewhere})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now if it lives elsewhere."""
+        if cmd_name in self.elsewhere:
+            found: click.Command = importlib.import_module(self.elsewhere[cmd_name]).command
+            return found
+        return super().get_command(ctx, cmd_name)
+
+
+def config_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The options by which a run is named: a file and changes to it."""
+    file = click.option(
+        "--config",
+        "config_file",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="TOML file of the run (see configs/).",
+    )
+    change = click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field; repeatable."
+    )
+    return file(change(function))
+
+
+@click.group(
+    cls=LazyGroup,
+    elsewhere=_ELSEWHERE,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="EXAMPLES: lmcl demo · lmcl train --config configs/demo.toml · lmcl report runs/demo",
+)
+@click.version_option(package_name="lmcl")
+def cli() -> None:
+    """Learn to judge the quality of images without a reference."""
+
+
+@cli.command()
+@config_options
+@click.option("--output", type=click.Path(path_type=Path), help="Run folder [runs/<config name>].")
+@click.option("--resume", default="", metavar="auto|PATH", help="Go on from a checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--no-progress", is_flag=True, help="No progress bars.")
+def train(
+    config_file: Path,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    resume: str,
+    dry_run: bool,
+    no_progress: bool,
+) -> None:
+    """Train a student and its teacher, evaluate, and write the report.
+
+    Several processes: accelerate launch --num_processes 2 train.py --config FILE
+    """
+    from lmcl.config import load_config
+    from lmcl.session import fit, plan
+
+    config = load_config(config_file, overrides)
+    folder = output or Path("runs") / config_file.stem
+    if dry_run:
+        click.echo(plan(config, folder))
+        return
+    outcome = fit(config, folder, resume=resume, progress=not no_progress)
+    if outcome.is_main:
+        click.echo(outcome.summary())
+
+
+@cli.command("show-config")
+@click.argument("config_file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field.")
+def show_config(config_file: Path, overrides: tuple[str, ...]) -> None:
+    """Print the whole effective configuration of a file, defaults included."""
+    from lmcl.config import dump_config, load_config
+
+    click.echo(dump_config(load_config(config_file, overrides)), nl=False)
+
+
+@cli.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Run folder.",
+)
+@click.option("--again", is_flag=True, help="Throw away what the folder holds and start over.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field.")
+@click.option("--no-progress", is_flag=True, help="No progress bars.")
+def demo(output: Path, again: bool, overrides: tuple[str, ...], no_progress: bool) -> None:
+    """Make a synthetic set, train the full method on it, and leave a report: about ten minutes."""
+    from lmcl.demo import run_demo
+
+    click.echo(run_demo(output, again=again, overrides=overrides, progress=not no_progress))
+
+
+@cli.group(
+    cls=LazyGroup, elsewhere={name: f"lmcl.bench.{name}" for name in _BENCHES}
+)
+def bench() -> None:
+    """Measure this machine; every figure stands beside its baseline from the same run."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors become one sentence on stderr and an exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("accelerate", "httpx", "timm", "torch", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        cli.main(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of one of our own exceptions; None for a bug, which keeps its traceback."""
+    from pipeline.errors import PipelineError
+    from shards.errors import ShardError
+
+    ours = (LmclError, PipelineError, ShardError)
+    return error.exit_code if isinstance(error, ours) else None
+
+
+if __name__ == "__main__":
+    main()

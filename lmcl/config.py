@@ -1,0 +1,232 @@
+"""One run = one TOML file (+ `--set key=value`): read, checked, frozen, written back whole.
+
+The configuration is composed of its owners' dataclasses, so a field is described, defaulted and
+checked in one place. It never changes after loading.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import tomli_w
+
+from lmcl.encoders import EncoderConfig
+from lmcl.errors import ConfigError
+from lmcl.model import DecoderConfig
+from lmcl.objective import ObjectiveConfig
+from lmcl.saliency import SaliencyConfig
+from lmcl.schedule import ScheduleConfig
+from lmcl.teacher import TeacherConfig
+from pipeline.boxes import CropConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which shards, which split of them."""
+
+    root: str
+    """Folder or fsspec URL of a set built by `lmcl-shard build`."""
+    split: str
+    """Name of a split in the set's `splits` folder, or the path of a split file."""
+    cache: str = ""
+    """Folder for shards fetched from a URL; empty: the user's cache folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how many at once, how the optimiser behaves."""
+
+    epochs: int = 9
+    """Length of the run [paper: 9]."""
+    batch_size: int = 16
+    """Images of one optimiser step over all ranks; an image's crops never part."""
+    weight_decay: float = 0.05
+    """AdamW's; biases, norms, CLS and queries are spared [family]."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moving averages [family]."""
+    clip: float = 5.0
+    """Gradient norm beyond which gradients are scaled down [family]; 0 = never."""
+    stem_lr_scale: float = 1.0
+    """Learning rate of a convolutional stem relative to the rest; below 1 for pretrained stems."""
+    seed: int = 0
+    """Everything random in a run follows from it."""
+    flip: bool = False
+    """Mirror half of the random crops from left to right; quality does not change under it."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be >= 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Which weights are judged, on what."""
+
+    part: Literal["test", "val", "train"] = "test"
+    """The part whose figures are the headline."""
+    model: Literal["student", "teacher"] = "student"
+    """Whose weights predict [paper: student]."""
+    select: Literal["best", "last"] = "best"
+    """`best`: the epoch with the highest SRCC on the val part; `last`: no selection. Never the
+    test part (method.md, trap 1)."""
+    batch_size: int = 32
+    """Images per rank and forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How the machine is used; none of it changes what is learned, beyond rounding."""
+
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast of the networks; loss and head stay in float32."""
+    backend: Literal["auto", "dali", "torch"] = "auto"
+    """Who decodes and cuts; `auto` says in the log what it took and why."""
+    threads: int = 0
+    """Decoder threads per rank; 0 = the cores of the machine over the ranks on it."""
+    checkpoint_steps: int = 0
+    """Write a checkpoint every so many steps; 0 = at the end of each epoch only."""
+    keep_last: int = 2
+    """How many checkpoints are kept besides the best one."""
+    compile: bool = False
+    """Run the student through torch.compile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides what a run is."""
+
+    data: DataConfig
+    crops: CropConfig = field(default_factory=CropConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        wants_hub = self.objective.contrastive_weight > 0 and self.objective.hub == "salient"
+        if wants_hub and not self.crops.salient:
+            raise ValueError(
+                "objective.hub = 'salient' needs the teacher's crop, but crops.salient is false; "
+                "set crops.salient = true or objective.hub = 'random'"
+            )
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file and apply `key=value` overrides, the last one winning.
+
+    Raises:
+        ConfigError: If the file is missing (exit code 4) or no TOML, a key is unknown, or a value
+            has the wrong type or breaks a rule (exit code 2).
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: there is no such configuration file; `ls configs` shows the ones that come "
+            "with the project",
+            exit_code=4,
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration file: {error}") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, where=str(path))
+
+
+def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
+    """Check a parsed TOML tree and freeze it.
+
+    Raises:
+        ConfigError: On unknown keys, wrong types or broken rules; `where` names the source.
+    """
+    for key, owner in _unknown_keys(tree, Config, prefix=""):
+        near = difflib.get_close_matches(key.rpartition(".")[2], owner, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(owner))}"
+        raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}; `lmcl show-config` prints every field") from error
+
+
+def dump_config(config: Config) -> str:
+    """The whole effective configuration as TOML; reading it back gives an equal object."""
+    return tomli_w.dumps(_without_none(dataclasses.asdict(config)))
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """Fields in which two configurations differ, as `key: ours / theirs` lines."""
+    left, right = dict(_leaves(ours)), dict(_leaves(theirs))
+    return [
+        f"{key}: {left[key]!r} / {right[key]!r}" for key in left if left[key] != right[key]
+    ]
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: expected key=value, e.g. --set train.epochs=3")
+    *path, last = key.strip().split(".")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word: shells eat the quotes TOML wants around strings
+    place = tree
+    for name in path:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {override}: {name!r} is a value, not a table")
+    place[last] = value
+
+
+def _unknown_keys(
+    tree: Mapping[str, Any], owner: type, *, prefix: str
+) -> Iterator[tuple[str, list[str]]]:
+    hints = typing.get_type_hints(owner)
+    names = [item.name for item in dataclasses.fields(owner)]
+    for key, value in tree.items():
+        if key not in names:
+            yield prefix + key, names
+        elif isinstance(value, Mapping) and dataclasses.is_dataclass(hints[key]):
+            yield from _unknown_keys(value, _as_class(hints[key]), prefix=f"{prefix}{key}.")
+
+
+def _as_class(hint: object) -> type:
+    if not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
+        raise TypeError(f"{hint} is not a class")
+    return hint
+
+
+def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        for item in dataclasses.fields(node):
+            yield from _leaves(getattr(node, item.name), f"{prefix}{item.name}.")
+    else:
+        yield prefix.rstrip("."), node
+
+
+def _without_none(node: Any) -> Any:
+    """TOML has no null: an absent field means its default, and only None defaults are None."""
+    if isinstance(node, dict):
+        return {key: _without_none(value) for key, value in node.items() if value is not None}
+    if isinstance(node, tuple):
+        return list(node)
+    return node

@@ -1,0 +1,323 @@
+"""Crops become tokens: any timm ViT by name, or a convolutional stem under a few ViT blocks.
+
+Every encoder gives CLS first and then the patch tokens of a square map, after its final norm, and
+can say where CLS looked in its last layers. Attention weights are computed only when asked for:
+the training forward keeps the fused attention.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from jaxtyping import Float
+from timm.layers import build_sincos2d_pos_embed
+from timm.models import load_checkpoint, load_pretrained
+from timm.models.vision_transformer import Block, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from lmcl.errors import ConfigError, LmclError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which encoder, and where its first weights come from."""
+
+    name: str = "deit3_small_patch16_224"
+    """Any timm vision transformer, `squeezenet-vit` (ImageNet SqueezeNet 1.1 convolutions as the
+    patch embedding) or `conv-vit` (a small convolutional stem, to be trained from scratch)."""
+    weights: str = ""
+    """Empty: random. A file (.safetensors, .pth; .npz with torchvision's names for the SqueezeNet
+    part), or `timm` for the named model's weights from the hub."""
+    width: int | None = None
+    """Token width; None: as the timm model is named, 192 otherwise."""
+    depth: int | None = None
+    """Transformer layers; None: as the timm model is named, 3 otherwise."""
+    heads: int | None = None
+    """Attention heads; None: as the timm model is named, 3 otherwise."""
+    patch: int | None = None
+    """Patch side in pixels for timm models and `conv-vit`; None: as named, 16 otherwise."""
+    frozen: int = 0
+    """How many of the stem's first modules keep their weights (`squeezenet-vit` only)."""
+
+
+class Encoder(nn.Module):
+    """What student and teacher see with; subclasses fill in `tokens` and `attentions`."""
+
+    width: int
+
+    def tokens(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t d"]:
+        """CLS and patch tokens after the final norm; CLS first, patches in reading order."""
+        raise TypeError(f"{type(self).__name__} is abstract; use make_encoder")
+
+    def attentions(self) -> Sequence[nn.Module]:
+        """The attention modules of all layers, first to last."""
+        raise TypeError(f"{type(self).__name__} is abstract; use make_encoder")
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before the patches inside the layers (CLS and registers)."""
+        return 1
+
+    def cls_attention(
+        self, pixels: Float[Tensor, "n 3 s s"], *, layers: int
+    ) -> Float[Tensor, "n g g"]:
+        """CLS -> patch attention, mean over heads and the last `layers` layers.
+
+        Returns:
+            Non-negative maps over the g x g patch tokens, float32; register tokens are left out.
+
+        Source: [Local Manifold Learning, 2024], saliency; the mean over heads is ours.
+        """
+        modules = self.attentions()
+        if layers > len(modules):
+            raise ConfigError(
+                f"saliency.layers is {layers}, but the encoder has {len(modules)} layers; "
+                f"set saliency.layers to at most {len(modules)}"
+            )
+        seen: list[Tensor] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+            for module in modules[-layers:]
+        ]
+        try:
+            self.tokens(pixels)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        maps = [
+            _cls_row(module, inputs)
+            for module, inputs in zip(modules[-layers:], seen, strict=True)
+        ]
+        patches = torch.stack(maps).mean(dim=0)[:, self.prefix :]
+        grid = round(patches.shape[1] ** 0.5)
+        return patches.unflatten(1, (grid, grid))
+
+
+class TimmEncoder(Encoder):
+    """A timm vision transformer without its classifier."""
+
+    def __init__(self, config: EncoderConfig, *, sizes: Sequence[int]) -> None:
+        super().__init__()
+        changes = {
+            "embed_dim": config.width,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            "patch_size": config.patch,
+        }
+        try:
+            self.vit = timm.create_model(
+                config.name,
+                pretrained=False,
+                num_classes=0,
+                img_size=sizes[0],
+                dynamic_img_size=len(set(sizes)) > 1,
+                **{name: value for name, value in changes.items() if value is not None},
+            )
+        except RuntimeError as error:
+            near = timm.list_models(f"*{config.name.split('_')[0]}*vit*")[:3]
+            hint = near or timm.list_models("deit3_*patch16_224")
+            raise ConfigError(
+                f"encoder.name = {config.name!r}: timm {timm.__version__} has no such model "
+                f"({error}); try one of {', '.join(hint)}, or squeezenet-vit"
+            ) from error
+        except (TypeError, AssertionError) as error:
+            raise ConfigError(
+                f"encoder.name = {config.name!r} at {sizes[0]} pixels: {error}; only vision "
+                "transformers whose patch divides the crop size can be used"
+            ) from error
+        if getattr(self.vit, "cls_token", None) is None or not hasattr(self.vit, "blocks"):
+            raise ConfigError(
+                f"encoder.name = {config.name!r} has no CLS token, and the teacher's saliency is "
+                "CLS attention; choose a ViT with one, e.g. deit3_small_patch16_224"
+            )
+        self.width = int(self.vit.embed_dim)
+
+    @property
+    def prefix(self) -> int:
+        """CLS, and registers where the model has them."""
+        return int(self.vit.num_prefix_tokens)
+
+    def tokens(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t d"]:
+        """CLS and patch tokens; register tokens are dropped."""
+        out: Tensor = self.vit.forward_features(pixels)
+        if self.prefix == 1:
+            return out
+        return torch.cat([out[:, :1], out[:, self.prefix :]], dim=1)
+
+    def attentions(self) -> Sequence[nn.Module]:
+        """The attention modules of all blocks."""
+        return [block.attn for block in self.vit.blocks]
+
+
+class ConvVit(Encoder):
+    """A convolutional stem whose cells are the patches of a short vision transformer.
+
+    Positions are fixed two-dimensional sines, so any crop size can be used.
+    """
+
+    def __init__(self, stem: nn.Sequential, channels: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.width = config.width or 192
+        self.stem = stem
+        self.project = nn.Linear(channels, self.width)
+        self.cls = nn.Parameter(torch.randn(1, 1, self.width) * 0.02)
+        self.blocks = nn.ModuleList(
+            Block(self.width, config.heads or 3, mlp_ratio=4.0, qkv_bias=True, init_values=None)
+            for _ in range(config.depth or 3)
+        )
+        self.norm = nn.LayerNorm(self.width)
+        self.frozen = config.frozen
+        if config.frozen > len(stem):
+            raise ConfigError(
+                f"encoder.frozen is {config.frozen}, but the stem has {len(stem)} modules"
+            )
+        for module in list(stem)[: config.frozen]:
+            module.requires_grad_(False)
+
+    def tokens(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t d"]:
+        """CLS and patch tokens."""
+        with torch.no_grad():
+            # No graph is kept for the frozen part: its activations are most of the memory.
+            features = self.stem[: self.frozen](pixels)
+        features = self.stem[self.frozen :](features)
+        grid = (features.shape[2], features.shape[3])
+        patches = self.project(features.flatten(2).transpose(1, 2))
+        patches = patches + _positions(grid, self.width, patches)
+        out = torch.cat([self.cls.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
+        for block in self.blocks:
+            out = block(out)
+        return self.norm(out)  # type: ignore[no-any-return]
+
+    def attentions(self) -> Sequence[nn.Module]:
+        """The attention modules of all blocks."""
+        return [block.attn for block in self.blocks]  # type: ignore[misc]
+
+
+def make_encoder(config: EncoderConfig, *, sizes: Sequence[int]) -> Encoder:
+    """An encoder with random weights; never touches the network or a file.
+
+    Args:
+        config: Which encoder.
+        sizes: Pixel sides it will be shown: the crop's first, then the whole-image view's.
+
+    Raises:
+        ConfigError: If the name is unknown or cannot serve the method.
+    """
+    if config.name == "squeezenet-vit":
+        # weights=None: torchvision would otherwise go to the network.
+        stem = torchvision.models.squeezenet1_1(weights=None).features
+        return ConvVit(stem, 512, config)
+    if config.frozen:
+        raise ConfigError(
+            f"encoder.frozen = {config.frozen} is for squeezenet-vit, not {config.name!r}; "
+            "set it to 0"
+        )
+    if config.name == "conv-vit":
+        stem, channels = _small_stem(config.patch or 16)
+        return ConvVit(stem, channels, config)
+    return TimmEncoder(config, sizes=sizes)
+
+
+def load_weights(encoder: Encoder, config: EncoderConfig) -> Literal["random", "file", "hub"]:
+    """Fill the encoder with the weights its configuration names, and say where they came from.
+
+    Raises:
+        ConfigError: If the file's tensors do not fit the encoder.
+        LmclError: If the file is missing (exit code 4) or the hub cannot be reached.
+    """
+    if not config.weights:
+        return "random"
+    if config.weights == "timm":
+        _load_from_hub(encoder, config)
+        return "hub"
+    path = Path(config.weights)
+    if not path.is_file():
+        raise LmclError(
+            f"encoder.weights = {config.weights!r}: there is no such file (looked in "
+            f"{path.absolute().parent}); name an existing file, or leave it empty for random weights",
+            exit_code=4,
+        )
+    try:
+        if path.suffix == ".npz":
+            _load_stem(encoder, path)
+        else:
+            _load_vit(encoder, path)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"encoder.weights = {config.weights!r} does not fit encoder.name = {config.name!r}: "
+            f"{str(error).splitlines()[0]}; use the weights of that very architecture",
+            exit_code=5,
+        ) from error
+    return "file"
+
+
+def _cls_row(attention: nn.Module, inputs: Float[Tensor, "n t d"]) -> Float[Tensor, "n t"]:
+    """Attention of CLS to all tokens, mean over heads, in float32."""
+    batch, length, _ = inputs.shape
+    heads, scale = attention.num_heads, attention.scale
+    qkv = attention.qkv(inputs).reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)  # type: ignore[operator,arg-type]
+    query, key = attention.q_norm(qkv[0]), attention.k_norm(qkv[1])  # type: ignore[operator]
+    logits = (query[:, :, :1].float() * scale) @ key.float().transpose(-2, -1)
+    return logits.softmax(dim=-1)[:, :, 0].mean(dim=1)
+
+
+def _positions(grid: tuple[int, int], width: int, like: Tensor) -> Float[Tensor, "t d"]:
+    table: Tensor = build_sincos2d_pos_embed(
+        list(grid), dim=width, interleave_sin_cos=True, device=like.device, dtype=torch.float32
+    )
+    return table.to(like.dtype)
+
+
+def _small_stem(patch: int) -> tuple[nn.Sequential, int]:
+    """Stride-2 convolutions down to one cell per patch, and the channels they end in."""
+    steps = patch.bit_length() - 1
+    if patch != 2**steps or not 2 <= patch <= 32:
+        raise ConfigError(f"encoder.patch for conv-vit must be 2, 4, 8, 16 or 32, got {patch}")
+    layers: list[nn.Module] = []
+    channels = 3
+    for step in range(steps):
+        out = min(32 * 2**step, 128)
+        layers += [
+            nn.Conv2d(channels, out, 3, stride=2, padding=1),
+            nn.GroupNorm(1, out),
+            nn.GELU(),
+        ]
+        channels = out
+    return nn.Sequential(*layers), channels
+
+
+def _load_stem(encoder: Encoder, path: Path) -> None:
+    if not isinstance(encoder, ConvVit):
+        raise ValueError("an .npz file holds the SqueezeNet part of squeezenet-vit only")
+    with np.load(path) as arrays:
+        state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    encoder.stem.load_state_dict(state)
+
+
+def _load_vit(encoder: Encoder, path: Path) -> None:
+    if not isinstance(encoder, TimmEncoder):
+        raise ValueError("a checkpoint file holds a timm model; this encoder takes an .npz file")
+
+    def without_head(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        kept = {name: value for name, value in state.items() if not name.startswith("head")}
+        return checkpoint_filter_fn(kept, model)  # type: ignore[no-any-return]
+
+    load_checkpoint(encoder.vit, str(path), filter_fn=without_head, weights_only=True)
+
+
+def _load_from_hub(encoder: Encoder, config: EncoderConfig) -> None:
+    if not isinstance(encoder, TimmEncoder):
+        raise ConfigError(f"encoder.weights = 'timm' is for timm models, not {config.name!r}")
+    try:
+        load_pretrained(encoder.vit, num_classes=0, filter_fn=checkpoint_filter_fn)
+    except Exception as error:
+        raise LmclError(
+            f"encoder.weights = 'timm': the weights of {config.name!r} could not be fetched "
+            f"({error}); on a machine without a network give encoder.weights a local file",
+            exit_code=4,
+        ) from error

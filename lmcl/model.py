@@ -1,0 +1,93 @@
+"""The student: an encoder, the attention-panel decoder and the quality head.
+
+The teacher is a copy of the same module (lmcl/teacher.py). Scores are in [0, 1] units of the
+training set's own range, higher = better; nothing squashes them, so they may leave that range.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lmcl.encoders import Encoder, EncoderConfig, make_encoder
+
+MEAN = (0.485, 0.456, 0.406)
+"""Channel means of ImageNet, RGB in [0, 1]: what pretrained encoders expect."""
+STD = (0.229, 0.224, 0.225)
+"""Channel deviations of ImageNet, RGB in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The attention-panel decoder."""
+
+    queries: int = 6
+    """Learned queries added to CLS [family]: the panel's members."""
+    heads: int = 6
+    """Attention heads of the decoder layer; must divide the encoder's width."""
+
+
+class StudentOutput(NamedTuple):
+    """What one forward pass says about every crop."""
+
+    embedding: Float[Tensor, "n d"]
+    """Unit-length CLS embeddings, float32."""
+    score: Float[Tensor, " n"]
+    """Quality in [0, 1] units, higher = better, float32."""
+
+
+class QualityModel(nn.Module):
+    """Encoder + attention panel + head (method.md, step 4).
+
+    Args:
+        encoder: Encoder configuration.
+        decoder: Decoder configuration.
+        crop_size: Side of the crops in pixels.
+        view_size: Side of the whole-image view in pixels.
+    """
+
+    def __init__(
+        self, encoder: EncoderConfig, decoder: DecoderConfig, *, crop_size: int, view_size: int
+    ) -> None:
+        super().__init__()
+        self.encoder: Encoder = make_encoder(encoder, sizes=(crop_size, view_size))
+        self.panel = AttentionPanel(self.encoder.width, decoder)
+
+    def forward(self, pixels: Float[Tensor, "n 3 s s"]) -> StudentOutput:
+        """Embeddings and scores of crops; both leave autocast in float32."""
+        tokens = self.encoder.tokens(pixels)
+        embedding = functional.normalize(tokens[:, 0].float(), dim=-1)
+        return StudentOutput(embedding, self.panel(tokens))
+
+
+class AttentionPanel(nn.Module):
+    """Queries = learned members + CLS; they consult the patches and vote; the mean is the score.
+
+    Source: [DEIQT, 2023], attention-panel decoder; head without bias as in the family's code.
+    """
+
+    def __init__(self, width: int, config: DecoderConfig) -> None:
+        super().__init__()
+        self.members = nn.Parameter(torch.randn(1, config.queries, width) * 0.02)
+        self.layer = nn.TransformerDecoderLayer(
+            width,
+            config.heads,
+            dim_feedforward=4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 1, bias=False)
+
+    def forward(self, tokens: Float[Tensor, "n t d"]) -> Float[Tensor, " n"]:
+        """Scores of crops from their tokens, CLS first."""
+        queries = self.members + tokens[:, :1]
+        opinions = self.norm(self.layer(queries, tokens[:, 1:]))
+        with torch.autocast(tokens.device.type, enabled=False):
+            votes = self.head(opinions.float())
+        return votes.mean(dim=1)[:, 0]  # type: ignore[no-any-return]

@@ -1,0 +1,220 @@
+"""From a configuration to a finished run: open the data, build what learns, train, write it up."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import torch
+from accelerate import Accelerator
+
+from lmcl.checkpoint import Position, State, read_checkpoint, read_newest
+from lmcl.config import Config
+from lmcl.encoders import load_weights
+from lmcl.engine import Run, restore, train, training_crops
+from lmcl.errors import ConfigError, LmclError
+from lmcl.evaluate import Pixels, Place
+from lmcl.model import MEAN, STD, QualityModel
+from lmcl.outcome import Outcome, write_outcome
+from lmcl.runtime import RunFolder, describe_environment, write_atomic
+from lmcl.teacher import Teacher
+from pipeline.loader import Loader
+from shards.read import ShardSet, open_set
+from shards.split import Split, load_split
+
+logger = logging.getLogger(__name__)
+
+_PRECISION = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SPARED = ("cls", "members", "pos_embed", "reg_token")
+
+
+def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True) -> Outcome:
+    """Train, evaluate and report one configuration in one run folder.
+
+    Every process of an `accelerate launch` calls this with the same arguments.
+
+    Args:
+        config: The run.
+        output: Its folder; made if it is not there.
+        resume: Empty: a new run. `auto`: the newest whole checkpoint of the folder, or a new run
+            if there is none. Otherwise the path of a checkpoint.
+        progress: Show bars on a terminal.
+
+    Raises:
+        ConfigError: If configuration, data and machine do not fit each other.
+        LmclError: If something is missing or a run goes wrong.
+    """
+    run = prepare(config, output, resume=resume, progress=progress)
+    try:
+        train(run)
+        return write_outcome(run)
+    finally:
+        run.loader.close()
+
+
+def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run:
+    """Everything a run needs, at the position it starts from."""
+    accelerator = Accelerator(mixed_precision="fp16" if config.runtime.precision == "fp16" else "no")
+    place = _place(accelerator, config, progress=progress)
+    shard_set = open_set(config.data.root, cache=_cache(config))
+    split = load_split(config.data.root, config.data.split)
+    _check_data(config, shard_set, split, place)
+    folder = RunFolder(output)
+    if place.is_main:
+        folder.claim(config, resume=bool(resume))
+    accelerator.wait_for_everyone()
+    torch.manual_seed(config.train.seed)
+    student = QualityModel(
+        config.encoder,
+        config.decoder,
+        crop_size=config.crops.size,
+        view_size=config.saliency.view,
+    )
+    load_weights(student.encoder, config.encoder)
+    student.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = Teacher(student, config.teacher)
+    if config.runtime.compile:
+        student.compile()
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(student, config), lr=config.schedule.lr, betas=config.train.betas
+    )
+    wrapped, prepared = accelerator.prepare(student, optimizer)
+    loader = _training_loader(config, shard_set, split, place)
+    run = Run(
+        config=config,
+        folder=folder,
+        accelerator=accelerator,
+        place=place,
+        pixels=_pixels(config),
+        shard_set=shard_set,
+        split=split,
+        student=wrapped,
+        core=student,
+        teacher=teacher,
+        optimizer=prepared,
+        loader=loader,
+        position=Position(epoch=0, step=0),
+    )
+    state = _state_to_resume(folder, resume)
+    if state is not None:
+        restore(run, state)
+        logger.info(
+            "resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step
+        )
+    if place.is_main:
+        _write_environment(run)
+        if state is None:
+            folder.rewind_log(epoch=0, step=0)
+    return run
+
+
+def _place(accelerator: Accelerator, config: Config, *, progress: bool) -> Place:
+    world = accelerator.num_processes
+    if config.train.batch_size % world:
+        raise ConfigError(
+            f"train.batch_size is {config.train.batch_size} images over all ranks, which {world} "
+            f"processes cannot share evenly; choose a multiple of {world}"
+        )
+    local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = config.runtime.threads or max(1, (os.cpu_count() or 1) // local)
+    return Place(
+        rank=accelerator.process_index,
+        world_size=world,
+        device=accelerator.device,
+        backend=config.runtime.backend,
+        threads=threads,
+        progress=progress and accelerator.is_main_process,
+    )
+
+
+def _check_data(config: Config, shard_set: ShardSet, split: Split, place: Place) -> None:
+    where = f"{config.data.root}, split {config.data.split!r}"
+    if shard_set.score is None:
+        raise LmclError(
+            f"{where}: the set has no scores, so nothing can be learned from it; `lmcl score` "
+            "gives it some",
+            exit_code=3,
+        )
+    if not len(split.part("train")):
+        raise LmclError(f"{where}: the train part is empty; make a split with one", exit_code=3)
+    if not len(split.part(config.evaluation.part)):
+        raise LmclError(
+            f"{where}: the {config.evaluation.part} part is empty; set evaluation.part to another "
+            "one or make a split with `lmcl-shard split`",
+            exit_code=3,
+        )
+    if config.evaluation.select == "best" and not len(split.part("val")):
+        raise ConfigError(
+            f"{where}: evaluation.select = 'best' needs a val part, and this split has none; set "
+            "evaluation.select = 'last', or make one with `lmcl-shard split --val-fraction 0.1`"
+        )
+    grid_limit = config.saliency.view
+    if config.crops.max_side is not None and grid_limit > config.crops.max_side:
+        raise ConfigError(
+            f"saliency.view is {grid_limit} pixels, larger than crops.max_side "
+            f"{config.crops.max_side}; lower saliency.view"
+        )
+
+
+def _training_loader(
+    config: Config, shard_set: ShardSet, split: Split, place: Place
+) -> Loader:
+    return Loader(
+        shard_set,
+        split.part("train"),
+        crops=training_crops(config),
+        batch_size=config.train.batch_size // place.world_size,
+        mode="train",
+        seed=config.train.seed,
+        rank=place.rank,
+        world_size=place.world_size,
+        backend=place.backend,
+        device=place.device,
+        num_threads=place.threads,
+    )
+
+
+def _pixels(config: Config) -> Pixels:
+    return Pixels(mean=MEAN, std=STD, precision=_PRECISION[config.runtime.precision])
+
+
+def _parameter_groups(student: QualityModel, config: Config) -> list[dict[str, object]]:
+    """Weights with and without decay, and the stem apart with its own learning rate."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        spared = parameter.ndim <= 1 or any(part in name for part in _SPARED)
+        groups.setdefault((name.startswith("encoder.stem."), spared), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if spared else config.train.weight_decay,
+            "lr_scale": config.train.stem_lr_scale if stem else 1.0,
+        }
+        for (stem, spared), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def _state_to_resume(folder: RunFolder, resume: str) -> State | None:
+    if not resume:
+        return None
+    if resume == "auto":
+        return read_newest(folder.checkpoints)
+    return read_checkpoint(Path(resume))
+
+
+def _cache(config: Config) -> Path | None:
+    return Path(config.data.cache) if config.data.cache else None
+
+
+def _write_environment(run: Run) -> None:
+    found = describe_environment(
+        device=str(run.accelerator.device),
+        world_size=run.place.world_size,
+        decode=run.loader.recipe,
+    )
+    logger.info("decoding with %s", run.loader.recipe)
+    text = msgspec.json.format(msgspec.json.encode(found), indent=2)
+    write_atomic(run.folder.root / "environment.json", text + b"\n")
