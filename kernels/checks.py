@@ -1,0 +1,175 @@
+"""What can be wrong with the arguments, one sentence each, before anything is computed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "triton", "chunked", "dense")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_UNIT_TOLERANCE = 0.02
+_MOST_ELEMENTS = 2**31
+
+
+def check_arguments(
+    rows: Tensor,
+    hubs: Tensor,
+    group: Tensor,
+    *,
+    temperature: float | Tensor,
+    intra_weight: float | str,
+    overlap: Tensor | None,
+    keys: Tensor | None,
+    backend: str,
+) -> None:
+    """Refuse what can be refused without reading a tensor's values.
+
+    Raises:
+        ValueError: Sizes, options or a temperature outside their range.
+        TypeError: Wrong element types, or tensors on different devices.
+    """
+    _check_shapes(rows, hubs, group, keys)
+    _check_types(rows, hubs, group, overlap, keys)
+    if overlap is not None and (overlap.ndim != 2 or overlap.shape[0] != rows.shape[0]):
+        raise ValueError(
+            f"overlap: asked for one row per row of the batch, [{rows.shape[0]}, c], got "
+            f"{list(overlap.shape)}; pass the IoU of each crop with every crop of its image"
+        )
+    if overlap is not None:
+        check_table(overlap.shape[0], overlap.shape[1])
+    _check_options(temperature, intra_weight, backend)
+
+
+def check_table(rows: int, most: int) -> None:
+    """Refuse a table of pairs inside images that 32-bit indices cannot address."""
+    if rows * most >= _MOST_ELEMENTS:
+        raise ValueError(
+            f"group: the table of pairs inside images has {rows} x {most} elements, the limit is "
+            f"2^31 - 1; take fewer crops of an image or fewer images per rank"
+        )
+
+
+def check_values(rows: Tensor, hubs: Tensor, keys: Tensor | None, *, normalize: bool) -> None:
+    """Refuse rows that are not of unit length although `normalize=False` says so; NaN passes.
+
+    Raises:
+        ValueError: If a row's length is further from 1 than the rounding of bfloat16 explains.
+    """
+    if normalize:
+        return
+    for name, tensor in (("rows", rows), ("hubs", hubs), ("keys", keys)):
+        if tensor is None or tensor.numel() == 0:
+            continue
+        length = torch.linalg.vector_norm(tensor.detach(), dim=1, dtype=_at_least_float32(tensor))
+        off = (length - 1).abs() > _UNIT_TOLERANCE
+        if bool(off.any()):
+            worst = int(off.float().argmax())
+            raise ValueError(
+                f"{name}: asked for rows of unit length (normalize=False), got length "
+                f"{float(length[worst]):.4g} in row {worst}; pass normalize=True or divide by "
+                "the length first"
+            )
+
+
+def check_overlap_width(overlap: Tensor | None, most: int) -> None:
+    """Refuse an overlap table that has fewer columns than an image has crops."""
+    if overlap is not None and overlap.shape[1] < most:
+        raise ValueError(
+            f"overlap: asked for a column per crop of an image, {most} here, got "
+            f"{overlap.shape[1]}; pad the table with 0"
+        )
+
+
+def _check_shapes(rows: Tensor, hubs: Tensor, group: Tensor, keys: Tensor | None) -> None:
+    for name, tensor in (("rows", rows), ("hubs", hubs)):
+        if tensor.ndim != 2:
+            raise ValueError(
+                f"{name}: asked for a table [count, width], got shape {list(tensor.shape)}; "
+                "flatten images and crops into one axis, images first"
+            )
+    if hubs.shape[1] != rows.shape[1]:
+        raise ValueError(
+            f"hubs: asked for the width of rows, {rows.shape[1]}, got {hubs.shape[1]}; "
+            "take both from the same model"
+        )
+    if group.shape != rows.shape[:1]:
+        raise ValueError(
+            f"group: asked for one image index per row, [{rows.shape[0]}], got "
+            f"{list(group.shape)}; repeat each image's index once per crop"
+        )
+    if keys is not None and keys.shape != rows.shape:
+        raise ValueError(
+            f"keys: asked for the shape of rows, {list(rows.shape)}, got {list(keys.shape)}; "
+            "embed the same crops, in the same order, with the teacher"
+        )
+
+
+def _check_types(
+    rows: Tensor, hubs: Tensor, group: Tensor, overlap: Tensor | None, keys: Tensor | None
+) -> None:
+    if rows.dtype not in _FLOATS:
+        raise TypeError(
+            f"rows: asked for float16, bfloat16, float32 or float64, got {rows.dtype}; "
+            "convert them first"
+        )
+    for name, tensor in (("hubs", hubs), ("keys", keys)):
+        if tensor is not None and tensor.dtype != rows.dtype:
+            raise TypeError(
+                f"{name}: asked for the dtype of rows, {rows.dtype}, got {tensor.dtype}; "
+                f"convert with {name}.to(rows.dtype)"
+            )
+    if group.dtype not in (torch.int64, torch.int32):
+        raise TypeError(
+            f"group: asked for int64 image indices, got {group.dtype}; convert with group.long()"
+        )
+    if overlap is not None and not overlap.is_floating_point():
+        raise TypeError(
+            f"overlap: asked for floating-point IoU, got {overlap.dtype}; pass "
+            "intersection over union as float32"
+        )
+    named = (("hubs", hubs), ("group", group), ("overlap", overlap), ("keys", keys))
+    for name, tensor in named:
+        if tensor is not None and tensor.device != rows.device:
+            raise TypeError(
+                f"{name}: asked for the device of rows, {rows.device}, got {tensor.device}; "
+                f"move it with {name}.to(rows.device)"
+            )
+
+
+def _check_options(temperature: float | Tensor, intra_weight: float | str, backend: str) -> None:
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1 or not temperature.is_floating_point():
+            raise ValueError(
+                f"temperature: asked for one floating-point number, got {temperature.dtype} of "
+                f"shape {list(temperature.shape)}; pass a float or a 0-d tensor"
+            )
+    elif not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(
+            f"temperature: asked for a number above 0, got {temperature}; the usual one is 0.1"
+        )
+    if isinstance(intra_weight, str):
+        if intra_weight != "balanced":
+            raise ValueError(
+                f"intra_weight: asked for a number or 'balanced', got {intra_weight!r}; "
+                "did you mean 'balanced'?"
+            )
+    elif not (intra_weight >= 0 and math.isfinite(intra_weight)):
+        raise ValueError(
+            f"intra_weight: asked for a number of at least 0, got {intra_weight}; "
+            "0 leaves the crops of an image out"
+        )
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: asked for one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def check_temperature_value(value: float) -> None:
+    """Refuse the value of a temperature that came as a tensor."""
+    if not value > 0 and not math.isnan(value):
+        raise ValueError(
+            f"temperature: asked for a number above 0, got {value}; learn its logarithm and pass "
+            "log_temperature.exp()"
+        )
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

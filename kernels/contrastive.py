@@ -1,0 +1,174 @@
+"""The public loss: checks, choice of backend, and nothing of the arithmetic."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kernels import checks, op
+from kernels.dense import dense_rows, same_image_masks
+from kernels.distributed import GatherWithGradient, Shares, find_shares, sum_over_ranks
+from kernels.groups import find_groups, find_neighbours
+
+
+class LossOutput(NamedTuple):
+    """The loss and what it says of the embeddings; all but `loss` are detached."""
+
+    loss: Float[Tensor, ""]
+    """Mean over the rows of all ranks, nats; the same value on every rank."""
+    intra_share: Float[Tensor, ""]
+    """Mean share of the denominator that crops of the same image hold, in [0, 1]."""
+    positive_similarity: Float[Tensor, ""]
+    """Mean cosine of a row and its hub."""
+    intra_similarity: Float[Tensor, ""]
+    """Mean cosine of two crops of one image; 0 if no image has two."""
+
+
+def manifold_contrastive_loss(
+    rows: Float[Tensor, "n d"],
+    hubs: Float[Tensor, "b d"],
+    group: Int[Tensor, " n"],
+    *,
+    temperature: float | Float[Tensor, "..."],
+    intra_weight: float | str = 1.0,
+    overlap: Float[Tensor, "n c"] | None = None,
+    include_positive: bool = False,
+    keys: Float[Tensor, "n d"] | None = None,
+    gather: bool = True,
+    backend: str = "auto",
+    normalize: bool = False,
+    validate: bool = True,
+) -> LossOutput:
+    """Pull each random crop to its image's salient crop, push it from all other crops.
+
+    Args:
+        rows: Unit-length embeddings of random crops, image-major; gradients flow. May be empty.
+        hubs: Unit-length embeddings of the salient crops, one per image; gradients flow.
+        group: Image of each row: equal = same image, rows of an image stand together, ids are
+            unique over all ranks. The j-th run of equal values belongs to hub j.
+        temperature: Cosines are divided by it; > 0. A tensor learns.
+        intra_weight: Weight of the other crops of the same image in the denominator, or
+            "balanced": .06 (T - 1) H / (H - 1) with T images on all ranks and H crops of this one.
+        overlap: IoU of row i with the c-th crop of its own image, padded with 0: crops that share
+            pixels count less, by 1 - IoU.
+        include_positive: The positive stands in the denominator too (InfoNCE).
+        keys: The teacher's embeddings of the same crops, to compare the rows with in place of the
+            rows themselves; no gradient flows. Hubs are then expected from the teacher too.
+        gather: Compare with the rows of all ranks, if torch.distributed is initialised.
+        backend: "auto" (triton on CUDA, chunked elsewhere), "triton", "chunked" or "dense".
+        normalize: Divide rows, hubs and keys by their lengths first.
+        validate: Refuse rows that are not of unit length; reads values, so it waits for a GPU.
+
+    Returns:
+        Loss and figures, float32 (float64 for float64 rows). The gradient is scaled so that the
+        mean over ranks, which DDP takes, is the gradient of the loss. A row with an empty
+        denominator has the loss of its positive alone; there is never a NaN that was not put in.
+
+    Raises:
+        ValueError: Unequal sizes, scattered images, lengths other than 1, values out of range.
+        TypeError: Wrong element types or devices.
+        RuntimeError: On a second derivative.
+
+    Source: arXiv 2406.19247, the information loss of its equation set; options are ours
+    (docs/kernels.md).
+    """
+    checks.check_arguments(
+        rows,
+        hubs,
+        group,
+        temperature=temperature,
+        intra_weight=intra_weight,
+        overlap=overlap,
+        keys=keys,
+        backend=backend,
+    )
+    if normalize:
+        rows, hubs = F.normalize(rows, dim=1), F.normalize(hubs, dim=1)
+        keys = None if keys is None else F.normalize(keys, dim=1)
+    if validate and not torch.compiler.is_compiling():
+        checks.check_values(rows, hubs, keys, normalize=normalize)
+    keys = None if keys is None else keys.detach()
+    tau = (
+        temperature
+        if isinstance(temperature, Tensor)
+        else torch.tensor(temperature, dtype=torch.float64)
+    )
+    if backend == "dense":
+        return _dense(rows, hubs, group, tau, intra_weight, overlap, include_positive, keys, gather)
+    loss, figures, *_ = op.contrastive_forward(
+        rows,
+        hubs,
+        group,
+        tau,
+        overlap,
+        keys,
+        0.0 if isinstance(intra_weight, str) else float(intra_weight),
+        isinstance(intra_weight, str),
+        include_positive,
+        gather,
+        torch.is_grad_enabled() and rows.requires_grad,
+    )
+    share, positive, intra = figures.detach().unbind()
+    return LossOutput(loss, share, positive, intra)
+
+
+def _dense(
+    rows: Float[Tensor, "n d"],
+    hubs: Float[Tensor, "b d"],
+    group: Int[Tensor, " n"],
+    temperature: Float[Tensor, "..."],
+    intra_weight: float | str,
+    overlap: Float[Tensor, "n c"] | None,
+    include_positive: bool,
+    keys: Float[Tensor, "n d"] | None,
+    gather: bool,
+) -> LossOutput:
+    """The reference: masks, one big matrix, autograd, a gradient for every gathered column."""
+    groups = find_groups(group, hubs=hubs.shape[0])
+    checks.check_overlap_width(overlap, groups.most)
+    shares = find_shares(rows.shape[0], hubs.shape[0], device=rows.device, gather=gather)
+    columns = rows if keys is None else keys
+    if shares.world_size > 1:
+        columns = GatherWithGradient.apply(columns, shares)
+    same, itself = same_image_masks(group, columns=shares.total, offset=shares.offset)
+    near = find_neighbours(
+        groups,
+        intra_weight=intra_weight,
+        images=shares.images,
+        overlap=overlap,
+        dtype=rows.dtype,
+    )
+    weight = torch.zeros(same.shape, dtype=rows.dtype, device=rows.device)
+    weight.scatter_(1, near.column + shares.offset, near.log_weight.exp())
+    result = dense_rows(
+        rows,
+        columns,
+        hubs[groups.image],
+        same_image=same,
+        itself=itself,
+        intra_weight=weight,
+        temperature=temperature.reshape(()).to(rows),
+        include_positive=include_positive,
+    )
+    pairs = (groups.size - 1).sum()
+    return _means(result.loss, result.intra_share, result.positive, result.intra_sum, pairs, shares)
+
+
+def _means(
+    loss: Float[Tensor, " n"],
+    intra_share: Float[Tensor, " n"],
+    positive: Float[Tensor, " n"],
+    intra_sum: Float[Tensor, " n"],
+    pairs: Int[Tensor, ""],
+    shares: Shares,
+) -> LossOutput:
+    rows = max(shares.total, 1)
+    own = loss.sum()
+    local = torch.stack([own, intra_share.sum(), positive.sum(), intra_sum.sum(), pairs]).detach()
+    whole = sum_over_ranks(local, shares)
+    # The value is the mean of all ranks, the gradient this rank's part times the number of ranks.
+    part = own * (shares.world_size / rows)
+    mean = part + (whole[0] / rows - part.detach())
+    return LossOutput(mean, whole[1] / rows, whole[2] / rows, whole[3] / whole[4].clamp(min=1))
