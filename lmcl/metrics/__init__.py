@@ -1,0 +1,20 @@
+"""How well predictions agree with opinion scores: correlations, mappings, errors, intervals.
+
+Everything is float64 numpy on the CPU, over the whole set at once. A figure that cannot be computed
+is NaN and carries its reason; nothing is dropped silently (docs/reports.md).
+"""
+
+from lmcl.metrics.correlation import Interval, krcc, plcc, srcc
+from lmcl.metrics.evaluation import Evaluation, evaluate
+from lmcl.metrics.logistic import LogisticFit, fit_logistic
+
+__all__ = [
+    "Evaluation",
+    "Interval",
+    "LogisticFit",
+    "evaluate",
+    "fit_logistic",
+    "krcc",
+    "plcc",
+    "srcc",
+]
