@@ -1,0 +1,26 @@
+"""What the loader yields; the shapes of a batch are stated here and nowhere else."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropBatch:
+    """Crops of `b` images, `v` views each: random ones first, the salient one (if any) last."""
+
+    crops: UInt8[Tensor, "b v size size 3"]
+    """Pixels as decoded, never resampled (but see `CropConfig.max_side` and mode `global`)."""
+    boxes: Int32[Tensor, "b v 4"]
+    """y, x, height, width of each crop in the image's frame (`pipeline.boxes.frame_sizes`)."""
+    mos: Float32[Tensor, " b"]
+    """Label in [0, 1], higher = better; NaN where the image has none."""
+    ids: Int64[Tensor, " b"]
+    """Rows of the set's sample table."""
+    valid: Bool[Tensor, " b"]
+    """False marks padding, which no loss and no metric may count."""
+    epoch: int
+    """Epoch the batch belongs to."""
+    step: int
+    """Step within the epoch, the same on every rank."""

@@ -1,0 +1,187 @@
+"""Which crops of which image: pure functions of (seed, epoch, id) or of the image's size.
+
+A box is (y, x, height, width) in the image's *frame*: the decoded, upright image, scaled down if
+`max_side` says so, and reflected at its lower and right edge where it is smaller than a crop.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Int, Int32, Int64
+from torch import Tensor
+
+from pipeline.errors import PipelineError
+from pipeline.keyed import fold_key, keyed_bits, scale_bits
+from pipeline.saliency import SaliencyTable as SaliencyTable
+
+_EVALUATION_KEY = 0x45564C  # never that of an epoch: those are folded from two numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """How many crops of an image, how large, and from where."""
+
+    size: int = 224
+    """Height and width of a crop, pixels; what the encoder takes."""
+    random: int = 10
+    """Random crops per image while training."""
+    salient: bool = True
+    """Whether the teacher's most salient crop comes last while training."""
+    max_side: int | None = None
+    """Longest side of an image, pixels; larger ones are scaled down to it (antialiased) before
+    cropping. None never scales. Part of the model's recipe: scaling changes what is judged."""
+    small: Literal["reflect"] = "reflect"
+    """What happens to an image smaller than a crop: reflected at its lower and right edge."""
+    evaluation: int = 10
+    """Crops per image while evaluating; they never change from run to run."""
+    evaluation_layout: Literal["grid", "seeded"] = "grid"
+    """`grid` spreads them evenly over the image; `seeded` scatters them by the image's id."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("size", self.size, 1),
+            ("random", self.random, 1),
+            ("evaluation", self.evaluation, 1),
+            ("max_side", self.max_side if self.max_side is not None else self.size, self.size),
+        ):
+            if value < least:
+                raise ValueError(f"crops.{name} is {value}; it must be at least {least}")
+        if self.small != "reflect":
+            raise ValueError(f"crops.small is {self.small!r}; the only rule there is is 'reflect'")
+        if self.evaluation_layout not in ("grid", "seeded"):
+            raise ValueError(
+                f"crops.evaluation_layout is {self.evaluation_layout!r}; choose 'grid' or 'seeded'"
+            )
+
+
+def scaled_sizes(
+    heights: Int[np.ndarray, " b"], widths: Int[np.ndarray, " b"], max_side: int | None
+) -> Int64[np.ndarray, "b 2"]:
+    """Height and width after `max_side`: the longer side becomes it, the other keeps the aspect."""
+    sizes = np.stack([heights, widths], axis=1).astype(np.int64)
+    if max_side is None:
+        return sizes
+    longest = sizes.max(axis=1, keepdims=True)
+    # Integers throughout: half a pixel rounds up, on every machine alike.
+    scaled = np.maximum((2 * sizes * max_side + longest) // (2 * longest), 1)
+    return np.where(longest > max_side, scaled, sizes)
+
+
+def frame_sizes(
+    heights: Int[np.ndarray, " b"], widths: Int[np.ndarray, " b"], crops: CropConfig
+) -> Int64[np.ndarray, "b 2"]:
+    """Height and width of the frame that boxes lie in; at least a crop each way."""
+    return np.maximum(scaled_sizes(heights, widths, crops.max_side), crops.size)
+
+
+def random_boxes(
+    ids: Int64[np.ndarray, " b"],
+    frames: Int64[np.ndarray, "b 2"],
+    *,
+    size: int,
+    count: int,
+    seed: int,
+    epoch: int,
+) -> Int32[np.ndarray, "b count 4"]:
+    """`count` boxes per image, each place equally likely, independent of rank, batch and world."""
+    return _scattered(ids, frames, size=size, count=count, key=fold_key(seed, epoch))
+
+
+def evaluation_boxes(
+    ids: Int64[np.ndarray, " b"], frames: Int64[np.ndarray, "b 2"], crops: CropConfig
+) -> Int32[np.ndarray, "b count 4"]:
+    """`crops.evaluation` boxes per image that depend on its size (and, if seeded, its id) only."""
+    size, count = crops.size, crops.evaluation
+    if crops.evaluation_layout == "seeded":
+        return _scattered(ids, frames, size=size, count=count, key=fold_key(_EVALUATION_KEY))
+    corners = np.empty((len(ids), count, 2), dtype=np.int64)
+    # Sets have few distinct sizes; the grid is worked out once for each.
+    unique, inverse = np.unique(frames, axis=0, return_inverse=True)
+    for index, frame in enumerate(unique):
+        room = (int(frame[0]) - size, int(frame[1]) - size)
+        corners[inverse.reshape(-1) == index] = _grid(*room, count)
+    return _boxes_at(corners, size)
+
+
+def _scattered(
+    ids: Int64[np.ndarray, " b"],
+    frames: Int64[np.ndarray, "b 2"],
+    *,
+    size: int,
+    count: int,
+    key: int,
+) -> Int32[np.ndarray, "b count 4"]:
+    # Two independent draws per crop; the counter is unique for ids below 2**44.
+    draws = np.arange(2 * count, dtype=np.uint64) + np.uint64(1)
+    counters = (ids.astype(np.uint64)[:, None] << np.uint64(20)) + draws[None, :]
+    bits = keyed_bits(key, counters).reshape(len(ids), count, 2)
+    room = (frames - size + 1)[:, None, :]
+    return _boxes_at(scale_bits(bits, np.broadcast_to(room, bits.shape)), size)
+
+
+def _boxes_at(corners: Int64[np.ndarray, "b count 2"], size: int) -> Int32[np.ndarray, "b count 4"]:
+    boxes = np.full((*corners.shape[:2], 4), size, dtype=np.int32)
+    boxes[..., :2] = corners
+    return boxes
+
+
+def _grid(room_y: int, room_x: int, count: int) -> Int64[np.ndarray, "count 2"]:
+    """Corners spread evenly over [0, room]: rows from top to bottom, each from left to right.
+
+    The number of rows follows the shape of the room; rows differ by one crop at most, the longer
+    ones in the middle. A lone row or a lone crop of a row sits in the centre.
+    """
+    rows = round(np.sqrt(count * (room_y + 1) / (room_x + 1)))
+    rows = min(max(rows, 1), count)
+    edges = [round(index * count / rows) for index in range(rows + 1)]
+    corners = [
+        (y, x)
+        for row, y in enumerate(_spread(room_y, rows))
+        for x in _spread(room_x, edges[row + 1] - edges[row])
+    ]
+    return np.asarray(corners, dtype=np.int64)
+
+
+def _spread(room: int, count: int) -> list[int]:
+    if count == 1:
+        return [room // 2]
+    return [(2 * index * room + count - 1) // (2 * (count - 1)) for index in range(count)]
+
+
+def check_boxes(
+    boxes: Int32[np.ndarray, "b v 4"],
+    ids: Int64[np.ndarray, " b"],
+    frames: Int64[np.ndarray, "b 2"],
+    *,
+    size: int,
+    origin: str,
+) -> None:
+    """Refuse boxes that are no crop-sized part of their image's frame.
+
+    Raises:
+        PipelineError: Naming the first such id, its box, the frame and `origin`.
+    """
+    corners, extents = boxes[..., :2].astype(np.int64), boxes[..., 2:].astype(np.int64)
+    wrong = (corners < 0) | (extents != size) | (corners + extents > frames[:, None, :])
+    if not wrong.any():
+        return
+    row, view = (int(index) for index in np.argwhere(wrong.any(axis=2))[0])
+    raise PipelineError(
+        f"{origin}: box {tuple(boxes[row, view].tolist())} (y, x, height, width) of sample "
+        f"{ids[row]} is not a {size} x {size} part of its {frames[row, 0]} x {frames[row, 1]} "
+        "frame; make the boxes again with this crop size and max_side",
+        exit_code=3,
+        ids=(int(ids[row]),),
+    )
+
+
+def box_iou(boxes: Int[Tensor, "b v 4"]) -> Float32[Tensor, "b v v"]:
+    """Intersection over union of every two crops of one image, 1 on the diagonal."""
+    corner, extent = boxes[..., :2].float(), boxes[..., 2:].float()
+    end = corner + extent
+    low = corner.unsqueeze(2).maximum(corner.unsqueeze(1))
+    high = end.unsqueeze(2).minimum(end.unsqueeze(1))
+    shared = (high - low).clamp_min(0).prod(-1)
+    area = extent.prod(-1)
+    return shared / (area.unsqueeze(2) + area.unsqueeze(1) - shared)

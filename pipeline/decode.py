@@ -1,0 +1,100 @@
+"""From the bytes of an image file to upright RGB: the one rule, written in Pillow.
+
+DALI's CPU decoder gives the same bits (tests/pipeline/test_decode.py); what it gives for files it
+cannot read, and for images that need padding, comes from here too.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.nn import functional
+
+from pipeline.errors import PipelineError
+
+
+def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode by this project's rule.
+
+    * The orientation that EXIF asks for is applied.
+    * Grey becomes three equal channels; palettes and 1-bit images are expanded.
+    * Alpha is dropped: the colours are taken as stored, nothing is blended.
+    * 16 bits become 8 by rounding v / 257 (Pillow would clip grey and cut colours off).
+    * CMYK is converted by Pillow's simple formula, colour profiles are not applied.
+
+    Raises:
+        PipelineError: If the bytes are no image, or a damaged one.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.format == "PNG" and _bit_depth(data) == 16:
+                return _decode_png16(data, opened)
+            upright = ImageOps.exif_transpose(opened)
+            return _to_rgb(upright)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise PipelineError(f"not a readable image ({error})", exit_code=3) from error
+
+
+def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    if image.mode in ("RGB", "RGBX"):
+        return np.array(image)[..., :3]
+    if "A" in image.mode or "transparency" in image.info:
+        return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[..., :3])
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = (np.asarray(image).astype(np.int64) + 128) // 257
+        return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
+def _bit_depth(png: bytes) -> int:
+    return png[24] if len(png) > 24 else 0
+
+
+def _decode_png16(data: bytes, opened: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    from torchvision.io import ImageReadMode, decode_png
+
+    # Pillow reads the whole file first: torchvision crashes the process on a bad checksum.
+    opened.load()
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    wide = decode_png(buffer, mode=ImageReadMode.UNCHANGED).to(torch.int64)
+    narrow = ((wide + 128) // 257).to(torch.uint8)
+    colour = narrow[:3] if narrow.shape[0] >= 3 else narrow[:1].expand(3, -1, -1)
+    upright: Any = _orient(colour.permute(1, 2, 0).numpy(), opened)
+    return np.ascontiguousarray(upright)
+
+
+def _orient(pixels: UInt8[np.ndarray, "h w 3"], opened: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
+    carrier = Image.fromarray(np.ascontiguousarray(pixels))
+    carrier.getexif()[0x0112] = opened.getexif().get(0x0112, 1)
+    return np.array(ImageOps.exif_transpose(carrier))
+
+
+def resize_rgb(
+    pixels: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Resize with the triangle filter, widened where it shrinks (antialiased), in float32.
+
+    DALI's `INTERP_TRIANGULAR` differs by at most 3 levels of 255, by 0.01-0.04 on average.
+    """
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    small = functional.interpolate(
+        planes, size=(height, width), mode="bilinear", antialias=True, align_corners=False
+    )
+    return small[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def reflect_pad(pixels: UInt8[np.ndarray, "h w 3"], least: int) -> UInt8[np.ndarray, "y x 3"]:
+    """Continue an image below and to the right by its mirror image until it measures `least`.
+
+    The edge itself is not repeated; an image so small that once is not enough is mirrored on and on
+    (an image one pixel wide repeats that pixel).
+    """
+    below, right = (max(least - side, 0) for side in pixels.shape[:2])
+    if not below and not right:
+        return pixels
+    return np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="reflect")

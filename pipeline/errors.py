@@ -1,0 +1,16 @@
+"""What goes wrong between a shard and a batch."""
+
+
+class PipelineError(Exception):
+    """The data, a shard or a decoder is not what the loader was promised.
+
+    Attributes:
+        exit_code: What a command line should exit with: 3 for data that does not fit its manifest,
+            4 for missing input, 5 for a state of another run, 1 otherwise.
+        ids: The samples concerned, empty if none can be named.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1, ids: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.ids = ids

@@ -1,0 +1,435 @@
+"""The loader: batches of crops as a pure function of (seed, epoch, step, rank, world size)."""
+
+import importlib.util
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from numpy.typing import NDArray
+from shards.read import ShardSet
+
+from pipeline.batch import CropBatch
+from pipeline.boxes import (
+    CropConfig,
+    check_boxes,
+    evaluation_boxes,
+    frame_sizes,
+    random_boxes,
+    scaled_sizes,
+)
+from pipeline.dali import DaliBackend, Decode, dali_version
+from pipeline.errors import PipelineError
+from pipeline.order import Order
+from pipeline.request import Backend, Request, ViewSpec
+from pipeline.saliency import SaliencyTable
+from pipeline.source import Source
+from pipeline.torch_backend import TorchBackend
+
+_log = logging.getLogger(__name__)
+
+Mode = Literal["train", "eval", "global"]
+BackendName = Literal["auto", "dali", "torch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Position:
+    epoch: int
+    step: int
+
+
+class Loader:
+    """Iterates the crops of some samples of a shard set, epoch by epoch.
+
+    * `train`: shuffled by (seed, epoch); random boxes by (seed, epoch, id), then the salient box if
+      the config wants one and the epoch is given a table.
+    * `eval`: in the order of `ids`, with boxes that depend on the image alone.
+    * `global`: in the order of `ids`; the whole image, resized to `crops.size` without keeping its
+      aspect; one view, whose box is the whole image.
+
+    Every rank takes the same number of steps, every batch is full; `valid` marks the padding. A
+    batch's crops are its own memory: they may be kept as long as wanted. One epoch may be under way
+    at a time per loader; several loaders may live in one process.
+    """
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        ids: NDArray[np.int64],
+        *,
+        crops: CropConfig,
+        batch_size: int,
+        mode: Mode,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        backend: BackendName = "auto",
+        device: str | torch.device = "cpu",
+        num_threads: int | None = None,
+        prefetch: int = 2,
+        decode: Decode = "cpu",
+        on_error: Literal["fail", "skip"] = "fail",
+    ) -> None:
+        """Check the request; nothing is opened or decoded before the first epoch.
+
+        Args:
+            shard_set: Where the images are.
+            ids: Which of them; in `eval` and `global` also their order.
+            crops: Number, size and place of the crops.
+            batch_size: Images per rank and step.
+            mode: See the class.
+            seed: Of order and boxes; unused in `eval` and `global`.
+            rank: This process's number, below `world_size`.
+            world_size: Processes that share the ids.
+            backend: `auto` takes DALI where it is installed.
+            device: Where the crops are wanted.
+            num_threads: Decoding threads; None takes this process's share of the machine's cores.
+            prefetch: Batches worked on ahead of the one in use.
+            decode: With DALI on a GPU: `cpu` gives the same bits as without one, `mixed` decodes on
+                the GPU, which is another recipe (docs/loader.md).
+            on_error: What to do about damaged images: `fail`, or `skip` to check all of `ids` by
+                their checksums now and leave the damaged ones out, on every rank alike.
+
+        Raises:
+            ValueError: If an argument makes no sense.
+            PipelineError: If there is no sample, or one is not usable and `on_error` is `fail`.
+        """
+        _check_arguments(mode, backend, on_error, prefetch, num_threads)
+        self._set = shard_set
+        self._crops = crops
+        self._mode = mode
+        self._seed = seed
+        self._rank = rank
+        self._device = torch.device(device)
+        self._decode = decode
+        self._num_threads = num_threads or default_threads()
+        self._prefetch = prefetch
+        self._source = Source(shard_set)
+        self.backend_name, self.backend_reason = choose_backend(backend)
+        self.ids, self.skipped = _usable_ids(shard_set, self._source, ids, on_error)
+        self._order = Order(
+            samples=len(self.ids),
+            batch_size=batch_size,
+            world_size=world_size,
+            seed=seed,
+            shuffle=mode == "train",
+        )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} was asked of a world of {world_size}")
+        self._backend: Backend | None = None
+        self._spec: ViewSpec | None = None
+        self._position = _Position(epoch=0, step=0)
+        self._resume: _Position | None = None
+        self.wait_s = 0.0
+        _log.info("loader %s: backend %s (%s)", mode, self.backend_name, self.backend_reason)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch, the same on every rank."""
+        return self._order.steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    @property
+    def recipe(self) -> str:
+        """Decoder and version; two scores are comparable if it is the same for both."""
+        if self.backend_name == "dali":
+            return f"dali-{self._decode}-{dali_version()}"
+        return TorchBackend.recipe
+
+    def epoch(
+        self, epoch: int, *, start: int | None = None, saliency: SaliencyTable | None = None
+    ) -> Iterator[CropBatch]:
+        """The batches of one epoch for this rank, from step `start` on.
+
+        Args:
+            epoch: Which; any number, in any order.
+            start: First step; None takes up a loaded state if it is of this epoch, otherwise 0.
+            saliency: Salient boxes, used in `train` if the config wants them.
+
+        Raises:
+            ValueError: If there is no such step.
+            PipelineError: If an image or a shard is not what the manifest says; names it.
+        """
+        if start is None:
+            start = self._resume.step if self._resume and self._resume.epoch == epoch else 0
+        if not 0 <= start <= self.steps:
+            raise ValueError(f"start is step {start}, but an epoch has {self.steps} steps")
+        self._resume = None
+        return self._iterate(epoch, start, saliency if self._crops.salient else None)
+
+    def _iterate(
+        self, epoch: int, start: int, saliency: SaliencyTable | None
+    ) -> Iterator[CropBatch]:
+        self._source.recheck()
+        backend = self._ready_backend(with_salient=saliency is not None)
+        self._position = _Position(epoch=epoch, step=start)
+        requests = (
+            self.request(epoch, step, saliency=saliency) for step in range(start, self.steps)
+        )
+        ready = backend.run(requests)
+        try:
+            while True:
+                began = time.perf_counter()
+                request, crops = next(ready, (None, None))
+                self.wait_s += time.perf_counter() - began
+                if request is None or crops is None:
+                    break
+                self._position = _Position(epoch=epoch, step=request.step + 1)
+                yield self._batch(request, crops, epoch)
+        finally:
+            ready.close()  # type: ignore[attr-defined]
+        if self.skipped.size:
+            _log.warning(
+                "%s: %d damaged images were left out of epoch %d: ids %s",
+                self._set.name,
+                self.skipped.size,
+                epoch,
+                ", ".join(str(one) for one in self.skipped[:8].tolist()),
+            )
+
+    def request(self, epoch: int, step: int, *, saliency: SaliencyTable | None = None) -> Request:
+        """What this rank takes in a step, without decoding anything; a pure function.
+
+        Raises:
+            PipelineError: If the saliency table lacks a sample or a box lies outside its image.
+        """
+        places, valid = self._order.batch(epoch=epoch, step=step, rank=self._rank)
+        ids = self.ids[places]
+        table = self._set.samples
+        heights, widths = table.height[ids], table.width[ids]
+        sizes = scaled_sizes(heights, widths, None)
+        if self._mode == "global":
+            boxes = np.zeros((len(ids), 1, 4), dtype=np.int32)
+            boxes[:, 0, 2:] = sizes
+            return Request(step=step, ids=ids, valid=valid, sizes=sizes, targets=sizes, boxes=boxes)
+        frames = frame_sizes(heights, widths, self._crops)
+        return Request(
+            step=step,
+            ids=ids,
+            valid=valid,
+            sizes=sizes,
+            targets=scaled_sizes(heights, widths, self._crops.max_side),
+            boxes=self._boxes(ids, frames, epoch, saliency),
+        )
+
+    def _boxes(
+        self,
+        ids: Int64[np.ndarray, " b"],
+        frames: Int64[np.ndarray, "b 2"],
+        epoch: int,
+        saliency: SaliencyTable | None,
+    ) -> NDArray[np.int32]:
+        crops = self._crops
+        if self._mode == "eval":
+            return evaluation_boxes(ids, frames, crops)
+        boxes = random_boxes(
+            ids, frames, size=crops.size, count=crops.random, seed=self._seed, epoch=epoch
+        )
+        if saliency is None:
+            return boxes
+        salient = saliency.lookup(ids)[:, None, :]
+        check_boxes(salient, ids, frames, size=crops.size, origin="saliency table")
+        return np.concatenate([boxes, salient], axis=1)
+
+    def _batch(self, request: Request, crops: torch.Tensor, epoch: int) -> CropBatch:
+        raw = self._set.samples.mos[request.ids]
+        score = self._set.score
+        unit = raw if score is None else score.to_unit(raw)
+
+        def put(array: NDArray[np.generic]) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+        return CropBatch(
+            crops=crops,
+            boxes=put(request.boxes),
+            mos=put(np.asarray(unit, dtype=np.float32)),
+            ids=put(request.ids),
+            valid=put(request.valid),
+            epoch=epoch,
+            step=request.step,
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is, and what that depends on; integers only."""
+        return {
+            "epoch": self._position.epoch,
+            "images": self._position.step * self._order.batch_size * self._order.world_size,
+            "samples": len(self.ids),
+            "seed": self._seed,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take up another loader's place: the next `epoch(state["epoch"])` goes on from there.
+
+        The number of ranks and the batch size may differ as long as their product divides the
+        images already seen.
+
+        Raises:
+            PipelineError: If the state is of another split or seed, or falls between two steps.
+        """
+        for name, here in (("samples", len(self.ids)), ("seed", self._seed)):
+            if state[name] != here:
+                raise PipelineError(
+                    f"the loader's state was saved with {name} = {state[name]}, this run has "
+                    f"{here}; resume with the configuration of the saved run",
+                    exit_code=5,
+                )
+        together = self._order.batch_size * self._order.world_size
+        step, rest = divmod(state["images"], together)
+        if rest:
+            raise PipelineError(
+                f"the saved run had seen {state['images']} images of epoch {state['epoch']}, which "
+                f"is not a whole number of steps of {together} images here; choose batch_size x "
+                "processes as it was, or a divisor of it",
+                exit_code=5,
+            )
+        self._resume = self._position = _Position(epoch=state["epoch"], step=step)
+
+    def close(self) -> None:
+        """Give back threads, buffers and files; may be called twice."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+        self._source.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ready_backend(self, *, with_salient: bool) -> Backend:
+        crops, mode = self._crops, self._mode
+        views = {"eval": crops.evaluation, "global": 1, "train": crops.random + with_salient}[mode]
+        spec = ViewSpec(
+            batch_size=self._order.batch_size,
+            views=views,
+            size=crops.size,
+            whole=mode == "global",
+            scales=crops.max_side is not None and mode != "global",
+        )
+        if self._backend is not None and spec == self._spec:
+            return self._backend
+        if self._backend is not None:
+            self._backend.close()
+        self._spec = spec
+        self._backend = self._make_backend(spec)
+        return self._backend
+
+    def _make_backend(self, spec: ViewSpec) -> Backend:
+        if self.backend_name == "dali":
+            return DaliBackend(
+                self._source,
+                spec,
+                device=self._device,
+                decode=self._decode,
+                num_threads=self._num_threads,
+                prefetch=self._prefetch,
+            )
+        return TorchBackend(
+            self._source,
+            spec,
+            device=self._device,
+            num_threads=self._num_threads,
+            prefetch=self._prefetch,
+        )
+
+
+def choose_backend(asked: BackendName) -> tuple[Literal["dali", "torch"], str]:
+    """The backend to use and why.
+
+    Raises:
+        PipelineError: If DALI was asked for by name and is not installed.
+    """
+    if asked == "torch":
+        return "torch", "asked for"
+    installed = _has_dali()
+    if asked == "dali":
+        if not installed:
+            raise PipelineError(
+                "backend 'dali' was asked for, but DALI is not installed; "
+                '`pip install nvidia-dali-cuda130`, or choose backend = "torch"',
+                exit_code=4,
+            )
+        return "dali", "asked for"
+    if installed:
+        return "dali", f"DALI {dali_version()} is installed"
+    return "torch", "DALI is not installed"
+
+
+def _has_dali() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None and dali_version() is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def default_threads() -> int:
+    """This process's share of the cores it may use, at most 8."""
+    cores = len(os.sched_getaffinity(0))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max(cores // max(processes, 1), 1), 8)
+
+
+def _check_arguments(
+    mode: str, backend: str, on_error: str, prefetch: int, num_threads: int | None
+) -> None:
+    for name, value, known in (
+        ("mode", mode, ("train", "eval", "global")),
+        ("backend", backend, ("auto", "dali", "torch")),
+        ("on_error", on_error, ("fail", "skip")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} of a loader is {value!r}; choose one of {', '.join(known)}")
+    if prefetch < 1:
+        raise ValueError(f"prefetch is {prefetch}; it must be at least 1 batch")
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}; it must be at least 1")
+
+
+def _usable_ids(
+    shard_set: ShardSet, source: Source, ids: NDArray[np.int64], on_error: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The ids to load, and those left out."""
+    ids = np.asarray(ids, dtype=np.int64)
+    if ids.size == 0:
+        raise PipelineError(
+            f"{shard_set.name}: a loader was asked for no sample at all; the split's part is empty",
+            exit_code=3,
+        )
+    known = len(shard_set.samples)
+    if ids.min() < 0 or ids.max() >= known:
+        raise PipelineError(
+            f"{shard_set.name}: sample {ids[(ids < 0) | (ids >= known)][0]} was asked for, the set "
+            f"has {known}; the split belongs to another set",
+            exit_code=3,
+        )
+    if np.unique(ids).size != ids.size:
+        raise PipelineError(
+            f"{shard_set.name}: an id is listed twice; make the split again", exit_code=3
+        )
+    usable = shard_set.samples.ok[ids]
+    if on_error == "skip":
+        usable = usable & source.intact(ids)
+    elif not usable.all():
+        raise PipelineError(
+            f"{shard_set.name}: sample {ids[~usable][0]} was rejected when the set was built "
+            '(rejected.jsonl); make the split again, or set loader.on_error = "skip"',
+            exit_code=3,
+        )
+    if not usable.any():
+        raise PipelineError(f"{shard_set.name}: all {ids.size} samples are damaged", exit_code=3)
+    return ids[usable], ids[~usable]

@@ -1,0 +1,53 @@
+"""What a backend is asked for, known to Python before a pixel is decoded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One batch to come: whose images, and which boxes of them."""
+
+    step: int
+    ids: Int64[np.ndarray, " b"]
+    valid: Bool[np.ndarray, " b"]
+    sizes: Int64[np.ndarray, "b 2"]
+    """Height and width as decoded, upright."""
+    targets: Int64[np.ndarray, "b 2"]
+    """Height and width after `max_side`, before padding."""
+    boxes: Int32[np.ndarray, "b v 4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec:
+    """What a backend makes of each image; fixed for the life of its graph."""
+
+    batch_size: int
+    views: int
+    size: int
+    whole: bool
+    """True resizes the whole image to `size` x `size`; False cuts boxes."""
+    scales: bool
+    """Whether images may have to be scaled down first (`max_side`)."""
+
+
+class Backend(Protocol):
+    """Turns requests into pixels, in order, some of them ahead of time."""
+
+    @property
+    def recipe(self) -> str:
+        """Decoder and version, to be recorded with every score made from the pixels."""
+        ...
+
+    def run(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Tensor]]:
+        """Yield each request with its crops, uint8 [b v size size 3]."""
+        ...
+
+    def close(self) -> None:
+        """Give back threads and buffers; may be called twice."""
+        ...
