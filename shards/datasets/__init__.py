@@ -1,0 +1,1 @@
+"""One reader per data set: a folder and its label files become a `DataSet`."""

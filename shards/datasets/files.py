@@ -1,0 +1,164 @@
+"""What the readers share: finding files whatever their case, and refusing labels that are none."""
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from shards.errors import ShardError
+
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+
+class FolderIndex:
+    """Files below a folder, found by relative name in any case.
+
+    Unpackers and label files disagree about upper and lower case, so names are compared in lower
+    case; two files that then have the same name are refused rather than mixed up.
+    """
+
+    def __init__(self, folder: Path, *, endings: Iterable[str] = IMAGE_ENDINGS) -> None:
+        if not folder.is_dir():
+            raise ShardError(
+                f"{folder}: there is no such folder; give the folder with the unpacked images",
+                exit_code=4,
+            )
+        self.folder = folder
+        self._by_name: dict[str, str] = {}
+        wanted = frozenset(endings)
+        for name in _walk(folder):
+            if os.path.splitext(name)[1].lower() not in wanted:
+                continue
+            lower = name.lower()
+            if lower in self._by_name:
+                raise ShardError(
+                    f"{folder}: {self._by_name[lower]!r} and {name!r} differ only in upper and "
+                    "lower case, so labels cannot be told apart; keep one of them",
+                    exit_code=3,
+                )
+            self._by_name[lower] = name
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def find(self, name: str) -> str | None:
+        """The relative name on disk that matches `name` in any case, or None."""
+        return self._by_name.get(name.replace("\\", "/").removeprefix("./").lower())
+
+    def path(self, name: str) -> Path:
+        """Where `name` lies; where it should lie if it is not there."""
+        return self.folder / (self.find(name) or name)
+
+    def names(self) -> list[str]:
+        """Relative names on disk, sorted."""
+        return sorted(self._by_name.values())
+
+
+def by_base_name(index: FolderIndex) -> dict[str, str]:
+    """Lower-case base name to relative name, for sets that are repacked into other folders.
+
+    Raises:
+        ShardError: If two folders hold files of the same name.
+    """
+    found: dict[str, str] = {}
+    for name in index.names():
+        base = name.rpartition("/")[2].lower()
+        if base in found:
+            raise ShardError(
+                f"{index.folder}: {found[base]!r} and {name!r} have the same name in two folders; "
+                "keep one copy of the images",
+                exit_code=3,
+            )
+        found[base] = name
+    return found
+
+
+def parse_score(text: object, *, where: str) -> float:
+    """A finite number, or an error that says where it is not one.
+
+    Raises:
+        ShardError: If the text is empty, no number, NaN or infinite.
+    """
+    try:
+        value = float(str(text).strip())
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ShardError(
+            f"{where}: score {str(text)!r} is not a finite number; correct the row, or remove it",
+            exit_code=3,
+        )
+    return value
+
+
+def refuse_unlabelled(
+    index: FolderIndex, labelled: Iterable[str], *, labels: str, way_out: str
+) -> None:
+    """Refuse images that no label names.
+
+    Args:
+        index: The images.
+        labelled: Relative names on disk that have a label.
+        labels: Name of the label file.
+        way_out: What the user can do.
+
+    Raises:
+        ShardError: Naming the first of them.
+    """
+    extra = sorted(set(index.names()) - set(labelled))
+    if extra:
+        raise ShardError(
+            f"{index.folder}: {len(extra):,} images have no label in {labels}, first "
+            f"{', '.join(repr(name) for name in extra[:3])}; {way_out}",
+            exit_code=3,
+        )
+
+
+def need_file(path: Path, *, what: str) -> Path:
+    """The path itself, if there is such a file.
+
+    Raises:
+        ShardError: With exit code 4 if not.
+    """
+    if not path.is_file():
+        raise ShardError(f"{path}: there is no such file; {what}", exit_code=4)
+    return path
+
+
+def find_one(root: Path, names: Iterable[str], *, what: str) -> Path:
+    """A label file by any of its names, in the folder or up to three folders below it.
+
+    Raises:
+        ShardError: If there is no such folder or file (exit code 4).
+    """
+    if not root.is_dir():
+        raise ShardError(f"{root}: there is no such folder; give {what}", exit_code=4)
+    wanted = [name.lower() for name in names]
+    found: dict[str, str] = {}
+    for name in _walk(root, depth=3):
+        base = name.rpartition("/")[2].lower()
+        if base in wanted:
+            found.setdefault(base, name)
+    for name in wanted:
+        if name in found:
+            return root / found[name]
+    raise ShardError(
+        f"{root}: none of the label files {', '.join(names)} is here or up to three folders "
+        f"below; give {what}",
+        exit_code=4,
+    )
+
+
+def _walk(folder: Path, *, depth: int = 64, prefix: str = "") -> Iterator[str]:
+    """Relative names of files, sorted, shallow ones first; no hidden ones, no linked folders."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ShardError(f"{folder}: cannot be listed ({error.strerror})") from error
+    for entry in entries:
+        if entry.is_file() and not entry.name.startswith("."):
+            yield prefix + entry.name
+    for entry in entries:
+        inside = entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+        if depth and inside and entry.name != "__MACOSX":
+            yield from _walk(Path(entry.path), depth=depth - 1, prefix=f"{prefix}{entry.name}/")

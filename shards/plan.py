@@ -1,0 +1,183 @@
+"""Which sample goes into which shard: decided before packing, from names and file sizes."""
+
+import array
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from shards.errors import ShardError
+from shards.job import PackOptions, ShardJob
+from shards.manifest import FORMAT_VERSION, ids_hash
+from shards.sample import DataSet, Sample
+from shards.sample_table import group_key
+
+_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSize:
+    """When a shard is full; whichever limit comes first."""
+
+    size_bytes: int = 256 << 20
+    """Encoded bytes of its images."""
+    samples: int = 2000
+    """Images."""
+
+    def __post_init__(self) -> None:
+        if self.size_bytes < 1 or self.samples < 1:
+            raise ValueError(f"a shard needs room for one image, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a build is going to do."""
+
+    name: str
+    """The set."""
+    rows: int
+    """Samples in the source."""
+    size_bytes: int
+    """Bytes of their files."""
+    labelled: int
+    """Samples with a score."""
+    groups: int
+    """Distinct groups."""
+    starts: tuple[int, ...]
+    """First id of each shard."""
+    missing: tuple[str, ...]
+    """The first few files that labels name and that are not there."""
+    num_missing: int
+    """All of them."""
+    ids_sha256: str
+    """Hash over the names."""
+    source_sha256: str
+    """Hash over names, labels, file sizes and options."""
+
+
+def make_plan(
+    dataset: DataSet,
+    *,
+    options: PackOptions,
+    size: ShardSize,
+    starts: tuple[int, ...] | None = None,
+) -> Plan:
+    """Go through the source once, without opening an image.
+
+    Args:
+        dataset: What to pack.
+        options: How; part of the source's hash.
+        size: When a shard is full.
+        starts: First ids of the shards, to keep the borders of an earlier build.
+
+    Raises:
+        ShardError: If the set is empty, or names an image twice.
+    """
+    names, source = ids_hash(), hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, options)))
+    cuts, missing = [0], list[str]()
+    total = rows = labelled = in_shard = held = num_missing = 0
+    groups, paths = array.array("q"), array.array("q")
+    for id, sample in enumerate(dataset.samples()):
+        file_bytes = _file_size(sample)
+        if file_bytes is None:
+            num_missing += 1
+            missing += [str(sample.file)] if len(missing) < _NAMED else []
+        if in_shard and (in_shard == size.samples or held + (file_bytes or 0) > size.size_bytes):
+            cuts.append(id)
+            in_shard = held = 0
+        names.update(sample.path.encode("utf-8", "surrogateescape") + b"\n")
+        source.update(_described(sample, file_bytes))
+        groups.append(group_key(sample.group))
+        paths.append(group_key(sample.path))
+        rows, in_shard = rows + 1, in_shard + 1
+        total, held = total + (file_bytes or 0), held + (file_bytes or 0)
+        labelled += sample.mos is not None
+    if rows == 0:
+        raise ShardError(f"{dataset.name}: there is no image to pack in the source", exit_code=3)
+    _refuse_twice(dataset, paths)
+    return Plan(
+        name=dataset.name,
+        rows=rows,
+        size_bytes=total,
+        labelled=labelled,
+        groups=int(np.unique(np.frombuffer(groups, np.int64)).size),
+        starts=tuple(cuts) if starts is None or starts[-1] >= rows else starts,
+        missing=tuple(missing),
+        num_missing=num_missing,
+        ids_sha256=names.hexdigest(),
+        source_sha256=source.hexdigest(),
+    )
+
+
+def jobs_of(dataset: DataSet, plan: Plan, *, root: str, options: PackOptions) -> Iterator[ShardJob]:
+    """The jobs of a plan, made one at a time."""
+    samples = dataset.samples()
+    ends = (*plan.starts[1:], plan.rows)
+    for index, (start, end) in enumerate(zip(plan.starts, ends, strict=True)):
+        taken = tuple(sample for _, sample in zip(range(start, end), samples, strict=False))
+        if len(taken) != end - start:
+            raise ShardError(
+                f"{dataset.name}: the source changed while it was packed; run the command again"
+            )
+        yield ShardJob(
+            root=root,
+            set_name=dataset.name,
+            index=index,
+            first_id=start,
+            samples=taken,
+            options=options,
+            fingerprint=_fingerprint(taken, start, options),
+        )
+
+
+def _fingerprint(samples: tuple[Sample, ...], first_id: int, options: PackOptions) -> str:
+    found = hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, first_id, options)))
+    for sample in samples:
+        try:
+            status = os.stat(sample.file)
+        except OSError:
+            found.update(_described(sample, None))
+        else:
+            found.update(_described(sample, status.st_size))
+            found.update(str(status.st_mtime_ns).encode())
+    return found.hexdigest()
+
+
+def _described(sample: Sample, file_bytes: int | None) -> bytes:
+    fields = (
+        sample.path,
+        sample.mos,
+        sample.mos_std,
+        sample.group,
+        sample.distortion,
+        sample.level,
+        sample.subset,
+        sample.part,
+        file_bytes,
+    )
+    return repr(fields).encode("utf-8", "surrogateescape")
+
+
+def _file_size(sample: Sample) -> int | None:
+    try:
+        return os.path.getsize(sample.file) if os.path.isfile(sample.file) else None
+    except OSError:
+        return None
+
+
+def _refuse_twice(dataset: DataSet, paths: "array.array[int]") -> None:
+    keys = np.frombuffer(paths, np.int64)
+    if np.unique(keys).size == keys.size:
+        return
+    values, counts = np.unique(keys, return_counts=True)
+    doubled = set(values[counts > 1].tolist())
+    for sample in dataset.samples():
+        if group_key(sample.path) in doubled:
+            raise ShardError(
+                f"{dataset.name}: {sample.path!r} is listed more than once; keep one label per "
+                "image",
+                exit_code=3,
+            )

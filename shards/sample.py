@@ -1,0 +1,118 @@
+"""What a data set yields: labelled images, the scale of their score, and facts about the set.
+
+A newcomer's trap: `mos` is always the raw score in the set's own scale and direction; only
+`Score.to_unit` turns it into "higher is better, 0 to 1", and it never clips.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The scale of a set's raw scores."""
+
+    kind: Literal["mos", "dmos"]
+    """Mean opinion score, or difference to the reference's."""
+    low: float
+    """Lower end of the set's own range."""
+    high: float
+    """Upper end of the set's own range."""
+    higher_is_better: bool
+    """Direction of the raw score; a column called `dmos` may well be a MOS (KADID-10k)."""
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"a score range needs low < high, got {self.low} .. {self.high}")
+
+    def to_unit(self, raw: NDArray[Any]) -> NDArray[np.float64]:
+        """Raw scores as "higher is better", 0 at the worse end of the range and 1 at the better.
+
+        A raw score outside the range leaves [0, 1]; nothing is clipped. NaN stays NaN.
+        """
+        unit = (np.asarray(raw, np.float64) - self.low) / (self.high - self.low)
+        return unit if self.higher_is_better else 1.0 - unit
+
+    def from_unit(self, unit: NDArray[Any]) -> NDArray[np.float64]:
+        """The inverse of `to_unit`."""
+        values = np.asarray(unit, np.float64)
+        if not self.higher_is_better:
+            values = 1.0 - values
+        return self.low + values * (self.high - self.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image of a data set, before it is packed."""
+
+    path: str
+    """Name inside the set, posix, relative to the set's root; unique."""
+    file: Path
+    """Where the bytes lie on this machine."""
+    mos: float | None
+    """Raw score in the set's own scale; None if unlabelled."""
+    mos_std: float | None
+    """Spread of the opinions in raw units; None if unknown."""
+    group: str
+    """Images that must stay together in a split: the reference, or the image itself."""
+    distortion: str = ""
+    """Family of the distortion, or empty."""
+    level: int | None = None
+    """Level within the family."""
+    subset: str = ""
+    """A named portion of the set, e.g. where its images come from."""
+    part: str = ""
+    """The set's own split: train, val, test or empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the complete official set holds; a deviation is reported, a part of a set is usable."""
+
+    samples: int | None = None
+    """Labelled images."""
+    groups: int | None = None
+    """Distinct groups, where they are references."""
+    low: float | None = None
+    """Smallest raw score observed in the official labels (tolerance 1e-4)."""
+    high: float | None = None
+    """Largest raw score observed in the official labels (tolerance 1e-4)."""
+    parts: tuple[tuple[str, int], ...] = ()
+    """Sizes of the official parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a person wants to know about a set before using it."""
+
+    title: str
+    """Full name."""
+    page: str = ""
+    """Where the set is obtained; nothing is ever downloaded from there by this project."""
+    licence: str = ""
+    """Terms, as far as they are known."""
+    citation: str = ""
+    """How to cite it."""
+    source: str = ""
+    """Which label file was used, where there are several versions."""
+    expected: Expected = field(default_factory=Expected)
+    """Counts and ranges of the complete set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """A set ready to be packed: its scale, its facts, and a function that lists its samples."""
+
+    name: str
+    """Short name, used in keys and file names: a-z, 0-9, - and _."""
+    score: Score | None
+    """Scale of the labels; None for a set without labels."""
+    samples: Callable[[], Iterator[Sample]]
+    """Lists the samples, in the same order every time; files are looked at, not opened."""
+    facts: Facts
+    """Page, licence, citation, expected counts."""

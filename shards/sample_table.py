@@ -1,0 +1,280 @@
+"""`samples.parquet`: one row per sample, read column by column, only when a column is asked for.
+
+Row i has id i, always. A rejected image keeps its row (`ok` is False, no bytes), so that the ids of
+the others do not move when it is repaired; whoever iterates takes `ids()`, not `range(len())`.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from shards.errors import ShardError
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("ok", pa.bool_()),
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("codec", pa.string()),
+        ("mos", pa.float64()),
+        ("mos_std", pa.float64()),
+        ("group", pa.string()),
+        ("group_key", pa.int64()),
+        ("distortion", pa.string()),
+        ("level", pa.int32()),
+        ("subset", pa.string()),
+        ("part", pa.string()),
+        ("path", pa.string()),
+        ("sha256", pa.binary(32)),
+    ]
+)
+NO_LEVEL = -1
+_DICTIONARY = ["codec", "distortion", "subset", "part"]
+_ROWS_PER_GROUP = 131_072
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRow:
+    """One row of the table."""
+
+    id: int
+    ok: bool
+    shard: int
+    offset: int
+    size: int
+    width: int
+    height: int
+    codec: str
+    mos: float
+    mos_std: float
+    group: str
+    group_key: int
+    distortion: str
+    level: int
+    subset: str
+    part: str
+    path: str
+    sha256: bytes
+
+
+def group_key(group: str) -> int:
+    """A number for a group's name: the first 8 bytes of its BLAKE2b, as a signed integer.
+
+    Two groups that should ever share a number are kept together by a split, which is harmless.
+    """
+    digest = hashlib.blake2b(group.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def to_arrow(rows: list[SampleRow]) -> pa.Table:
+    """Rows as an Arrow table of this module's schema."""
+    columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+    return pa.table(columns, schema=SCHEMA)
+
+
+def write_parquet(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write tables one after another, in row groups of a size that keeps memory flat."""
+    held: list[pa.Table] = []
+    rows = 0
+    with pq.ParquetWriter(
+        path, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY, write_statistics=False
+    ) as writer:
+        for table in tables:
+            held.append(table)
+            rows += table.num_rows
+            if rows >= _ROWS_PER_GROUP:
+                writer.write_table(pa.concat_tables(held), row_group_size=_ROWS_PER_GROUP)
+                held, rows = [], 0
+        if held:
+            writer.write_table(pa.concat_tables(held), row_group_size=_ROWS_PER_GROUP)
+
+
+class SampleTable:
+    """Columns of `samples.parquet` as numpy arrays, each read on first use and kept.
+
+    Arrays are read-only. `mos` and `mos_std` are NaN where unknown, `level` is -1 where there is
+    none, `sha256` is uint8 `[n, 32]`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path_of_file = path
+        try:
+            self._file = pq.ParquetFile(path, memory_map=True)
+            found = self._file.schema_arrow
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ShardError(
+                f"{path}: not readable as a sample table ({error}); build the set again",
+                exit_code=3,
+            ) from error
+        missing = [field.name for field in SCHEMA if field not in list(found)]
+        if missing:
+            raise ShardError(
+                f"{path}: columns {', '.join(missing)} are missing or of another type; build again",
+                exit_code=3,
+            )
+        self._columns: dict[str, NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def id(self) -> NDArray[np.int64]:
+        """Row numbers, 0 .. len - 1."""
+        return np.arange(len(self), dtype=np.int64)
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """False where the image was rejected at build time; such a row has no bytes."""
+        return self._numpy("ok")
+
+    @property
+    def shard(self) -> NDArray[np.int32]:
+        """Index into the manifest's shards."""
+        return self._numpy("shard")
+
+    @property
+    def offset(self) -> NDArray[np.int64]:
+        """Byte in the shard where the image starts; -1 if rejected."""
+        return self._numpy("offset")
+
+    @property
+    def size(self) -> NDArray[np.int64]:
+        """Bytes of the encoded image."""
+        return self._numpy("size")
+
+    @property
+    def width(self) -> NDArray[np.int32]:
+        """Pixels, as displayed."""
+        return self._numpy("width")
+
+    @property
+    def height(self) -> NDArray[np.int32]:
+        """Pixels, as displayed."""
+        return self._numpy("height")
+
+    @property
+    def codec(self) -> NDArray[np.object_]:
+        """jpg, png, bmp or webp."""
+        return self._numpy("codec")
+
+    @property
+    def mos(self) -> NDArray[np.float64]:
+        """Raw score; NaN if unlabelled."""
+        return self._numpy("mos")
+
+    @property
+    def mos_std(self) -> NDArray[np.float64]:
+        """Spread of the opinions in raw units; NaN if unknown."""
+        return self._numpy("mos_std")
+
+    @property
+    def group(self) -> NDArray[np.object_]:
+        """Name of the group that a split keeps together."""
+        return self._numpy("group")
+
+    @property
+    def group_key(self) -> NDArray[np.int64]:
+        """The group as a number (see `group_key` above); equal groups have equal keys."""
+        return self._numpy("group_key")
+
+    @property
+    def distortion(self) -> NDArray[np.object_]:
+        """Family of the distortion, or empty."""
+        return self._numpy("distortion")
+
+    @property
+    def level(self) -> NDArray[np.int32]:
+        """Level within the family, -1 if none."""
+        return self._numpy("level")
+
+    @property
+    def subset(self) -> NDArray[np.object_]:
+        """Named portion of the set, or empty."""
+        return self._numpy("subset")
+
+    @property
+    def part(self) -> NDArray[np.object_]:
+        """Official part: train, val, test or empty."""
+        return self._numpy("part")
+
+    @property
+    def path(self) -> NDArray[np.object_]:
+        """Original name inside the set."""
+        return self._numpy("path")
+
+    @property
+    def sha256(self) -> NDArray[np.uint8]:
+        """Hash of the stored image bytes, uint8 [n, 32]."""
+        return self._numpy("sha256")
+
+    @functools.cached_property
+    def _ids(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.ok).astype(np.int64)
+
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of the usable samples, ascending."""
+        return self._ids
+
+    def row(self, id: int) -> SampleRow:
+        """One row as a whole.
+
+        Raises:
+            IndexError: If there is no such id.
+        """
+        if not 0 <= id < len(self):
+            raise IndexError(f"id {id} is not in 0 .. {len(self) - 1}")
+        values = {name: self._numpy(name)[id] for name in SCHEMA.names if name != "sha256"}
+        digest = self.sha256[id].tobytes()
+        return SampleRow(
+            sha256=digest,
+            **{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()},
+        )
+
+    def arrow(self, columns: list[str]) -> Iterable[pa.RecordBatch]:
+        """Batches of some columns, for passes that must not hold a whole column."""
+        batches: Iterable[pa.RecordBatch] = self._file.iter_batches(
+            batch_size=_ROWS_PER_GROUP, columns=columns
+        )
+        return batches
+
+    def _numpy(self, name: str) -> NDArray[Any]:
+        if name not in self._columns:
+            try:
+                column = self._file.read([name]).column(0).combine_chunks()
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise ShardError(
+                    f"{self.path_of_file}: column {name} is damaged ({error}); build again",
+                    exit_code=3,
+                ) from error
+            array = _to_numpy(column, name)
+            array.setflags(write=False)
+            self._columns[name] = array
+        return self._columns[name]
+
+
+def _to_numpy(column: Any, name: str) -> NDArray[Any]:
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks() if column.num_chunks else pa.array([], column.type)
+    if name == "sha256":
+        flat = np.frombuffer(column.buffers()[1] or b"", np.uint8)
+        start = column.offset * 32
+        return flat[start : start + 32 * len(column)].reshape(-1, 32)
+    if pa.types.is_string(column.type):
+        # Repeated names become one object each: a tenth of the memory for groups and families.
+        encoded = column.dictionary_encode()
+        names = np.asarray(encoded.dictionary.to_pylist(), dtype=object)
+        decoded: NDArray[np.object_] = names[encoded.indices.to_numpy(zero_copy_only=False)]
+        return decoded
+    return np.array(column.to_numpy(zero_copy_only=False))
