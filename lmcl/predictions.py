@@ -31,15 +31,21 @@ COLUMNS = (
     "mos_std",
     "prediction",
     "prediction_unit",
-    "height",
-    "width",
     "y",
     "x",
     "h",
     "w",
+    "height",
+    "width",
 )
 _REQUIRED = ("id", "path", "mos", "prediction")
+_NUMBERS = ("mos", "mos_std", "prediction", "prediction_unit")
+_PLACE = ("y", "x", "h", "w", "height", "width")
 NO_LEVEL = -1
+
+
+def _unknown() -> NDArray[np.int64]:
+    return np.zeros(0, dtype=np.int64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,18 +74,29 @@ class Predictions:
     """Part of the set with its own character, e.g. where its images come from; may be empty."""
     part: NDArray[Any]
     """train, val or test; may be empty."""
-    size: NDArray[np.int64]
-    """Height and width of the upright image, `[n, 2]`; -1 if unknown."""
-    box: NDArray[np.int64]
-    """Salient box y, x, h, w in the upright image, `[n, 4]`; -1 if there is none."""
+    y: NDArray[np.int64] = dataclasses.field(default_factory=_unknown)
+    """Top of the salient box in the upright image, pixels; -1 if there is none."""
+    x: NDArray[np.int64] = dataclasses.field(default_factory=_unknown)
+    """Its left edge."""
+    h: NDArray[np.int64] = dataclasses.field(default_factory=_unknown)
+    """Its height."""
+    w: NDArray[np.int64] = dataclasses.field(default_factory=_unknown)
+    """Its width."""
+    height: NDArray[np.int64] = dataclasses.field(default_factory=_unknown)
+    """Height of the upright image the box lies in, pixels; -1 if unknown."""
+    width: NDArray[np.int64] = dataclasses.field(default_factory=_unknown)
+    """Its width."""
 
     def __post_init__(self) -> None:
-        """Refuse columns of different length and repeated ids.
+        """Fill what is unknown; refuse columns of different length and repeated ids.
 
         Raises:
             LmclError: Exit code 3.
         """
         n = len(self.id)
+        for name in _PLACE:
+            if len(getattr(self, name)) == 0:
+                object.__setattr__(self, name, np.full(n, NO_LEVEL, dtype=np.int64))
         for field in dataclasses.fields(self):
             length = len(getattr(self, field.name))
             if length != n:
@@ -103,6 +120,22 @@ class Predictions:
         return Predictions(
             **{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)}
         )
+
+    def write_csv(self, path: Path) -> None:
+        """Write all columns; numbers keep every digit, what is unknown is an empty field."""
+        out = io.StringIO(newline="")
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        numbers = [getattr(self, name).tolist() for name in _NUMBERS]
+        places = [self.level.tolist(), *(getattr(self, name).tolist() for name in _PLACE)]
+        for i, key in enumerate(self.id.tolist()):
+            kind = (self.group[i], self.distortion[i], _field(places[0][i]))
+            values = (_real(column[i]) for column in numbers)
+            place = (_field(column[i]) for column in places[1:])
+            writer.writerow(
+                [key, self.path[i], *kind, self.subset[i], self.part[i], *values, *place]
+            )
+        write_atomic(path, out.getvalue().encode())
 
 
 def make_predictions(
@@ -143,8 +176,8 @@ def make_predictions(
         "level": _whole(level, (n,)),
         "subset": _text(subset, n),
         "part": parts,
-        "size": _whole(size, (n, 2)),
-        "box": _whole(box, (n, 4)),
+        **dict(zip(_PLACE[:4], _whole(box, (n, 4)).T, strict=True)),
+        **dict(zip(_PLACE[4:], _whole(size, (n, 2)).T, strict=True)),
     }
     order = np.argsort(ids, kind="stable")
     equal = {name: c[order] if len(c) == n else c for name, c in columns.items()}
@@ -185,21 +218,6 @@ def complete(
             exit_code=3,
         )
     return np.asarray(value[first][np.searchsorted(unique, wanted)], dtype=np.float64)
-
-
-def write_csv(predictions: Predictions, path: Path) -> None:
-    """Write all columns; numbers keep every digit, what is unknown is an empty field."""
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    p = predictions
-    for i in range(len(p)):
-        kind = (p.group[i], p.distortion[i], _field(int(p.level[i])), p.subset[i], p.part[i])
-        values = (p.mos[i], p.mos_std[i], p.prediction[i], p.prediction_unit[i])
-        place = (*p.size[i].tolist(), *p.box[i].tolist())
-        numbers = [*map(_real, map(float, values)), *map(_field, place)]
-        writer.writerow([int(p.id[i]), p.path[i], *kind, *numbers])
-    write_atomic(path, out.getvalue().encode())
 
 
 def read_csv(path: Path) -> Predictions:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcl.errors import LmclError
-from lmcl.predictions import complete, make_predictions, read_csv, write_csv
+from lmcl.predictions import complete, make_predictions, read_csv
 
 NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
 
@@ -23,9 +23,9 @@ def test_reading_what_was_written_gives_the_same_columns(tmp_path_factory, rows)
         subset=[name[::-1] for name, _ in rows],
         size=np.full((len(rows), 2), 240),
     )
-    write_csv(written, file)
+    written.write_csv(file)
     read = read_csv(file)
-    for column in ("id", "path", "mos", "prediction", "mos_std", "subset", "level", "size", "box"):
+    for column in ("id", "path", "mos", "prediction", "mos_std", "subset", "level", "height", "y"):
         np.testing.assert_array_equal(getattr(read, column), getattr(written, column))
 
 
