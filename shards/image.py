@@ -53,6 +53,7 @@ def inspect(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> ImageIn
         with warnings.catch_warnings():
             # Pillow warns from 89 million pixels on; the limit here is ours and is an error.
             warnings.simplefilter("ignore")
+            Image.init()  # MPO is no plugin that Pillow loads by itself; idempotent
             with Image.open(io.BytesIO(data), formats=list(_CODECS)) as image:
                 _refuse_by_header(image, where, max_pixels)
                 image.load()
