@@ -21,6 +21,8 @@ MAX_FILE_BYTES = 1 << 30
 """A file larger than this is not read into memory."""
 
 _CODECS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp"}
+# Pillow opens a multi-picture JPEG through its JPEG plugin; "MPO" is only what it calls it then.
+_OPENERS = ["JPEG", "PNG", "BMP", "WEBP"]
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "I;16L"})
 _ORIENTATION = 0x0112
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
@@ -53,8 +55,7 @@ def inspect(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> ImageIn
         with warnings.catch_warnings():
             # Pillow warns from 89 million pixels on; the limit here is ours and is an error.
             warnings.simplefilter("ignore")
-            Image.init()  # MPO is no plugin that Pillow loads by itself; idempotent
-            with Image.open(io.BytesIO(data), formats=list(_CODECS)) as image:
+            with Image.open(io.BytesIO(data), formats=_OPENERS) as image:
                 _refuse_by_header(image, where, max_pixels)
                 image.load()
                 orientation = image.getexif().get(_ORIENTATION, 1)
