@@ -87,7 +87,8 @@ def read_members(stream: BinaryIO, *, size_bytes: int, where: str) -> Iterator[M
                 f"{where}: the tar is damaged after byte {end:,} ({error}); build it again",
                 exit_code=3,
             ) from error
-        archive.members = []  # type: ignore[attr-defined] # or the archive object remembers every member: memory grows
+        # Or the archive object remembers every member, and memory grows with the file.
+        archive.members = []  # type: ignore[attr-defined]
         if info is None:
             break
         yield _checked(info, size_bytes, where)

@@ -1,0 +1,315 @@
+"""`lmcl-shard`: pack, check, look at and split data sets."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from tqdm import tqdm
+
+from shards.datasets.registry import Reader, SourceOptions, open_source, readers, suggestion
+from shards.errors import ShardError
+from shards.image import MAX_PIXELS
+from shards.info import contact_sheet, describe_set
+from shards.job import PackOptions
+from shards.plan import Plan, ShardSize, make_plan
+from shards.read import open_set
+from shards.sample import Score
+from shards.split import PARTS, make_splits, write_split
+from shards.verify import verify as verify_set
+from shards.write import build as build_set
+from shards.write import default_workers, refuse_missing
+
+_EXAMPLES = """\b
+Examples:
+  lmcl-shard build biq2021 ~/data/biq2021 --output data/biq2021
+  lmcl-shard build table my.csv --images photos --output data/mine
+  lmcl-shard build demo --output data/demo
+"""
+
+
+def main() -> None:
+    """Entry point: errors become one sentence and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except ShardError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        click.echo("interrupted; the same command goes on where it stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on where it stopped", err=True)
+        sys.exit(130)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lmcl")
+def cli() -> None:
+    """Data sets become shards, a manifest and splits."""
+
+
+@cli.command(epilog=_EXAMPLES)
+@click.argument("name")
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option("--output", required=True, help="Folder or fsspec URL of the packed set.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of the images.")
+@click.option("--name", "set_name", help="Short name of the set (table, unlabelled, pyiqa, wds).")
+@click.option("--score-range", type=(float, float), help="Ends of the score's scale.")
+@click.option("--lower-is-better", is_flag=True, help="Scores are differences to a reference.")
+@click.option(
+    "--extra-files",
+    type=click.Choice(["error", "ignore"]),
+    default="error",
+    show_default=True,
+    help="Images that the table does not name.",
+)
+@click.option("--contents", default=60, show_default=True, help="demo: number of contents.")
+@click.option("--seed", default=123, show_default=True, help="demo: seed.")
+@click.option("--workers", type=click.IntRange(1), help="Shards packed at a time. [cores]")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
+@click.option("--retry-failed", is_flag=True, help="Try images again that were left out.")
+@click.option("--bmp-to-png", is_flag=True, help="Store BMP as PNG, checked pixel for pixel.")
+@click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images.")
+@click.option("--shard-mb", default=256.0, show_default=True, help="Size of a shard.")
+@click.option("--shard-samples", default=2000, show_default=True, help="Images in a shard.")
+@click.option("--overwrite", is_flag=True, help="Replace a finished set of another source.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def build(
+    name: str,
+    source: Path | None,
+    output: str,
+    images: Path | None,
+    set_name: str | None,
+    score_range: tuple[float, float] | None,
+    lower_is_better: bool,
+    extra_files: Any,
+    contents: int,
+    seed: int,
+    workers: int | None,
+    engine: Any,
+    on_error: Any,
+    retry_failed: bool,
+    bmp_to_png: bool,
+    max_pixels: int,
+    shard_mb: float,
+    shard_samples: int,
+    overwrite: bool,
+    dry_run: bool,
+    no_progress: bool,
+) -> None:
+    """Pack the data set NAME from SOURCE into shards.
+
+    NAME is one of `lmcl-shard datasets`; SOURCE is the unpacked official folder, or the table.
+    """
+    given = SourceOptions(
+        images=images,
+        name=set_name,
+        score=_score(score_range, lower_is_better),
+        extra_files=extra_files,
+        contents=contents,
+        seed=seed,
+        workers=workers or default_workers(),
+    )
+    options = PackOptions(on_error=on_error, bmp_to_png=bmp_to_png, max_pixels=max_pixels)
+    size = ShardSize(size_bytes=max(1, int(shard_mb * 1e6)), samples=shard_samples)
+    dataset = open_source(name, _source_folder(name, source, output), given)
+    if dry_run:
+        plan = make_plan(dataset, options=options, size=size)
+        click.echo(_plan_text(plan, output))
+        refuse_missing(plan, options)
+        return
+    with _bar("packing", "images", off=no_progress) as advance:
+        manifest = build_set(
+            dataset,
+            output,
+            workers=workers,
+            engine=engine,
+            options=options,
+            size=size,
+            retry_failed=retry_failed,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    click.echo(f"{output}: {manifest.num_samples:,} images in {len(manifest.shards)} shards")
+    if manifest.num_rejected:
+        click.echo(f"{manifest.num_rejected:,} images were left out: {output}/rejected.jsonl")
+
+
+@cli.command()
+@click.argument("root")
+@click.option("--deep", is_flag=True, help="Hash and decode everything.")
+@click.option("--json", "as_json", is_flag=True, help="Findings as JSON lines.")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def verify(root: str, deep: bool, as_json: bool, no_progress: bool) -> None:
+    """Check that a packed set is what its manifest says; exit code 3 if it is not."""
+    with _bar("checking", "samples", off=no_progress) as advance:
+        found = verify_set(root, deep=deep, progress=lambda samples: advance(samples, 0))
+    for finding in found.findings:
+        if as_json:
+            click.echo(msgspec.json.encode(finding).decode())
+        else:
+            weight = "error" if finding.is_error else "note"
+            click.echo(f"{weight}: {finding.kind}: {finding.where}: {finding.text}")
+    if not found.ok:
+        wrong = sum(finding.is_error for finding in found.findings)
+        raise ShardError(f"{root}: {wrong} errors; see the lines above", exit_code=3)
+    if not as_json:
+        how = "every hash, image and label" if deep else "files, sizes, counts and index"
+        click.echo(f"{root}: {found.samples:,} samples, {how} as they should be")
+
+
+@cli.command()
+@click.argument("root")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet (PNG).")
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+def info(root: str, sheet: Path | None, as_json: bool) -> None:
+    """Show what a packed set holds."""
+    shard_set = open_set(root)
+    if as_json:
+        click.echo(msgspec.json.encode(shard_set.manifest).decode())
+    else:
+        click.echo(describe_set(shard_set))
+    if sheet is not None:
+        sheet.write_bytes(contact_sheet(shard_set))
+        click.echo(f"contact sheet: {sheet}", err=True)
+
+
+@cli.command()
+@click.argument("root")
+@click.option(
+    "--protocol",
+    type=click.Choice(
+        ["70-10-20", "80-20", "official", "k-fold", "leave-one-distortion-out", "fraction"]
+    ),
+    default="70-10-20",
+    show_default=True,
+)
+@click.option("--seed", default=123, show_default=True)
+@click.option("--repeats", default=10, show_default=True, help="Independent draws.")
+@click.option("--folds", default=5, show_default=True, help="k-fold: how many.")
+@click.option("--fraction", default=0.2, show_default=True, help="fraction: share of train kept.")
+@click.option(
+    "--val-fraction",
+    type=click.FloatRange(0, 0.5),
+    help="official: share of train to select on where there is no val part; 0 = none. [0.1]",
+)
+def split(
+    root: str,
+    protocol: Any,
+    seed: int,
+    repeats: int,
+    folds: int,
+    fraction: float,
+    val_fraction: float | None,
+) -> None:
+    """Draw splits into ROOT/splits: lists of ids, disjoint by group, stratified by score."""
+    shard_set = open_set(root)
+    splits = make_splits(
+        shard_set,
+        protocol=protocol,
+        seed=seed,
+        repeats=repeats,
+        folds=folds,
+        fraction=fraction,
+        val_fraction=val_fraction,
+    )
+    for drawn in splits:
+        counts = ", ".join(f"{name} {drawn.part(name).size:,}" for name in PARTS)
+        click.echo(f"{write_split(root, drawn)}: {counts}")
+        if drawn.note:
+            click.echo(f"  {drawn.note}")
+
+
+@cli.command()
+@click.argument("name", required=False)
+def datasets(name: str | None) -> None:
+    """List the data sets that can be packed, or everything known about one."""
+    known = readers()
+    if name is None:
+        for reader in known.values():
+            click.echo(f"{reader.name:<12} {reader.facts.title}")
+        return
+    if name not in known:
+        raise ShardError(f"no data set {name!r}; {suggestion(name, list(known))}", exit_code=2)
+    for line in _reader_lines(known[name]):
+        click.echo(line)
+
+
+def _reader_lines(reader: Reader) -> Iterator[str]:
+    facts, expected = reader.facts, reader.facts.expected
+    yield f"{reader.name}: {facts.title}"
+    yield f"  source     {reader.source}"
+    for label, text in (
+        ("labels", facts.source),
+        ("page", facts.page),
+        ("licence", facts.licence),
+        ("citation", facts.citation),
+    ):
+        if text:
+            yield f"  {label:<10} {text}"
+    if expected.samples is not None:
+        yield f"  samples    {expected.samples:,}"
+    if expected.groups is not None:
+        yield f"  references {expected.groups:,}"
+    if expected.low is not None and expected.high is not None:
+        yield f"  scores     {expected.low:g} .. {expected.high:g}"
+    if expected.parts:
+        yield "  parts      " + ", ".join(f"{part} {count:,}" for part, count in expected.parts)
+
+
+def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> Score | None:
+    if score_range is None:
+        if lower_is_better:
+            raise click.UsageError("--lower-is-better needs --score-range LOW HIGH as well")
+        return None
+    low, high = score_range
+    if not low < high:
+        raise click.UsageError(f"--score-range needs LOW < HIGH, got {low:g} {high:g}")
+    return Score(
+        kind="dmos" if lower_is_better else "mos",
+        low=low,
+        high=high,
+        higher_is_better=not lower_is_better,
+    )
+
+
+def _source_folder(name: str, source: Path | None, output: str) -> Path:
+    if source is not None:
+        return source
+    if name == "demo" and "://" not in output:
+        return Path(output) / "source"
+    raise click.UsageError(f"{name} needs a SOURCE: see `lmcl-shard datasets {name}`")
+
+
+def _plan_text(plan: Plan, output: str) -> str:
+    return "\n".join(
+        (
+            f"{plan.name} -> {output}",
+            f"  images   {plan.rows:,}, of them {plan.labelled:,} labelled",
+            f"  bytes    {plan.size_bytes:,}",
+            f"  groups   {plan.groups:,}",
+            f"  shards   {len(plan.starts):,}",
+            f"  missing  {plan.num_missing:,}",
+        )
+    )
+
+
+@contextmanager
+def _bar(what: str, unit: str, *, off: bool) -> Iterator[Callable[[int, int], None]]:
+    with tqdm(desc=what, unit=f" {unit}", disable=True if off else None, file=sys.stderr) as bar:
+
+        def advance(done: int, total: int) -> None:
+            if total and bar.total != total:
+                bar.total = total
+            bar.update(done)
+
+        yield advance

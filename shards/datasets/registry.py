@@ -1,0 +1,113 @@
+"""Readers by name: how a name on the command line becomes a `DataSet`."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.datasets import biq2021, demo
+from shards.datasets.table import ExtraFiles, open_table
+from shards.datasets.unlabelled import open_unlabelled
+from shards.errors import ShardError
+from shards.sample import DataSet, Facts, Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What a reader may be told besides its source."""
+
+    images: Path | None = None
+    """Folder of the images, where it is not the source's own."""
+    name: str | None = None
+    """Short name of the packed set, for `table`, `unlabelled`, `pyiqa` and `wds`."""
+    score: Score | None = None
+    """Scale of the scores, for sets that do not bring one."""
+    extra_files: ExtraFiles = "error"
+    """What to do about images that a table does not name."""
+    contents: int = 60
+    """Size of the demo set."""
+    seed: int = 123
+    """Seed of the demo set."""
+    workers: int = 1
+    """Processes that draw the demo set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """One entry of `lmcl-shard datasets`."""
+
+    name: str
+    """What is typed."""
+    facts: Facts
+    """What is printed about it."""
+    source: str
+    """What SOURCE has to be."""
+    open: Callable[[Path, SourceOptions], DataSet]
+    """Opens it."""
+
+
+def readers() -> dict[str, Reader]:
+    """Every reader, by name, in the order they are listed."""
+    return {reader.name: reader for reader in _READERS}
+
+
+def open_source(name: str, source: Path, options: SourceOptions) -> DataSet:
+    """Open a source with the reader of that name.
+
+    Raises:
+        ShardError: If there is no such reader (exit code 2), or the source is not as it should be.
+    """
+    known = readers()
+    if name not in known:
+        raise ShardError(f"no data set {name!r}; {suggestion(name, list(known))}", exit_code=2)
+    return known[name].open(source, options)
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """The nearest known name, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+
+
+def _open_demo(source: Path, options: SourceOptions) -> DataSet:
+    demo.write_demo(source, contents=options.contents, seed=options.seed, workers=options.workers)
+    return demo.open_demo(source)
+
+
+def _open_table(source: Path, options: SourceOptions) -> DataSet:
+    return open_table(
+        source,
+        images=options.images,
+        name=options.name or "table",
+        score=options.score,
+        extra_files=options.extra_files,
+    )
+
+
+_READERS = (
+    Reader(
+        name="demo",
+        facts=demo.FACTS,
+        source="not needed: the pictures are drawn into OUTPUT/source (or into SOURCE, if given)",
+        open=_open_demo,
+    ),
+    Reader(
+        name="biq2021",
+        facts=biq2021.FACTS,
+        source="the folder with Images/ and the two lists",
+        open=lambda source, options: biq2021.open_biq2021(source, images=options.images),
+    ),
+    Reader(
+        name="table",
+        facts=Facts(title="Your own images, scored in a CSV, TSV, JSONL or Parquet file"),
+        source="the table; columns path, score, optional std, group, split, distortion, level, "
+        "subset; --images names the folder the paths are relative to",
+        open=_open_table,
+    ),
+    Reader(
+        name="unlabelled",
+        facts=Facts(title="A folder of images without scores, to be scored"),
+        source="the folder",
+        open=lambda source, options: open_unlabelled(source, name=options.name or "unlabelled"),
+    ),
+)

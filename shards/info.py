@@ -1,0 +1,125 @@
+"""A packed set as a person wants to see it: text, and a contact sheet."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from shards.manifest import SPLITS
+from shards.read import ShardSet
+
+_BINS = 12
+_BAR = 40
+
+
+def describe_set(shard_set: ShardSet) -> str:
+    """Counts, scores, sizes, codecs, groups, distortions and splits, as lines of text."""
+    return "\n".join(_lines(shard_set))
+
+
+def contact_sheet(
+    shard_set: ShardSet, *, columns: int = 8, rows: int = 5, tile: int = 160, seed: int = 123
+) -> bytes:
+    """A PNG of images spread over the range of scores, worst first, each with its score.
+
+    Args:
+        shard_set: The set.
+        columns: Images side by side.
+        rows: Lines of images.
+        tile: Side of one image's place, pixels.
+        seed: Which image is taken where scores are equal or missing.
+    """
+    ids = _spread_ids(shard_set, columns * rows, seed)
+    caption = 18
+    sheet = Image.new("RGB", (columns * tile, -(-len(ids) // columns) * (tile + caption)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for place, id in enumerate(ids.tolist()):
+        x, y = place % columns * tile, place // columns * (tile + caption)
+        with Image.open(io.BytesIO(shard_set.read_bytes(id))) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright.thumbnail((tile - 4, tile - 4))
+        sheet.paste(upright, (x + (tile - upright.width) // 2, y + (tile - upright.height) // 2))
+        mos = shard_set.samples.mos[id]
+        text = f"{id}" if np.isnan(mos) else f"{id}: {mos:.4g}"
+        draw.text((x + 4, y + tile), text, fill="black", font=font)
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
+    return out.getvalue()
+
+
+def _spread_ids(shard_set: ShardSet, count: int, seed: int) -> NDArray[np.int64]:
+    ids = shard_set.ids()
+    rng = np.random.default_rng(seed)
+    ids = ids[rng.permutation(ids.size)]
+    unit = shard_set.unit_mos()[ids]
+    ordered = ids[np.argsort(unit, kind="stable")]
+    places = np.linspace(0, ids.size - 1, min(count, ids.size)).round().astype(int)
+    spread: NDArray[np.int64] = ordered[places]
+    return spread
+
+
+def _lines(shard_set: ShardSet) -> Iterator[str]:
+    manifest, table = shard_set.manifest, shard_set.samples
+    ids = shard_set.ids()
+    held = sum(shard.size_bytes for shard in manifest.shards)
+    yield f"{manifest.facts.title} ({manifest.name})"
+    yield f"  written by  {manifest.producer}, format {manifest.format_version}"
+    yield f"  samples     {len(ids):,} in {len(manifest.shards)} shards, {held / 1e6:,.1f} MB"
+    if manifest.num_rejected:
+        yield f"  rejected    {manifest.num_rejected:,} (see rejected.jsonl)"
+    expected = manifest.facts.expected.samples
+    if expected is not None and expected != len(ids):
+        yield f"  a part      the complete set has {expected:,}"
+    groups = np.unique(table.group_key[ids]).size
+    yield f"  groups      {groups:,}" + (" (every image its own)" if groups == len(ids) else "")
+    yield from _scores(shard_set, ids)
+    yield from _sizes(shard_set, ids)
+    for title, column in (
+        ("codecs", table.codec),
+        ("distortions", table.distortion),
+        ("subsets", table.subset),
+        ("parts", table.part),
+    ):
+        names, counts = np.unique(column[ids].astype(str), return_counts=True)
+        if names.size > 1 or names[0]:
+            listed = [f"{name or '(none)'} {n:,}" for name, n in zip(names, counts, strict=True)]
+            yield f"  {title:<11} " + ", ".join(listed)
+    for name in shard_set.store.names(SPLITS):
+        yield f"  split       {name}"
+    for name, text in (("licence", manifest.facts.licence), ("page", manifest.facts.page)):
+        if text:
+            yield f"  {name:<11} {text}"
+
+
+def _scores(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]:
+    score, stats = shard_set.score, shard_set.manifest.labels
+    if score is None or stats is None:
+        yield "  scores      none: this set can be scored, not trained on"
+        return
+    better = "higher is better" if score.higher_is_better else "lower is better"
+    yield f"  scores      {score.kind}, {score.low:g} .. {score.high:g}, {better}"
+    yield (
+        f"              {stats.count:,} labelled, {stats.low:g} .. {stats.high:g}, "
+        f"mean {stats.mean:.4g}, standard deviation {stats.std:.4g}"
+    )
+    mos = shard_set.samples.mos[ids]
+    counts, edges = np.histogram(mos[np.isfinite(mos)], bins=_BINS)
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        bar = "#" * round(_BAR * count / max(counts.max(), 1))
+        yield f"              {low:8.3g} .. {high:<8.3g} {count:7,} {bar}"
+
+
+def _sizes(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]:
+    width, height = shard_set.samples.width[ids], shard_set.samples.height[ids]
+    yield (
+        f"  pixels      {width.min()}..{width.max()} wide, {height.min()}..{height.max()} high, "
+        f"median {int(np.median(width))} x {int(np.median(height))}"
+    )
+    sizes, counts = np.unique(np.stack([width, height], 1), axis=0, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:5]
+    listed = [f"{sizes[k][0]}x{sizes[k][1]} {counts[k]:,}" for k in most.tolist()]
+    yield f"  frequent    {', '.join(listed)}" + (
+        f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""
+    )
