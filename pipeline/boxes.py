@@ -65,7 +65,7 @@ def scaled_sizes(
     longest = sizes.max(axis=1, keepdims=True)
     # Integers throughout: half a pixel rounds up, on every machine alike.
     scaled = np.maximum((2 * sizes * max_side + longest) // (2 * longest), 1)
-    return np.where(longest > max_side, scaled, sizes)
+    return np.asarray(np.where(longest > max_side, scaled, sizes))
 
 
 def frame_sizes(

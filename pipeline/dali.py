@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.utils.dlpack
 from jaxtyping import Int32, UInt8
 from torch import Tensor
 
@@ -115,7 +116,7 @@ class DaliBackend:
         except (RuntimeError, IndexError) as error:
             self._bury(flow)
             raise self._explain(error, flow) from error
-        return flow.take(), torch.from_dlpack(outputs[0].as_tensor())
+        return flow.take(), torch.utils.dlpack.from_dlpack(outputs[0].as_tensor())
 
     def _run_once(self, pipe: Any) -> Any:
         if self._device.type == "cuda":

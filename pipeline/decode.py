@@ -5,7 +5,6 @@ cannot read, and for images that need padding, comes from here too.
 """
 
 import io
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional
 
 from pipeline.errors import PipelineError
+from pipeline.png16 import decode_png16
 
 
 def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -31,7 +31,7 @@ def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.format == "PNG" and _bit_depth(data) == 16:
-                return _decode_png16(data, opened)
+                return _narrow_png16(data, opened)
             upright = ImageOps.exif_transpose(opened)
             return _to_rgb(upright)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
@@ -53,17 +53,13 @@ def _bit_depth(png: bytes) -> int:
     return png[24] if len(png) > 24 else 0
 
 
-def _decode_png16(data: bytes, opened: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    from torchvision.io import ImageReadMode, decode_png
-
-    # Pillow reads the whole file first: torchvision crashes the process on a bad checksum.
+def _narrow_png16(data: bytes, opened: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    # Pillow reads the file first and finds what is wrong with it, checksums included.
     opened.load()
-    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    wide = decode_png(buffer, mode=ImageReadMode.UNCHANGED).to(torch.int64)
-    narrow = ((wide + 128) // 257).to(torch.uint8)
-    colour = narrow[:3] if narrow.shape[0] >= 3 else narrow[:1].expand(3, -1, -1)
-    upright: Any = _orient(colour.permute(1, 2, 0).numpy(), opened)
-    return np.ascontiguousarray(upright)
+    wide = decode_png16(data).astype(np.int64)
+    narrow = ((wide + 128) // 257).astype(np.uint8)
+    colour = narrow[..., :3] if narrow.shape[2] >= 3 else narrow[..., :1].repeat(3, axis=2)
+    return _orient(colour, opened)
 
 
 def _orient(pixels: UInt8[np.ndarray, "h w 3"], opened: Image.Image) -> UInt8[np.ndarray, "y x 3"]:

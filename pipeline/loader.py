@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
-from shards.read import ShardSet
 
 from pipeline.batch import CropBatch
 from pipeline.boxes import (
@@ -27,15 +26,17 @@ from pipeline.boxes import (
 from pipeline.dali import DaliBackend, Decode, dali_version
 from pipeline.errors import PipelineError
 from pipeline.order import Order
-from pipeline.request import Backend, Request, ViewSpec
+from pipeline.request import Request, ViewSpec
 from pipeline.saliency import SaliencyTable
 from pipeline.source import Source
 from pipeline.torch_backend import TorchBackend
+from shards.read import ShardSet
 
 _log = logging.getLogger(__name__)
 
 Mode = Literal["train", "eval", "global"]
 BackendName = Literal["auto", "dali", "torch"]
+Backend = DaliBackend | TorchBackend
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,9 @@
 """What a backend is asked for, known to Python before a pixel is decoded."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
-from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +31,3 @@ class ViewSpec:
     """True resizes the whole image to `size` x `size`; False cuts boxes."""
     scales: bool
     """Whether images may have to be scaled down first (`max_side`)."""
-
-
-class Backend(Protocol):
-    """Turns requests into pixels, in order, some of them ahead of time."""
-
-    @property
-    def recipe(self) -> str:
-        """Decoder and version, to be recorded with every score made from the pixels."""
-        ...
-
-    def run(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Tensor]]:
-        """Yield each request with its crops, uint8 [b v size size 3]."""
-        ...
-
-    def close(self) -> None:
-        """Give back threads and buffers; may be called twice."""
-        ...

@@ -16,10 +16,10 @@ from types import TracebackType
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
-from shards.read import ShardSet
 
 from pipeline.errors import PipelineError
 from shards.errors import ShardError
+from shards.read import ShardSet
 
 _TAR_BLOCK = 512
 _MAX_OPEN = 64
@@ -75,7 +75,7 @@ class Source:
             except PipelineError:
                 found[place] = False
                 continue
-            found[place] = hashlib.sha256(data).digest() == bytes(hashes[one])
+            found[place] = hashlib.sha256(data.tobytes()).digest() == bytes(hashes[one])
         return found
 
     def prefetch(self, ids: Int64[np.ndarray, " b"]) -> None:
@@ -142,7 +142,7 @@ class Source:
         with self._lock:
             descriptor = self._descriptor(index)
             # Read under the lock: another thread must not close the descriptor in between.
-            got = os.preadv(descriptor, [block], start)
+            got = os.preadv(descriptor, [block.data], start)
         if got != len(block):
             raise PipelineError(
                 f"{self.describe(one)}: {max(got - _TAR_BLOCK, 0)} of its "

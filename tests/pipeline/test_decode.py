@@ -1,0 +1,187 @@
+"""The decode rule, and that DALI's decoder follows it bit for bit."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from pipeline.decode import decode_rgb, reflect_pad, resize_rgb
+from pipeline.errors import PipelineError
+
+_RNG = np.random.default_rng(0)
+_WIDE = _RNG.integers(0, 65536, (41, 53, 4)).astype(np.uint16)
+
+
+def _png16(pixels: np.ndarray) -> bytes:
+    """A PNG of 16 bits per channel; Pillow cannot write colour ones."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+
+    def chunk(tag: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def _jpeg(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def _turned(image: Image.Image, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return _jpeg(image, exif=exif)
+
+
+CASES: dict[str, Callable[[Image.Image, Callable[..., bytes]], bytes]] = {
+    "jpeg-420": lambda image, encode: _jpeg(image, quality=90),
+    "jpeg-422": lambda image, encode: _jpeg(image, quality=90, subsampling=1),
+    "jpeg-444": lambda image, encode: _jpeg(image, quality=95, subsampling=0),
+    "jpeg-progressive": lambda image, encode: _jpeg(image, progressive=True),
+    "jpeg-grey": lambda image, encode: _jpeg(image.convert("L")),
+    "jpeg-cmyk": lambda image, encode: _jpeg(image.convert("CMYK")),
+    **{
+        f"jpeg-exif-{turn}": lambda image, encode, turn=turn: _turned(image, turn)
+        for turn in range(1, 9)
+    },
+    "png": lambda image, encode: encode(image, "PNG"),
+    "png-grey": lambda image, encode: encode(image.convert("L"), "PNG"),
+    "png-grey-alpha": lambda image, encode: encode(image.convert("LA"), "PNG"),
+    "png-palette": lambda image, encode: encode(image.quantize(40), "PNG"),
+    "png-palette-clear": lambda image, encode: encode(image.quantize(40), "PNG", transparency=3),
+    "png-1bit": lambda image, encode: encode(image.convert("1"), "PNG"),
+    "png-16bit-grey": lambda image, encode: _png16(_WIDE[..., :1]),
+    "png-16bit-grey-alpha": lambda image, encode: _png16(_WIDE[..., :2]),
+    "png-16bit-rgb": lambda image, encode: _png16(_WIDE[..., :3]),
+    "png-16bit-rgba": lambda image, encode: _png16(_WIDE),
+    "bmp": lambda image, encode: encode(image, "BMP"),
+    "bmp-grey": lambda image, encode: encode(image.convert("L"), "BMP"),
+    "bmp-palette": lambda image, encode: encode(image.quantize(40), "BMP"),
+    "webp": lambda image, encode: encode(image, "WEBP", quality=80),
+    "webp-lossless": lambda image, encode: encode(image, "WEBP", lossless=True),
+}
+
+
+def _decode_with_dali(data: bytes) -> np.ndarray:
+    dali = pytest.importorskip("nvidia.dali")
+    pipe = dali.Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    with pipe:
+        encoded = dali.fn.external_source(
+            source=lambda: [np.frombuffer(data, np.uint8)], dtype=dali.types.UINT8, ndim=1
+        )
+        pipe.set_outputs(dali.fn.decoders.image(encoded))
+    return np.array(pipe.run()[0].at(0))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dali_decodes_by_the_same_rule(
+    case: str, photograph: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    data = CASES[case](photograph(97, 131), encode)
+    ours, theirs = decode_rgb(data), _decode_with_dali(data)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.astype(int) - theirs).max() == 0
+
+
+def test_all_filters_of_a_16_bit_png_are_undone(
+    photograph: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    # Four channels of 8 bits are filtered like two of 16: the same file but for its header.
+    image = photograph(97, 131)
+    image.putalpha(photograph(97, 131, seed=1).convert("L"))
+    data = bytearray(encode(image, "PNG"))
+    assert len(set(zlib.decompress(_only_idat(bytes(data)))[:: 131 * 4 + 1])) >= 3
+    data[24:26] = bytes([16, 4])
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    assert np.array_equal(decode_rgb(bytes(data)), _decode_with_dali(bytes(data)))
+    pair = np.asarray(image).reshape(97, 131, 2, 2)[:, :, 0].astype(int)
+    assert np.array_equal(decode_rgb(bytes(data))[..., 0], (pair @ [256, 1] + 128) // 257)
+
+
+def _only_idat(data: bytes) -> bytes:
+    parts, at = [], 8
+    while at < len(data):
+        (size,) = struct.unpack(">I", data[at : at + 4])
+        if data[at + 4 : at + 8] == b"IDAT":
+            parts.append(data[at + 8 : at + 8 + size])
+        at += 12 + size
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_are_rounded_not_clipped(channels: int) -> None:
+    pixels = decode_rgb(_png16(_WIDE[..., :channels]))
+    exact = _WIDE[..., :channels] / 257
+    exact = exact[..., :3] if channels >= 3 else exact[..., :1].repeat(3, axis=2)
+    assert np.abs(pixels - exact).max() <= 0.5
+
+
+def test_alpha_is_dropped_and_not_blended(
+    photograph: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    image = photograph(40, 50)
+    clear = image.copy()
+    clear.putalpha(0)
+    assert np.array_equal(decode_rgb(encode(clear, "PNG")), np.asarray(image))
+
+
+def test_exif_orientation_is_applied(photograph: Callable[..., Image.Image]) -> None:
+    data = _turned(photograph(97, 131), 6)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert decode_rgb(data).shape == (131, 97, 3)
+    assert np.array_equal(decode_rgb(data), np.asarray(upright))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"<html>404</html>",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:200],
+    ],
+    ids=["empty", "html", "half", "header"],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_a_damaged_image_is_an_error(
+    kind: str,
+    damage: Callable[[bytes], bytes],
+    photograph: Callable[..., Image.Image],
+    encode: Callable[..., bytes],
+) -> None:
+    with pytest.raises(PipelineError, match="not a readable image"):
+        decode_rgb(damage(encode(photograph(64, 64), kind)))
+
+
+def test_a_png_with_a_bad_checksum_is_an_error_and_no_crash() -> None:
+    data = bytearray(_png16(_WIDE[..., :3]))
+    data[200] ^= 255
+    with pytest.raises(PipelineError, match="not a readable image"):
+        decode_rgb(bytes(data))
+
+
+def test_padding_mirrors_without_repeating_the_edge() -> None:
+    row = np.arange(4, dtype=np.uint8)
+    image = np.broadcast_to(row[None, :, None], (9, 4, 3)).copy()
+    padded = reflect_pad(image, 9)
+    assert padded[0, :, 0].tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2]
+    assert np.array_equal(padded[:9, :4], image)
+
+
+def test_an_image_of_one_pixel_fills_the_crop() -> None:
+    assert (reflect_pad(np.full((1, 1, 3), 7, np.uint8), 5) == 7).all()
+
+
+def test_resizing_averages_what_it_shrinks() -> None:
+    checks = np.indices((64, 64)).sum(0) % 2 * 255
+    image = np.repeat(checks.astype(np.uint8)[..., None], 3, axis=2)
+    small = resize_rgb(image, 8, 8)[1:-1, 1:-1]
+    assert np.abs(small.astype(int) - 127.5).max() <= 1
