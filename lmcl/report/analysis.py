@@ -1,0 +1,143 @@
+"""From predictions to everything the report says about them."""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmcl.metrics import Evaluation, evaluate
+from lmcl.predictions import NO_LEVEL, Predictions
+from lmcl.report.run import RunData
+
+FEW = 10
+"""Below this many images a figure is printed in grey."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Portion:
+    """Images with something in common, and the figures among them."""
+
+    kind: str
+    """subset or distortion."""
+    name: str
+    evaluation: Evaluation
+    bias: float
+    """Mean of prediction minus score, in units of the scores."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One distortion at one level."""
+
+    distortion: str
+    level: int
+    n: int
+    mae: float
+    """Mean absolute error, in units of the scores."""
+    bias: float
+    """Mean of prediction minus score."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Analysis:
+    """The headline part of one run, taken apart."""
+
+    run: RunData
+    evaluation: Evaluation
+    labelled: NDArray[np.bool_]
+    """Which predictions have a score."""
+    residual: NDArray[np.float64]
+    """Prediction minus score per image; NaN if unlabelled."""
+    portions: tuple[Portion, ...]
+    cells: tuple[Cell, ...]
+    others: tuple[tuple[str, Evaluation], ...]
+    """Other parts, and other sets, of the same run."""
+    best: NDArray[np.int64]
+    """Rows of the smallest absolute errors, smallest first."""
+    worst: NDArray[np.int64]
+    """Rows of the greatest, greatest first."""
+    map_xy: NDArray[np.float64]
+    """`[n, 2]` principal components of the embeddings; `[0, 2]` if there are none."""
+    map_share: tuple[float, float]
+    """Share of the variance the two hold."""
+
+
+def analyse(run: RunData, *, pictures: int = 16) -> Analysis:
+    """Compute everything the report shows about the headline part of a run."""
+    p = run.headline
+    residual = p.prediction - p.mos
+    order = np.argsort(np.abs(residual), kind="stable").astype(np.int64)
+    order = order[np.isfinite(residual[order])]
+    xy, share = project(run.embedding)
+    return Analysis(
+        run=run,
+        evaluation=_evaluate(p),
+        labelled=np.isfinite(p.mos),
+        residual=residual,
+        portions=(*_portions(p, "subset"), *_portions(p, "distortion")),
+        cells=tuple(_cells(p)),
+        others=tuple(
+            (name, _evaluate(other)) for name, other in run.predictions.items() if name != run.part
+        ),
+        best=order[:pictures],
+        worst=order[::-1][:pictures],
+        map_xy=xy,
+        map_share=share,
+    )
+
+
+def project(embedding: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[float, float]]:
+    """First two principal components, each with its larger tail to the right; their shares."""
+    if embedding.shape[0] < 3 or embedding.shape[1] < 2:
+        return np.zeros((0, 2)), (math.nan, math.nan)
+    centred = embedding.astype(np.float64) - embedding.mean(axis=0, dtype=np.float64)
+    left, strength, _ = np.linalg.svd(centred, full_matrices=False)
+    xy = left[:, :2] * strength[:2]
+    # The sign of a component is arbitrary; fixing it keeps the map the same on every machine.
+    xy *= np.where(np.sum(xy**3, axis=0) < 0, -1.0, 1.0)
+    share = strength**2 / max(float(np.sum(strength**2)), 1e-300)
+    return xy, (float(share[0]), float(share[1]))
+
+
+def _evaluate(p: Predictions, *, resamples: int = 1000) -> Evaluation:
+    return evaluate(p.prediction, p.mos, mos_std=p.mos_std, group=p.group, resamples=resamples)
+
+
+def _portions(p: Predictions, kind: str) -> list[Portion]:
+    column = getattr(p, kind)
+    found = []
+    for name in sorted({str(v) for v in column} - {""}):
+        some = p.take(column == name)
+        found.append(
+            Portion(
+                kind=kind,
+                name=name,
+                evaluation=_evaluate(some, resamples=400),
+                bias=_mean(some.prediction - some.mos),
+            )
+        )
+    return found
+
+
+def _cells(p: Predictions) -> list[Cell]:
+    found = []
+    for distortion in sorted({str(v) for v in p.distortion} - {""}):
+        mine = p.distortion == distortion
+        for level in sorted(set(p.level[mine].tolist()) - {NO_LEVEL}):
+            error = (p.prediction - p.mos)[mine & (p.level == level)]
+            found.append(
+                Cell(
+                    distortion=distortion,
+                    level=int(level),
+                    n=len(error),
+                    mae=_mean(np.abs(error)),
+                    bias=_mean(error),
+                )
+            )
+    return found
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    kept = values[np.isfinite(values)]
+    return float(np.mean(kept)) if len(kept) else math.nan

@@ -1,0 +1,187 @@
+"""The report's figures, each from the analysis it shows to one SVG drawing."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmcl.report.analysis import Analysis
+from lmcl.report.run import Curves, Scale
+from lmcl.report.svg import (
+    Frame,
+    axes,
+    colour,
+    dot,
+    drawing,
+    padded,
+    polyline,
+    text,
+)
+
+MOST_POINTS = 4000
+"""More points than this slow the page down; a seeded sample is drawn and the caption says so."""
+
+
+def drawn_rows(a: Analysis) -> NDArray[np.int64]:
+    """Rows that get a point: all labelled ones, or a seeded sample of them."""
+    rows = np.flatnonzero(a.labelled & np.isfinite(a.run.headline.prediction)).astype(np.int64)
+    if len(rows) <= MOST_POINTS:
+        return rows
+    chosen = np.random.default_rng(0).choice(rows, MOST_POINTS, replace=False)
+    return np.sort(chosen).astype(np.int64)
+
+
+def score_shares(mos: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
+    """Place of each score in the range of the scores, 0 = worst, 1 = best."""
+    kept = mos[np.isfinite(mos)]
+    if len(kept) == 0 or float(np.ptp(kept)) == 0.0:
+        return np.full(len(mos), 0.5)
+    share = (mos - kept.min()) / np.ptp(kept)
+    return np.asarray(share if scale.higher_is_better else 1.0 - share, dtype=np.float64)
+
+
+def scatter(a: Analysis) -> str:
+    """Scores against predictions, the identity, and the fitted curve."""
+    p, name = a.run.headline, a.run.scale.name
+    frame = Frame(x_range=padded(p.prediction), y_range=padded(p.mos), height=460.0)
+    share = score_shares(p.mos, a.run.scale)
+    body = axes(frame, x_label=f"prediction, {name}", y_label=f"score, {name}")
+    body += [
+        dot(frame.x(p.prediction[i]), frame.y(p.mos[i]), row=int(i), fill=colour(share[i]))
+        for i in drawn_rows(a)
+    ]
+    low, high = frame.x_range
+    grid = np.linspace(low, high, 200)
+    body.append(_clipped(frame, grid, grid, "identity", "prediction = score"))
+    body.append(_clipped(frame, grid, a.evaluation.fit4(grid), "fit", "fitted 4-parameter curve"))
+    return drawing(frame, body, label="Scatter of scores against predictions", kind="points")
+
+
+def residuals(a: Analysis) -> str:
+    """Prediction minus score against the score, beside how often each error occurs."""
+    p = a.run.headline
+    frame = Frame(x_range=padded(p.mos), y_range=padded(a.residual), height=300.0, right=92.0)
+    share = score_shares(p.mos, a.run.scale)
+    body = axes(
+        frame, x_label=f"score, {a.run.scale.name}", y_label="prediction \N{MINUS SIGN} score"
+    )
+    body += [
+        dot(frame.x(p.mos[i]), frame.y(a.residual[i]), row=int(i), fill=colour(share[i]))
+        for i in drawn_rows(a)
+    ]
+    body.append(_clipped(frame, np.array(frame.x_range), np.zeros(2), "zero", "no error"))
+    body += _histogram(frame, a.residual[np.isfinite(a.residual)])
+    return drawing(frame, body, label="Errors against scores", kind="points")
+
+
+def embedding_map(a: Analysis) -> str:
+    """Two principal components of the embeddings, coloured by score."""
+    frame = Frame(x_range=padded(a.map_xy[:, 0]), y_range=padded(a.map_xy[:, 1]), height=420.0)
+    share = score_shares(a.run.headline.mos, a.run.scale)
+    first, second = (f"component {i + 1}, {s:.0%} of variance" for i, s in enumerate(a.map_share))
+    body = axes(frame, x_label=first, y_label=second)
+    shown = np.union1d(drawn_rows(a), np.flatnonzero(~a.labelled)[:MOST_POINTS])
+    body += [
+        dot(frame.x(a.map_xy[i, 0]), frame.y(a.map_xy[i, 1]), row=int(i), fill=colour(share[i]))
+        for i in shown
+    ]
+    return drawing(frame, body, label="Map of the embeddings", kind="points")
+
+
+def curve(
+    x: NDArray[np.float64], series: Sequence[tuple[str, NDArray[np.float64]]], *, x_label: str
+) -> str:
+    """One small training chart; the first series is the strong one."""
+    every = np.concatenate([values for _, values in series])
+    frame = Frame(
+        x_range=(float(x[0]), float(max(x[-1], x[0] + 1))),
+        y_range=padded(every, share=0.08),
+        width=380.0,
+        height=230.0,
+    )
+    body = axes(frame, x_label=x_label, y_label="")
+    for place, (title, values) in enumerate(series):
+        body.append(polyline(frame, x, values, f"curve c{place}", title=title))
+        if len(values) == 1:
+            body.append(
+                f'<circle class="mark c{place}" cx="{frame.x(x[0]):.1f}" '
+                f'cy="{frame.y(values[0]):.1f}" r="4"/>'
+            )
+    names = ", ".join(title for title, _ in series)
+    return drawing(frame, body, label=f"{names} during training")
+
+
+def global_steps(curves: Curves) -> NDArray[np.float64]:
+    """Epochs, fractional, at which the logged steps ended."""
+    epoch, step = curves.steps["epoch"], curves.steps["step"]
+    per_epoch = max(1.0, float(np.nanmax(step)) + 1.0)
+    return np.asarray(epoch + (step + 1.0) / per_epoch, dtype=np.float64)
+
+
+def boxes(groups: Sequence[tuple[str, NDArray[np.float64]]], *, y_label: str) -> str:
+    """Median, quartiles, range and every value, one box per group."""
+    every = np.concatenate([values for _, values in groups])
+    frame = Frame(
+        x_range=(-0.5, len(groups) - 0.5), y_range=padded(every, share=0.15), height=300.0
+    )
+    body = axes(frame, x_label="", y_label=y_label, x_ticks=False)
+    half = min(36.0, (frame.x(0.3) - frame.x(0.0)))
+    for i, (name, values) in enumerate(groups):
+        low, q1, median, q3, high = np.percentile(values, [0, 25, 50, 75, 100])
+        x, top, bottom = frame.x(float(i)), frame.y(float(q3)), frame.y(float(q1))
+        body.append(
+            f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(low):.1f}" '
+            f'y2="{frame.y(high):.1f}"/>'
+            f'<rect class="box" x="{x - half:.1f}" y="{top:.1f}" width="{2 * half:.1f}" '
+            f'height="{max(bottom - top, 1.0):.1f}"/>'
+            f'<line class="median" x1="{x - half:.1f}" x2="{x + half:.1f}" '
+            f'y1="{frame.y(median):.1f}" y2="{frame.y(median):.1f}"/>'
+        )
+        body += [
+            f'<circle class="mark c0" cx="{x:.1f}" cy="{frame.y(v):.1f}" r="3"/>'
+            for v in values.tolist()
+        ]
+        body.append(text(x, frame.height - 24, name[:24], "tick", anchor="middle"))
+    return drawing(frame, body, label=f"{y_label} per split")
+
+
+def interval_bar(value: float, low: float, high: float, span: tuple[float, float]) -> str:
+    """A dot with its interval on a shared scale, to stand in a table cell."""
+    if not math.isfinite(value):
+        return ""
+    frame = Frame(
+        x_range=span, y_range=(0.0, 1.0), width=160.0, height=16.0, left=5, right=5, top=0, bottom=0
+    )
+    rail = '<line class="grid" x1="5" x2="155" y1="8" y2="8"/>'
+    whole = (
+        f'<line class="interval" x1="{frame.x(max(low, span[0])):.1f}" '
+        f'x2="{frame.x(min(high, span[1])):.1f}" y1="8" y2="8"/>'
+        if math.isfinite(low + high)
+        else ""
+    )
+    mark = f'<circle class="mark c0" cx="{frame.x(value):.1f}" cy="8" r="4"/>'
+    return drawing(frame, [rail, whole, mark], label=f"{value:.3f}", kind="inline")
+
+
+def _clipped(
+    frame: Frame, x: NDArray[np.float64], y: NDArray[np.float64], kind: str, title: str
+) -> str:
+    low, high = frame.y_range
+    inside = np.where((y >= low) & (y <= high), y, math.nan)
+    return polyline(frame, x, inside, kind, title=title)
+
+
+def _histogram(frame: Frame, values: NDArray[np.float64]) -> list[str]:
+    if len(values) == 0:
+        return []
+    count, edges = np.histogram(values, bins=30, range=frame.y_range)
+    start, room = frame.width - frame.right + 8.0, frame.right - 16.0
+    return [
+        f'<rect class="bar" x="{start:.1f}" y="{frame.y(edges[i + 1]):.1f}" '
+        f'width="{room * c / max(1, count.max()):.1f}" '
+        f'height="{frame.y(edges[i]) - frame.y(edges[i + 1]) - 1:.1f}">'
+        f"<title>{c} images</title></rect>"
+        for i, c in enumerate(count.tolist())
+        if c
+    ]

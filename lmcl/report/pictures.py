@@ -1,0 +1,130 @@
+"""Thumbnails, salient boxes and attention maps as they stand in the page."""
+
+import base64
+import io
+import json
+import math
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lmcl.predictions import Predictions
+from lmcl.report.analysis import Analysis
+from lmcl.report.run import RunData
+from lmcl.report.svg import number
+
+_HOVER_SIDE = 160
+_HOVER_BYTES = 7000
+_MOST_BYTES = 16_000_000
+"""All hover images together, before base64; beyond it the rest of the points show text only."""
+_ATTENTION = (255, 158, 64)
+
+
+def hover_data(a: Analysis, *, pictures: bool = True) -> str:
+    """What the page's script knows about every image, as JSON that is safe inside HTML."""
+    p = a.run.headline
+    rows = [_row(p, i) for i in range(len(p))]
+    thumbs: dict[str, str] = {}
+    used = 0
+    for key in p.id.tolist() if pictures else []:
+        file = a.run.thumb(key)
+        if not file.is_file() or used > _MOST_BYTES:
+            continue
+        data = _small(file)
+        used += len(data)
+        thumbs[str(key)] = base64.b64encode(data).decode()
+    text = json.dumps({"rows": rows, "thumbs": thumbs}, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def shot(run: RunData, row: int) -> str:
+    """One image of the gallery with its box, its attention and its figures."""
+    p = run.headline
+    key = int(p.id[row])
+    thumb = run.thumb(key)
+    picture = (
+        f'<div class="pic"><img alt="" src="data:image/jpeg;base64,{_base64(thumb)}">'
+        f"{_overlay(run.attention(key))}{_salient(p, row)}</div>"
+        if thumb.is_file()
+        else ""
+    )
+    error = float(p.prediction[row] - p.mos[row])
+    sign = "+" if error >= 0 else ""
+    return (
+        f'<figure class="shot" data-i="{row}">{picture}<figcaption>score '
+        f"<b>{number(float(p.mos[row]))}</b>, prediction <b>{number(float(p.prediction[row]))}</b> "
+        f"({sign}{number(error)})<br>{escape(str(p.path[row]))}</figcaption></figure>"
+    )
+
+
+def box_percent(p: Predictions, row: int) -> tuple[float, float, float, float] | None:
+    """Left, top, width and height of the salient box in percent of the image; None if unknown."""
+    height, width = int(p.height[row]), int(p.width[row])
+    if height <= 0 or width <= 0 or p.h[row] < 0:
+        return None
+    left, top = 100.0 * max(0, int(p.x[row])) / width, 100.0 * max(0, int(p.y[row])) / height
+    # A crop larger than a small image was reflect-padded; the box shows the part inside.
+    wide = min(100.0 * int(p.w[row]) / width, 100.0 - left)
+    tall = min(100.0 * int(p.h[row]) / height, 100.0 - top)
+    return round(left, 2), round(top, 2), round(wide, 2), round(tall, 2)
+
+
+def _row(p: Predictions, i: int) -> dict[str, object]:
+    return {
+        "id": int(p.id[i]),
+        "path": str(p.path[i]),
+        "mos": _finite(float(p.mos[i])),
+        "std": _finite(float(p.mos_std[i])),
+        "prediction": _finite(float(p.prediction[i])),
+        "subset": str(p.subset[i]),
+        "distortion": str(p.distortion[i]),
+        "level": int(p.level[i]),
+        "box": box_percent(p, i),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 5) if math.isfinite(value) else None
+
+
+def _small(file: Path) -> bytes:
+    data = file.read_bytes()
+    if len(data) <= _HOVER_BYTES:
+        return data
+    with Image.open(io.BytesIO(data)) as image:
+        small = image.convert("RGB")
+        small.thumbnail((_HOVER_SIDE, _HOVER_SIDE))
+        out = io.BytesIO()
+        small.save(out, "JPEG", quality=72)
+    return out.getvalue()
+
+
+def _base64(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
+
+
+def _overlay(file: Path) -> str:
+    """The attention map as one transparent colour; the browser smooths it over the image."""
+    if not file.is_file():
+        return ""
+    with Image.open(file) as image:
+        grey = np.asarray(image.convert("L"), dtype=np.float64)
+    share = (grey - grey.min()) / max(float(np.ptp(grey)), 1.0)
+    rgba = np.empty((*grey.shape, 4), dtype=np.uint8)
+    rgba[..., :3] = _ATTENTION
+    rgba[..., 3] = np.round(215 * share)
+    out = io.BytesIO()
+    Image.fromarray(rgba).save(out, "PNG")
+    encoded = base64.b64encode(out.getvalue()).decode()
+    return f'<img class="att" alt="" src="data:image/png;base64,{encoded}">'
+
+
+def _salient(p: Predictions, row: int) -> str:
+    box = box_percent(p, row)
+    if box is None:
+        return ""
+    left, top, wide, tall = box
+    place = f"left:{left}%;top:{top}%;width:{wide}%;height:{tall}%"
+    return f'<span class="salient" style="{place}"></span>'

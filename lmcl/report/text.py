@@ -1,0 +1,124 @@
+"""The report without pictures: Markdown for people, JSON and CSV for programs."""
+
+import csv
+import io
+import json
+from typing import Any
+
+from lmcl.metrics import Evaluation
+from lmcl.metrics.evaluation import FIGURES
+from lmcl.report.analysis import Analysis
+from lmcl.report.markup import figure_name, shown, span
+from lmcl.report.published import published_for
+
+SCHEMA = "lmcl-report/1"
+"""Name and version of results.json; the number rises when a field changes its meaning."""
+
+
+def markdown(a: Analysis) -> str:
+    """report.md: headline, published figures, portions, protocol."""
+    e = a.evaluation
+    lines = [f"# {a.run.name}", "", f"{a.run.set_name}, {a.run.part} part, {e.n} images.", ""]
+    note = a.run.protocol.get("note", "")
+    lines += [f"> {note}", ""] if note else []
+    lines += ["| figure | value | 95 % interval |", "|---|---|---|"]
+    lines += [
+        f"| {figure_name(name)} | {shown(e.figure(name), 4)} | "
+        f"{e.reasons.get(name, '') or span(e, name, 4)} |"
+        for name in FIGURES
+    ]
+    published = published_for(a.run.set_name)
+    if published:
+        lines += ["", "## Published", "", "| model | SRCC | PLCC | protocol |", "|---|---|---|---|"]
+        lines += [
+            f"| {p.model} | {shown(p.srcc)} | {shown(p.plcc)} | "
+            f"{'' if p.comparable else 'differs: '}{p.note} ({p.cite}) |"
+            for p in published
+        ]
+    lines += _portion_lines(a)
+    lines += ["", "## Protocol", ""]
+    lines += [f"* {name}: {value}" for name, value in a.run.protocol.items() if value]
+    lines += [f"* mapping: {e.fit4.form}, {e.fit4.status}, fitted on {e.fit_on}"]
+    lines += ["", *(f"* not shown: {m}" for m in a.run.missing)] if a.run.missing else []
+    return "\n".join(lines) + "\n"
+
+
+def results(a: Analysis) -> dict[str, Any]:
+    """One run's entry in results.json."""
+    return {
+        "name": a.run.name,
+        "set": a.run.set_name,
+        "part": a.run.part,
+        "protocol": dict(a.run.protocol),
+        "evaluation": a.evaluation.to_json(),
+        "portions": [
+            {"kind": p.kind, "name": p.name, "bias": _null(p.bias), **p.evaluation.to_json()}
+            for p in a.portions
+        ],
+        "others": [{"name": name, **e.to_json()} for name, e in a.others],
+        "missing": list(a.run.missing),
+    }
+
+
+def results_json(runs: list[dict[str, Any]], comparison: dict[str, Any] | None) -> str:
+    """results.json as text."""
+    tree = {"schema": SCHEMA, "runs": runs, "comparison": comparison}
+    return json.dumps(tree, indent=2, allow_nan=False) + "\n"
+
+
+def results_csv(analyses: list[Analysis]) -> str:
+    """results.csv: one row per run, part or set, and portion."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    ends = [f"srcc_{end}" for end in ("low", "high")]
+    writer.writerow(["run", "set", "part", "kind", "name", "n", "n_groups", *FIGURES, *ends])
+    for a in analyses:
+        place = (a.run.name, a.run.set_name)
+        writer.writerow([*place, a.run.part, "all", "", *_cells(a.evaluation)])
+        for p in a.portions:
+            writer.writerow([*place, a.run.part, p.kind, p.name, *_cells(p.evaluation)])
+        for name, e in a.others:
+            writer.writerow([*place, name, "all", "", *_cells(e)])
+    return out.getvalue()
+
+
+def predictions_csv(a: Analysis) -> str:
+    """predictions.csv: what others need to recompute every figure, with the mapped prediction."""
+    p = a.run.headline
+    mapped = a.evaluation.fit4(p.prediction)
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["id", "path", "group", "mos", "std", "pred", "pred_fit", "split"])
+    for i in range(len(p)):
+        values = (p.mos[i], p.mos_std[i], p.prediction[i], mapped[i])
+        numbers = [repr(float(v)) if v == v else "" for v in values]
+        writer.writerow([int(p.id[i]), p.path[i], p.group[i], *numbers, p.part[i] or a.run.part])
+    return out.getvalue()
+
+
+def _cells(e: Evaluation) -> list[str]:
+    figures = [e.figure(name) for name in FIGURES]
+    interval = e.intervals.get("srcc")
+    ends = [f"{interval.low:.6f}", f"{interval.high:.6f}"] if interval else ["", ""]
+    return [str(e.n), str(e.n_groups), *("" if v != v else f"{v:.6f}" for v in figures), *ends]
+
+
+def _portion_lines(a: Analysis) -> list[str]:
+    if not a.portions:
+        return []
+    lines = [
+        "",
+        "## Portions",
+        "",
+        "| | | images | SRCC | 95 % | PLCC raw |",
+        "|---|---|---|---|---|---|",
+    ]
+    return lines + [
+        f"| {p.kind} | {p.name} | {p.evaluation.n} | {shown(p.evaluation.srcc)} | "
+        f"{span(p.evaluation, 'srcc', 2)} | {shown(p.evaluation.plcc_raw)} |"
+        for p in a.portions
+    ]
+
+
+def _null(value: float) -> float | None:
+    return value if value == value else None
