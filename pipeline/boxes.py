@@ -72,7 +72,7 @@ def frame_sizes(
     heights: Int[np.ndarray, " b"], widths: Int[np.ndarray, " b"], crops: CropConfig
 ) -> Int64[np.ndarray, "b 2"]:
     """Height and width of the frame that boxes lie in; at least a crop each way."""
-    return np.maximum(scaled_sizes(heights, widths, crops.max_side), crops.size)
+    return np.asarray(np.maximum(scaled_sizes(heights, widths, crops.max_side), crops.size))
 
 
 def random_boxes(

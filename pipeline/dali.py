@@ -8,14 +8,14 @@ n-th request. A pipeline is dead after any error and has to be built anew.
 import functools
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.utils.dlpack
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float32, Int32, Int64, UInt8
 from torch import Tensor
 
 from pipeline.errors import PipelineError
@@ -68,7 +68,7 @@ class DaliBackend:
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="lmcl-read")
         self.recipe = f"dali-{decode}-{dali_version()}"
 
-    def run(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Tensor]]:
+    def run(self, requests: Iterator[Request]) -> Generator[tuple[Request, Tensor], None, None]:
         """Yield each request with its crops on the device.
 
         A yielded tensor is DALI's own buffer without a copy; it stays valid as long as it is held.
@@ -116,7 +116,29 @@ class DaliBackend:
         except (RuntimeError, IndexError) as error:
             self._bury(flow)
             raise self._explain(error, flow) from error
-        return flow.take(), torch.utils.dlpack.from_dlpack(outputs[0].as_tensor())
+        request = self._checked(flow, outputs[1:])
+        return request, torch.utils.dlpack.from_dlpack(outputs[0].as_tensor())
+
+    def _checked(self, flow: "_Flow", shapes: Any) -> Request:
+        """The request of the outputs at hand; its images must have the sizes of the table.
+
+        One that is larger would be cut without complaint, somewhere else than intended.
+        """
+        request, inputs = flow.take()
+        for found in shapes:
+            wrong = np.flatnonzero((np.asarray(found.as_tensor()) != inputs.sizes).any(axis=1))
+            if wrong.size:
+                self._bury(flow)
+                one = int(request.ids[wrong[0]])
+                height, width = np.asarray(found.as_tensor())[wrong[0]].tolist()
+                tall, wide = request.sizes[wrong[0]].tolist()
+                raise PipelineError(
+                    f"{self._source.describe(one)}: decodes to {height} x {width}, the sample "
+                    f"table says {tall} x {wide} (height x width); run `lmcl-shard verify --deep`",
+                    exit_code=3,
+                    ids=(one,),
+                )
+        return request
 
     def _run_once(self, pipe: Any) -> Any:
         if self._device.type == "cuda":
@@ -206,10 +228,10 @@ class _Flow:
         arrays: tuple[Any, ...] = (inputs.encoded, inputs.corners, _indices(self._spec))
         return (*arrays, inputs.targets) if self._spec.scales else arrays
 
-    def take(self) -> Request:
+    def take(self) -> tuple[Request, "_Inputs"]:
         request, inputs = self._inside.popleft()
         self._spent.append(inputs)
-        return request
+        return request, inputs
 
     def in_flight(self) -> list[tuple[Request, "_Inputs"]]:
         return list(self._inside)
@@ -227,10 +249,12 @@ class _Inputs:
         self,
         encoded: list[UInt8[np.ndarray, " _size"]],
         corners: Int32[np.ndarray, "b v 2"],
-        targets: Any,
+        sizes: Int64[np.ndarray, "b 2"],
+        targets: Float32[np.ndarray, "b 2"],
     ) -> None:
         self.encoded = encoded
         self.corners = corners
+        self.sizes = sizes
         self.targets = targets
 
 
@@ -243,18 +267,14 @@ def _indices(spec: ViewSpec) -> Int32[np.ndarray, "b v"]:
 
 def _read_inputs(source: Source, request: Request, spec: ViewSpec) -> _Inputs:
     encoded = source.read(request.ids)
-    targets = request.targets
+    sizes, targets = request.sizes.copy(), request.targets.copy()
     least = 1 if spec.whole else spec.size
-    chosen = wants_preparing(encoded, request.targets, least)
-    if chosen.any():
-        targets = targets.copy()
-    for row in np.flatnonzero(chosen).tolist():
+    for row in np.flatnonzero(wants_preparing(encoded, targets, least)).tolist():
         pixels = _prepare(source, request, row, encoded[row], least)
         encoded[row] = wrap_ppm(pixels)
-        targets[row] = pixels.shape[:2]
-    return _Inputs(
-        encoded, np.ascontiguousarray(request.boxes[..., :2]), targets.astype(np.float32)
-    )
+        sizes[row] = targets[row] = pixels.shape[:2]
+    corners = np.ascontiguousarray(request.boxes[..., :2])
+    return _Inputs(encoded, corners, sizes, targets.astype(np.float32))
 
 
 def _prepare(
@@ -289,7 +309,7 @@ def _build_graph(
     spec: ViewSpec, *, device: torch.device, decode: Decode, num_threads: int, prefetch: int
 ) -> tuple[Any, _Feed]:
     """One pipeline: external source, decoder, then either all crops or the whole image."""
-    from nvidia.dali import Pipeline
+    from nvidia.dali import Pipeline, types
 
     feed = _Feed()
     pipe = Pipeline(
@@ -299,8 +319,13 @@ def _build_graph(
         prefetch_queue_depth=prefetch,
     )
     with pipe:
-        views = _whole_view(feed, spec, decode) if spec.whole else _crops(feed, spec, decode)
-        pipe.set_outputs(views.gpu() if device.type == "cuda" and decode == "cpu" else views)
+        image, views = _whole_view(feed, spec, decode) if spec.whole else _crops(feed, spec, decode)
+        if decode == "mixed":
+            # Looking at a shape would make the host wait for the GPU.
+            pipe.set_outputs(views)
+        else:
+            shape = image.shape(dtype=types.INT64)[:2]
+            pipe.set_outputs(views.gpu() if device.type == "cuda" else views, shape)
     pipe.build()
     return pipe, feed
 
@@ -320,43 +345,40 @@ def _decoded(encoded: Any, decode: Decode) -> Any:
     return fn.decoders.image(encoded, device=decode, jpeg_fancy_upsampling=True)
 
 
-def _crops(feed: _Feed, spec: ViewSpec, decode: Decode) -> Any:
+def _crops(feed: _Feed, spec: ViewSpec, decode: Decode) -> tuple[Any, Any]:
     from nvidia.dali import fn, types
 
     dtypes, ndims = [types.UINT8, types.INT32, types.INT32], [1, 2, 1]
     if spec.scales:
         encoded, corners, indices, targets = _inputs(feed, [*dtypes, types.FLOAT], [*ndims, 1])
-        image = fn.resize(
-            _decoded(encoded, decode),
-            size=targets,
-            interp_type=types.INTERP_TRIANGULAR,
-            antialias=True,
-        )
+        image = _decoded(encoded, decode)
+        scaled = fn.resize(image, size=targets, interp_type=types.INTERP_TRIANGULAR, antialias=True)
     else:
         encoded, corners, indices = _inputs(feed, dtypes, ndims)
-        image = _decoded(encoded, decode)
+        image = scaled = _decoded(encoded, decode)
     # One operator cuts all views: it pastes them under each other on a canvas, which is the batch's
     # final memory already. A crop operator per view and a stack cost 9 to 25 times as much.
     views, size = spec.views, spec.size
     canvas = fn.multi_paste(
-        image,
+        scaled,
         in_ids=indices,
         in_anchors=corners,
         shapes=np.full((views, 2), size, dtype=np.int32),
         out_anchors=np.asarray([[view * size, 0] for view in range(views)], dtype=np.int32),
         output_size=(views * size, size),
     )
-    return fn.reshape(canvas, shape=(views, size, size, 3))
+    return image, fn.reshape(canvas, shape=(views, size, size, 3))
 
 
-def _whole_view(feed: _Feed, spec: ViewSpec, decode: Decode) -> Any:
+def _whole_view(feed: _Feed, spec: ViewSpec, decode: Decode) -> tuple[Any, Any]:
     from nvidia.dali import fn, types
 
     (encoded,) = _inputs(feed, [types.UINT8], [1])
-    image = fn.resize(
-        _decoded(encoded, decode),
+    image = _decoded(encoded, decode)
+    small = fn.resize(
+        image,
         size=(spec.size, spec.size),
         interp_type=types.INTERP_TRIANGULAR,
         antialias=True,
     )
-    return fn.reshape(image, shape=(1, spec.size, spec.size, 3))
+    return image, fn.reshape(small, shape=(1, spec.size, spec.size, 3))

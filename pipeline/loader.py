@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
@@ -125,6 +125,7 @@ class Loader:
             raise ValueError(f"rank {rank} was asked of a world of {world_size}")
         self._backend: Backend | None = None
         self._spec: ViewSpec | None = None
+        self._running: Generator[CropBatch, None, None] | None = None
         self._position = _Position(epoch=0, step=0)
         self._resume: _Position | None = None
         self.wait_s = 0.0
@@ -164,11 +165,19 @@ class Loader:
         if not 0 <= start <= self.steps:
             raise ValueError(f"start is step {start}, but an epoch has {self.steps} steps")
         self._resume = None
-        return self._iterate(epoch, start, saliency if self._crops.salient else None)
+        self._leave_epoch()
+        self._running = self._iterate(epoch, start, saliency if self._crops.salient else None)
+        return self._running
+
+    def _leave_epoch(self) -> None:
+        # Two epochs cannot share the backend; starting one ends the other.
+        if self._running is not None:
+            self._running.close()
+            self._running = None
 
     def _iterate(
         self, epoch: int, start: int, saliency: SaliencyTable | None
-    ) -> Iterator[CropBatch]:
+    ) -> Generator[CropBatch, None, None]:
         self._source.recheck()
         backend = self._ready_backend(with_salient=saliency is not None)
         self._position = _Position(epoch=epoch, step=start)
@@ -186,7 +195,7 @@ class Loader:
                 self._position = _Position(epoch=epoch, step=request.step + 1)
                 yield self._batch(request, crops, epoch)
         finally:
-            ready.close()  # type: ignore[attr-defined]
+            ready.close()
         if self.skipped.size:
             _log.warning(
                 "%s: %d damaged images were left out of epoch %d: ids %s",
@@ -296,6 +305,7 @@ class Loader:
 
     def close(self) -> None:
         """Give back threads, buffers and files; may be called twice."""
+        self._leave_epoch()
         if self._backend is not None:
             self._backend.close()
             self._backend = None

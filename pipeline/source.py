@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int64, UInt8
 
 from pipeline.errors import PipelineError
 from shards.errors import ShardError
+from shards.job import key_of
 from shards.read import ShardSet
 
 _TAR_BLOCK = 512
@@ -99,7 +100,7 @@ class Source:
         """
         with self._lock:
             for index, shard in list(self._open.items()):
-                found = _identity(os.stat(shard.path)) if shard.path.is_file() else None
+                found = self._identity(shard.path) if shard.path.is_file() else None
                 if found == shard.identity:
                     continue
                 os.close(self._open.pop(index).descriptor)
@@ -107,13 +108,11 @@ class Source:
                     self._check_hash(index, shard.path)
 
     def describe(self, one: int) -> str:
-        """Set, shard, id and path of a sample, for messages."""
-        table = self._set.samples
-        index = int(self._shard[one])
-        return (
-            f"{self._set.name}: sample {one} ({table.path[one]!s}) in "
-            f"{self._set.manifest.shards[index].name} at byte {int(self._offset[one])}"
-        )
+        """Set, id, path, member and shard of a sample, for messages."""
+        table, name = self._set.samples, self._set.name
+        shard = self._set.manifest.shards[int(self._shard[one])].name
+        member = f"{key_of(name, one)}.{table.codec[one]}"
+        return f"{name}: sample {one} ({table.path[one]}), member {member} of {shard}"
 
     def close(self) -> None:
         """Close every shard and stop fetching."""
@@ -165,10 +164,8 @@ class Source:
         if index in self._open:
             self._open.move_to_end(index)
             return self._open[index].descriptor
-        path = self._path(index)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        status = os.fstat(descriptor)
-        size, expected = status.st_size, self._set.manifest.shards[index].size_bytes
+        path, descriptor = self._open_file(index)
+        size, expected = os.fstat(descriptor).st_size, self._set.manifest.shards[index].size_bytes
         if size != expected:
             os.close(descriptor)
             raise PipelineError(
@@ -176,10 +173,38 @@ class Source:
                 f"or replaced: restore it, then `lmcl-shard verify {self._set.root}`",
                 exit_code=3,
             )
-        self._open[index] = _OpenShard(path=path, descriptor=descriptor, identity=_identity(status))
+        self._open[index] = _OpenShard(
+            path=path, descriptor=descriptor, identity=self._identity(path)
+        )
         if len(self._open) > _MAX_OPEN:
             os.close(self._open.popitem(last=False)[1].descriptor)
         return descriptor
+
+    def _open_file(self, index: int) -> tuple[Path, int]:
+        fetched = self._fetching.pop(index, None)
+        try:
+            path = fetched.result() if fetched is not None else self._set.shard_path(index)
+            try:
+                return path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                # A cache may have dropped the copy since it was fetched; once more, then.
+                path = self._set.shard_path(index)
+                return path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except ShardError as error:
+            raise PipelineError(str(error), exit_code=error.exit_code) from error
+        except OSError as error:
+            name = self._set.manifest.shards[index].name
+            raise PipelineError(
+                f"{self._set.root}: shard {name} cannot be opened ({error}); restore it, then "
+                f"`lmcl-shard verify {self._set.root}`",
+                exit_code=4,
+            ) from error
+
+    def _identity(self, path: Path) -> tuple[int, ...]:
+        status = path.stat()
+        # A cache marks what it used last by the time of change; that is no sign of new contents.
+        changed_ns = status.st_mtime_ns if self._set.store.is_local else 0
+        return (status.st_dev, status.st_ino, status.st_size, changed_ns)
 
     def _check_hash(self, index: int, path: Path) -> None:
         with path.open("rb") as file:
@@ -191,27 +216,6 @@ class Source:
                 f"says {expected[:12]}); restore it, then `lmcl-shard verify {self._set.root}`",
                 exit_code=3,
             )
-
-    def _path(self, index: int) -> Path:
-        fetched = self._fetching.pop(index, None)
-        name = self._set.manifest.shards[index].name
-        try:
-            path = fetched.result() if fetched is not None else self._set.shard_path(index)
-            # An evicted or deleted file is fetched, or missed, again.
-            if not path.is_file():
-                path = self._set.shard_path(index)
-        except (ShardError, OSError) as error:
-            code = error.exit_code if isinstance(error, ShardError) else 4
-            raise PipelineError(f"{name}: cannot be had ({error})", exit_code=code) from error
-        if not path.is_file():
-            raise PipelineError(
-                f"{path}: the shard has vanished; restore it or build the set again", exit_code=4
-            )
-        return path
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _octal(field: bytes) -> int:

@@ -6,7 +6,7 @@ no worker can be left behind (docs/decisions/0303).
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -42,7 +42,7 @@ class TorchBackend:
         self._prefetch = prefetch
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lmcl-decode")
 
-    def run(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Tensor]]:
+    def run(self, requests: Iterator[Request]) -> Generator[tuple[Request, Tensor], None, None]:
         """Yield each request with its crops on the device; every batch has memory of its own.
 
         Raises:

@@ -1,0 +1,253 @@
+"""What goes wrong inside a batch: named, survived, and nothing left running."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.boxes import CropConfig
+from pipeline.errors import PipelineError
+from pipeline.loader import Loader
+from pipeline.saliency import SaliencyTable
+from shards.read import ShardSet
+
+Pack = Callable[..., ShardSet]
+
+CROPS = CropConfig(size=64, random=2, evaluation=2)
+BACKENDS = ["dali", "torch"]
+
+
+@pytest.fixture
+def packed(pack: Pack, mixed_images: list[tuple[str, bytes]]) -> ShardSet:
+    return pack(mixed_images, samples_per_shard=10)
+
+
+def _loader(shard_set: ShardSet, backend: str, **changes: object) -> Loader:
+    options = {
+        "crops": CROPS, "batch_size": 4, "mode": "eval", "seed": 1, "num_threads": 2,
+    } | changes  # fmt: skip
+    ids = options.pop("ids", shard_set.ids())
+    return Loader(shard_set, ids, backend=backend, **options)
+
+
+def _damage(shard_set: ShardSet, id: int, how: str) -> None:
+    """Spoil a packed image in place; the tar around it stays sound."""
+    table = shard_set.samples
+    path = Path(shard_set.root) / shard_set.manifest.shards[table.shard[id]].name
+    start, size = int(table.offset[id]), int(table.size[id])
+    keep = {"garbage": 0, "truncated": size // 2, "header": 60}[how]
+    filler = os.urandom(size) if how == "garbage" else bytes(size)
+    with path.open("r+b") as tar:
+        tar.seek(start + keep)
+        tar.write(filler[keep:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("how", ["garbage", "truncated", "header"])
+@pytest.mark.parametrize("id", [4, 5], ids=["jpeg", "png"])
+def test_a_damaged_image_is_named(packed: ShardSet, backend: str, how: str, id: int) -> None:
+    _damage(packed, id, how)
+    place = rf"toy: sample {id} \(image {id}\.\w+\), member toy-0000000{id}\.\w+ of toy-000000\.tar"
+    with (
+        _loader(packed, backend) as loader,
+        pytest.raises(PipelineError, match=place + ".*verify --deep") as caught,
+    ):
+        list(loader.epoch(0))
+    assert caught.value.exit_code == 3
+    assert caught.value.ids == (id,)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loader_goes_on_after_an_error(packed: ShardSet, backend: str) -> None:
+    with _loader(packed, backend) as loader:
+        expected = [batch.crops.clone() for batch in loader.epoch(0)]
+        path = Path(packed.root) / packed.manifest.shards[0].name
+        sound = path.read_bytes()
+        _damage(packed, 6, "garbage")
+        for _ in range(2):
+            with pytest.raises(PipelineError, match=r"sample 6|replaced while in use"):
+                list(loader.epoch(0))
+        path.write_bytes(sound)
+        again = [batch.crops for batch in loader.epoch(0)]
+    assert all(torch.equal(one, other) for one, other in zip(expected, again, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_skipping_leaves_damaged_images_out_on_every_rank_and_says_so(
+    packed: ShardSet, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for id, how in [(3, "garbage"), (12, "truncated"), (36, "header")]:
+        _damage(packed, id, how)
+    seen, steps = [], set()
+    with caplog.at_level(logging.WARNING):
+        for rank in range(2):
+            with _loader(
+                packed, backend, on_error="skip", rank=rank, world_size=2, mode="train"
+            ) as loader:
+                assert loader.skipped.tolist() == [3, 12, 36]
+                batches = list(loader.epoch(0))
+                steps.add(len(batches))
+                seen += [id for batch in batches for id in batch.ids[batch.valid].tolist()]
+    assert sorted(seen) == [id for id in range(37) if id not in (3, 12, 36)]
+    assert len(steps) == 1
+    assert "3 damaged images were left out of epoch 0: ids 3, 12, 36" in caplog.text
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_silent_corruption_is_skipped_by_its_checksum(packed: ShardSet, backend: str) -> None:
+    # One changed byte in the middle of a JPEG decodes without complaint.
+    table = packed.samples
+    path = Path(packed.root) / packed.manifest.shards[0].name
+    data = bytearray(path.read_bytes())
+    data[int(table.offset[4]) + int(table.size[4]) * 2 // 3] ^= 0x15
+    path.write_bytes(data)
+    with _loader(packed, backend, on_error="skip") as loader:
+        assert loader.skipped.tolist() == [4]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_shard_cut_off_in_mid_epoch_is_an_error_and_no_crash(
+    packed: ShardSet, backend: str
+) -> None:
+    with _loader(packed, backend, prefetch=1) as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        for shard in packed.manifest.shards:
+            os.truncate(Path(packed.root) / shard.name, 700)
+        with pytest.raises(PipelineError, match="cut off") as caught:
+            list(batches)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_shard_that_vanishes_is_missed(packed: ShardSet, backend: str) -> None:
+    with _loader(packed, backend, prefetch=1) as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        (Path(packed.root) / packed.manifest.shards[3].name).unlink()
+        with pytest.raises(PipelineError, match=r"toy-000003\.tar.*not there") as caught:
+            list(batches)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(50, 40), (80, 300)], ids=["smaller", "larger"])
+def test_an_image_of_another_size_than_the_table_says_is_never_passed_off(
+    packed: ShardSet,
+    backend: str,
+    size: tuple[int, int],
+    photograph: Callable[..., Image.Image],
+    encode: Callable[..., bytes],
+) -> None:
+    # Sample 4 is a JPEG of 64 x 200; a sound image of another size takes its place in the shard.
+    table = packed.samples
+    path = Path(packed.root) / packed.manifest.shards[0].name
+    other = encode(photograph(*size), "JPEG", quality=5)
+    assert len(other) <= int(table.size[4])
+    with path.open("r+b") as tar:
+        tar.seek(int(table.offset[4]))
+        tar.write(other.ljust(int(table.size[4]), b"\0"))
+    with (
+        _loader(packed, backend) as loader,
+        pytest.raises(
+            PipelineError, match=f"sample 4 .*decodes to {size[0]} x {size[1]}.*64 x 200"
+        ),
+    ):
+        list(loader.epoch(0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_salient_box_outside_its_image_is_named(packed: ShardSet, backend: str) -> None:
+    boxes = np.tile(np.array([0, 0, 64, 64], dtype=np.int32), (37, 1))
+    boxes[11] = [5000, 0, 64, 64]
+    table = SaliencyTable(ids=np.arange(37), boxes=boxes)
+    with (
+        _loader(packed, backend, mode="train") as loader,
+        pytest.raises(PipelineError, match=r"box \(5000, 0, 64, 64\).* of sample 11 "),
+    ):
+        list(loader.epoch(0, saliency=table))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.array([], dtype=np.int64), "no sample at all"),
+        (np.array([3, 37]), "sample 37 was asked for, the set has 37"),
+        (np.array([-1]), "sample -1 was asked for"),
+        (np.array([3, 4, 3]), "listed twice"),
+    ],
+    ids=["empty", "beyond", "negative", "twice"],
+)
+def test_a_senseless_split_is_refused(mixed_set: ShardSet, ids: np.ndarray, message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        _loader(mixed_set, "torch", ids=ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size of an order is 0"),
+        ({"rank": 2, "world_size": 2}, "rank 2 was asked of a world of 2"),
+        ({"prefetch": 0}, "prefetch is 0"),
+        ({"num_threads": 0}, "num_threads is 0"),
+    ],
+    ids=["batch", "rank", "prefetch", "threads"],
+)
+def test_a_senseless_argument_is_refused(
+    mixed_set: ShardSet, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        _loader(mixed_set, "torch", **change)
+
+
+def test_a_step_beyond_the_epoch_is_refused(mixed_set: ShardSet) -> None:
+    with (
+        _loader(mixed_set, "torch") as loader,
+        pytest.raises(ValueError, match="step 11, but an epoch has 10"),
+    ):
+        loader.epoch(0, start=11)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("end", ["finished", "left", "failed"])
+def test_closing_leaves_no_thread_and_no_file_behind(
+    packed: ShardSet, backend: str, end: str
+) -> None:
+    with _loader(packed, backend) as warm:
+        list(warm.epoch(0))
+    python_threads, tasks, files = _census()
+    if end == "failed":
+        _damage(packed, 20, "garbage")
+    loader = _loader(packed, backend)
+    batches = loader.epoch(0)
+    if end == "left":
+        next(batches)
+    elif end == "finished":
+        list(batches)
+    else:
+        with pytest.raises(PipelineError):
+            list(batches)
+    loader.close()
+    loader.close()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and _census()[1] > tasks:
+        time.sleep(0.05)
+    assert _census()[0] <= python_threads
+    assert _census()[1] <= tasks
+    assert _census()[2] <= files
+
+
+def _census() -> tuple[int, int, int]:
+    """Python threads, threads of all kinds, open files of this process."""
+    return (
+        threading.active_count(),
+        len(os.listdir("/proc/self/task")),
+        len(os.listdir("/proc/self/fd")),
+    )
