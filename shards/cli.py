@@ -70,6 +70,14 @@ def cli() -> None:
     show_default=True,
     help="Images that the table does not name.",
 )
+@click.option("--patches", is_flag=True, help="flive: pack the patches too.")
+@click.option(
+    "--score-member",
+    default="json:mos",
+    show_default=True,
+    help="wds: cls, txt, json:field, or none.",
+)
+@click.option("--group-member", help="wds: where the group is, e.g. json:content.")
 @click.option("--contents", default=60, show_default=True, help="demo: number of contents.")
 @click.option("--seed", default=123, show_default=True, help="demo: seed.")
 @click.option("--workers", type=click.IntRange(1), help="Shards packed at a time. [cores]")
@@ -92,6 +100,9 @@ def build(
     score_range: tuple[float, float] | None,
     lower_is_better: bool,
     extra_files: Any,
+    patches: bool,
+    score_member: str,
+    group_member: str | None,
     contents: int,
     seed: int,
     workers: int | None,
@@ -115,6 +126,9 @@ def build(
         name=set_name,
         score=_score(score_range, lower_is_better),
         extra_files=extra_files,
+        patches=patches,
+        score_member=None if score_member == "none" else score_member,
+        group_member=group_member,
         contents=contents,
         seed=seed,
         workers=workers or default_workers(),

@@ -163,20 +163,34 @@ def rejected_row(id: int, sample: Sample) -> SampleRow:
 
 def _read_checked(sample: Sample, options: PackOptions) -> tuple[bytes, ImageInfo]:
     try:
-        if os.path.getsize(sample.file) > MAX_FILE_BYTES:
-            raise ShardError(f"{sample.file}: larger than {MAX_FILE_BYTES:,} bytes", exit_code=3)
-        data = sample.file.read_bytes()
+        data = _read(sample)
     except OSError as error:
         raise ShardError(
             f"{sample.file}: the labels name it, but it cannot be read ({error.strerror}); put it "
             "there, or leave it out with `--on-error skip`",
             exit_code=3,
         ) from error
-    info = inspect(data, where=str(sample.file), max_pixels=options.max_pixels)
+    where = str(sample.file) if sample.size is None else f"{sample.file}: {sample.path}"
+    info = inspect(data, where=where, max_pixels=options.max_pixels)
     if options.bmp_to_png and info.codec == "bmp":
-        data = bmp_to_png(data, where=str(sample.file))
+        data = bmp_to_png(data, where=where)
         info = ImageInfo(codec="png", width=info.width, height=info.height)
     return data, info
+
+
+def _read(sample: Sample) -> bytes:
+    with sample.file.open("rb") as stream:
+        size = sample.size
+        if size is None:
+            size = os.fstat(stream.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise ShardError(
+                f"{sample.file}: {size:,} bytes, more than the {MAX_FILE_BYTES:,} an image may "
+                "have",
+                exit_code=3,
+            )
+        stream.seek(sample.offset)
+        return stream.read(size)
 
 
 def _add(

@@ -141,7 +141,7 @@ def _fingerprint(samples: tuple[Sample, ...], first_id: int, options: PackOption
         except OSError:
             found.update(_described(sample, None))
         else:
-            found.update(_described(sample, status.st_size))
+            found.update(_described(sample, sample.size or status.st_size))
             found.update(str(status.st_mtime_ns).encode())
     return found.hexdigest()
 
@@ -156,12 +156,15 @@ def _described(sample: Sample, file_bytes: int | None) -> bytes:
         sample.level,
         sample.subset,
         sample.part,
+        sample.offset,
         file_bytes,
     )
     return repr(fields).encode("utf-8", "surrogateescape")
 
 
 def _file_size(sample: Sample) -> int | None:
+    if sample.size is not None:
+        return sample.size if os.path.isfile(sample.file) else None
     try:
         return os.path.getsize(sample.file) if os.path.isfile(sample.file) else None
     except OSError:

@@ -68,6 +68,10 @@ class Sample:
     """A named portion of the set, e.g. where its images come from."""
     part: str = ""
     """The set's own split: train, val, test or empty."""
+    offset: int = 0
+    """Where the image starts in the file, for images inside another archive."""
+    size: int | None = None
+    """How many bytes it has there; None for the whole file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.datasets import biq2021, demo
+from shards.datasets import (
+    agiqa3k,
+    biq2021,
+    csiq,
+    demo,
+    flive,
+    kadid10k,
+    koniq10k,
+    live,
+    livec,
+    spaq,
+    tid2013,
+)
+from shards.datasets.pyiqa import open_pyiqa
 from shards.datasets.table import ExtraFiles, open_table
 from shards.datasets.unlabelled import open_unlabelled
+from shards.datasets.wds import open_wds
 from shards.errors import ShardError
 from shards.sample import DataSet, Facts, Score
 
@@ -24,6 +38,12 @@ class SourceOptions:
     """Scale of the scores, for sets that do not bring one."""
     extra_files: ExtraFiles = "error"
     """What to do about images that a table does not name."""
+    patches: bool = False
+    """flive: read the patches too."""
+    score_member: str | None = "json:mos"
+    """wds: where the score of a sample is; None for none."""
+    group_member: str | None = None
+    """wds: where the group of a sample is."""
     contents: int = 60
     """Size of the demo set."""
     seed: int = 123
@@ -92,10 +112,68 @@ _READERS = (
         open=_open_demo,
     ),
     Reader(
+        name="live",
+        facts=live.FACTS,
+        source="the databaserelease2 folder: five distortion folders, "
+        "dmos_realigned.mat, refnames_all.mat",
+        open=lambda source, options: live.open_live(source, images=options.images),
+    ),
+    Reader(
+        name="csiq",
+        facts=csiq.FACTS,
+        source="the folder with csiq.DMOS.xlsx (or csiq_label.txt) and the images",
+        open=lambda source, options: csiq.open_csiq(source, images=options.images),
+    ),
+    Reader(
+        name="tid2013",
+        facts=tid2013.FACTS,
+        source="the folder with mos_with_names.txt and distorted_images/",
+        open=lambda source, options: tid2013.open_tid2013(source, images=options.images),
+    ),
+    Reader(
+        name="kadid10k",
+        facts=kadid10k.FACTS,
+        source="the folder with dmos.csv and images/",
+        open=lambda source, options: kadid10k.open_kadid10k(source, images=options.images),
+    ),
+    Reader(
+        name="livec",
+        facts=livec.FACTS,
+        source="the ChallengeDB_release folder: Data/*.mat and Images/",
+        open=lambda source, options: livec.open_livec(source, images=options.images),
+    ),
+    Reader(
+        name="koniq10k",
+        facts=koniq10k.FACTS,
+        source="the folder with a koniq10k_*.csv and 1024x768/ (or a smaller copy)",
+        open=lambda source, options: koniq10k.open_koniq10k(source, images=options.images),
+    ),
+    Reader(
+        name="flive",
+        facts=flive.FACTS,
+        source="the folder with labels_image.csv, labels640.csv, labels=640_padded.csv and the "
+        "images; --patches reads labels_patch.csv too",
+        open=lambda source, options: flive.open_flive(
+            source, images=options.images, patches=options.patches
+        ),
+    ),
+    Reader(
+        name="spaq",
+        facts=spaq.FACTS,
+        source="the folder with TestImage/ and Annotations/",
+        open=lambda source, options: spaq.open_spaq(source, images=options.images),
+    ),
+    Reader(
         name="biq2021",
         facts=biq2021.FACTS,
         source="the folder with Images/ and the two lists",
         open=lambda source, options: biq2021.open_biq2021(source, images=options.images),
+    ),
+    Reader(
+        name="agiqa3k",
+        facts=agiqa3k.FACTS,
+        source="the folder with data.csv and the images",
+        open=lambda source, options: agiqa3k.open_agiqa3k(source, images=options.images),
     ),
     Reader(
         name="table",
@@ -109,5 +187,24 @@ _READERS = (
         facts=Facts(title="A folder of images without scores, to be scored"),
         source="the folder",
         open=lambda source, options: open_unlabelled(source, name=options.name or "unlabelled"),
+    ),
+    Reader(
+        name="pyiqa",
+        facts=Facts(title="A set as pyiqa's meta_info_*.csv describes it"),
+        source="the meta_info_*.csv; --images names the folder its paths are relative to",
+        open=lambda source, options: open_pyiqa(source, images=options.images, name=options.name),
+    ),
+    Reader(
+        name="wds",
+        facts=Facts(title="A WebDataset made by others"),
+        source="a folder of tars, one tar, or a pattern such as set-{000000..000012}.tar; "
+        "--score-member says where the score is: cls, txt or json:field",
+        open=lambda source, options: open_wds(
+            source,
+            score_member=options.score_member,
+            group_member=options.group_member,
+            score=options.score,
+            name=options.name or "wds",
+        ),
     ),
 )
