@@ -97,6 +97,11 @@ def _check_shapes(rows: Tensor, hubs: Tensor, group: Tensor, keys: Tensor | None
             f"group: asked for one image index per row, [{rows.shape[0]}], got "
             f"{list(group.shape)}; repeat each image's index once per crop"
         )
+    if hubs.shape[0] > rows.shape[0] or (rows.shape[0] and not hubs.shape[0]):
+        raise ValueError(
+            f"hubs: asked for one row per image in group, got {hubs.shape[0]} hubs for "
+            f"{rows.shape[0]} rows; pass the salient crop of each image once, in row order"
+        )
     if keys is not None and keys.shape != rows.shape:
         raise ValueError(
             f"keys: asked for the shape of rows, {list(rows.shape)}, got {list(keys.shape)}; "

@@ -139,7 +139,6 @@ def student_backward(
     *,
     log_sum: Float[Tensor, " n"],
     weight: Float[Tensor, " n"],
-    cosine: Float[Tensor, "n c"],
     others: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
 ) -> Float[Tensor, "n d"]:
     """Gradient of sum_i weight_i log_sum_i by the rows, in both of their roles.
@@ -148,7 +147,6 @@ def student_backward(
         problem: As in the forward pass.
         log_sum: Log-sum-exp of the local rows over the whole denominator; +inf for dead rows.
         weight: Upstream gradient of each local row's log-sum-exp.
-        cosine: Cosines inside images, from the forward pass.
         others: (log_sum, weight) of `before` and of `after`.
     """
     rows, near, beta = problem.rows, problem.neighbours, problem.beta
@@ -159,9 +157,11 @@ def student_backward(
         scaled = rows[a:b] * beta
         here = stats.part(a, b)
         for c, d in problem.spans[place:]:
-            block = _pair_weights(scaled @ rows[c:d].T, here, stats.part(c, d))
-            if c == a:
-                block.scatter_(1, near.column[a:b] - a, _own_weights(problem, stats, cosine, a, b))
+            block = scaled @ rows[c:d].T
+            own = block.gather(1, near.column[a:b] - a) if c == a else None
+            _pair_weights(block, here, stats.part(c, d))
+            if own is not None:
+                block.scatter_(1, near.column[a:b] - a, _own_weights(near, stats, own, a))
             d_rows[a:b].addmm_(block, rows[c:d])
             if c > a:
                 d_rows[c:d].addmm_(block.T, rows[a:b])
@@ -248,11 +248,10 @@ def _pair_weights(
 
 
 def _own_weights(
-    problem: Problem, stats: _Statistics, cosine: Float[Tensor, "n c"], a: int, b: int
+    near: Neighbours, stats: _Statistics, logits: Float[Tensor, "i c"], a: int
 ) -> Float[Tensor, "i c"]:
     """The same for the pairs inside images, whose weights may differ by direction."""
-    near = problem.neighbours
-    logits = cosine[a:b] * problem.beta
+    b = a + logits.shape[0]
     column = near.column[a:b]
     forth = (logits + near.log_weight[a:b] - stats.log_sum[a:b, None]).exp()
     back = (logits + near.log_weight_back[a:b] - stats.log_sum[column]).exp()

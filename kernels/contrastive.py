@@ -1,5 +1,7 @@
 """The public loss: checks, choice of backend, and nothing of the arithmetic."""
 
+import importlib.util
+import os
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,8 @@ from kernels import checks, op
 from kernels.dense import dense_rows, same_image_masks
 from kernels.distributed import GatherWithGradient, Shares, find_shares, sum_over_ranks
 from kernels.groups import find_groups, find_neighbours
+from kernels.options import Options
+from kernels.tuning import MAX_WIDTH
 
 
 class LossOutput(NamedTuple):
@@ -84,34 +88,84 @@ def manifold_contrastive_loss(
         keys=keys,
         backend=backend,
     )
-    if normalize:
+    backend = choose_backend(rows, backend)
+    rows, hubs, keys = _in_autocast_dtype(backend, rows, hubs, keys)
+    if normalize and backend != "triton":
         rows, hubs = F.normalize(rows, dim=1), F.normalize(hubs, dim=1)
         keys = None if keys is None else F.normalize(keys, dim=1)
     if validate and not torch.compiler.is_compiling():
         checks.check_values(rows, hubs, keys, normalize=normalize)
     keys = None if keys is None else keys.detach()
-    tau = (
-        temperature
-        if isinstance(temperature, Tensor)
-        else torch.tensor(temperature, dtype=torch.float64)
-    )
+    if isinstance(temperature, Tensor):
+        tau = temperature
+    else:
+        tau = torch.tensor(temperature, dtype=torch.float64)
     if backend == "dense":
-        return _dense(rows, hubs, group, tau, intra_weight, overlap, include_positive, keys, gather)
-    loss, figures, *_ = op.contrastive_forward(
-        rows,
-        hubs,
-        group,
-        tau,
-        overlap,
-        keys,
-        0.0 if isinstance(intra_weight, str) else float(intra_weight),
-        isinstance(intra_weight, str),
-        include_positive,
-        gather,
-        torch.is_grad_enabled() and rows.requires_grad,
+        return _dense(
+            rows, hubs, group, tau, intra_weight, overlap, include_positive, keys, gather, validate
+        )
+    options = Options(
+        intra_weight=0.0 if isinstance(intra_weight, str) else float(intra_weight),
+        balanced=isinstance(intra_weight, str),
+        include_positive=include_positive,
+        normalize=normalize and backend == "triton",
+        gather=gather,
+        validate=validate,
+        backend=backend,
     )
-    share, positive, intra = figures.detach().unbind()
-    return LossOutput(loss, share, positive, intra)
+    result = op.contrastive_forward(
+        rows, hubs, group, tau, overlap, keys, options,
+        with_gradient=torch.is_grad_enabled() and rows.requires_grad,
+    )  # fmt: skip
+    share, positive, intra = result.figures.detach().unbind()
+    return LossOutput(result.loss, share, positive, intra)
+
+
+def choose_backend(rows: Float[Tensor, "n d"], backend: str) -> str:
+    """The backend that "auto" stands for, and a refusal of one that cannot work.
+
+    Args:
+        rows: Their device, width and dtype decide.
+        backend: As given by the caller.
+
+    Raises:
+        ValueError: If the Triton kernels are asked for where they cannot run.
+    """
+    obstacle = _why_not_triton(rows) if backend in ("auto", "triton") else ""
+    if backend == "auto":
+        return "chunked" if obstacle or not rows.is_cuda else "triton"
+    if obstacle:
+        raise ValueError(
+            f"backend: asked for 'triton', but {obstacle}; use backend='auto' or 'chunked'"
+        )
+    return backend
+
+
+def _why_not_triton(rows: Float[Tensor, "n d"]) -> str:
+    if rows.dtype == torch.float64:
+        return "its kernels have no float64"
+    if rows.shape[1] > MAX_WIDTH:
+        return f"rows are {rows.shape[1]} wide and its kernels stop at {MAX_WIDTH}"
+    if rows.is_cuda:
+        return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return f"rows are on {rows.device} and its kernels need CUDA"
+    return ""
+
+
+def _in_autocast_dtype(
+    backend: str, rows: Float[Tensor, "n d"], hubs: Float[Tensor, "b d"], keys: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inside autocast the GPU kernels compute in its dtype; other backends keep what they got.
+
+    An operation of our own is not on autocast's lists, and `F.normalize` under autocast gives
+    float32, so without this the half-precision path would never be taken.
+    """
+    kind = rows.device.type
+    if backend != "triton" or not torch.is_autocast_enabled(kind):
+        return rows, hubs, keys
+    dtype = torch.get_autocast_dtype(kind)
+    return rows.to(dtype), hubs.to(dtype), None if keys is None else keys.to(dtype)
 
 
 def _dense(
@@ -124,10 +178,12 @@ def _dense(
     include_positive: bool,
     keys: Float[Tensor, "n d"] | None,
     gather: bool,
+    validate: bool,
 ) -> LossOutput:
     """The reference: masks, one big matrix, autograd, a gradient for every gathered column."""
-    groups = find_groups(group, hubs=hubs.shape[0])
-    checks.check_overlap_width(overlap, groups.most)
+    groups = find_groups(group, hubs=hubs.shape[0], validate=validate)
+    checks.check_overlap_width(overlap, groups.most())
+    checks.check_temperature_value(float(temperature.detach()))
     shares = find_shares(rows.shape[0], hubs.shape[0], device=rows.device, gather=gather)
     columns = rows if keys is None else keys
     if shares.world_size > 1:

@@ -1,7 +1,8 @@
 """Which rows show the same image: intervals of rows, their neighbours and the neighbours' weights.
 
-Rows are image-major, so an image is an interval [first, first + size) of rows. Everything about
-pairs inside an image fits in an (n, c) table, c being the most crops that any image has.
+Rows are image-major, so an image is an interval of rows. Everything about pairs inside an image
+fits in an (n, c) table, c being the most crops that any image has. Nothing here reads a value back
+to the host except what says so: on a GPU the loss would wait for the encoder.
 """
 
 import dataclasses
@@ -18,44 +19,67 @@ BALANCE = 0.06
 class Groups:
     """The images of the local rows, as intervals."""
 
-    counts: Int[Tensor, " b"]
-    """Crops of each image."""
+    starts: Int[Tensor, " b+1"]
+    """First row of each image, and the number of rows."""
     image: Int[Tensor, " n"]
     """Position of each row's image, which is also the row of its hub."""
     first: Int[Tensor, " n"]
     """First row of the image that a row belongs to."""
-    size: Int[Tensor, " n"]
-    """Crops of the image that a row belongs to."""
-    most: int
-    """The most crops of any image; 0 without rows."""
+    end: Int[Tensor, " n"]
+    """First row after that image."""
+
+    @property
+    def size(self) -> Int[Tensor, " n"]:
+        """Crops of the image that a row belongs to."""
+        return self.end - self.first
+
+    @property
+    def counts(self) -> Int[Tensor, " b"]:
+        """Crops of each image."""
+        return self.starts.diff()
+
+    def most(self) -> int:
+        """The most crops of any image; reads a value."""
+        return int(self.counts.max()) if self.counts.numel() else 0
 
 
-def find_groups(group: Int[Tensor, " n"], *, hubs: int) -> Groups:
+def find_groups(group: Int[Tensor, " n"], *, hubs: int, validate: bool = True) -> Groups:
     """Runs of equal values as intervals.
+
+    Args:
+        group: Image of each row, rows of an image together.
+        hubs: Number of images that is expected.
+        validate: Check the values; reads two of them back.
 
     Raises:
         ValueError: If an image's rows are scattered, or hubs and images are not equally many.
     """
-    values, image, counts = torch.unique_consecutive(group, return_inverse=True, return_counts=True)
-    if values.shape[0] != values.unique().shape[0]:
+    n = group.shape[0]
+    is_new = torch.ones(n, dtype=torch.int64, device=group.device)
+    is_new[1:] = group[1:] != group[:-1]
+    image = is_new.cumsum(0) - 1
+    if validate:
+        _check_runs(group, is_new, hubs)
+    places = torch.arange(hubs + 1, device=group.device)
+    starts = torch.searchsorted(image, places)
+    image = image.clamp(max=hubs - 1)
+    return Groups(starts=starts, image=image, first=starts[image], end=starts[image + 1])
+
+
+def _check_runs(group: Int[Tensor, " n"], is_new: Int[Tensor, " n"], hubs: int) -> None:
+    in_order = group.sort().values
+    images = (in_order[1:] != in_order[:-1]).sum() + min(group.shape[0], 1)
+    runs, distinct = torch.stack([is_new.sum(), images]).tolist()
+    if runs != distinct:
         raise ValueError(
-            "group: every image's rows must stand together, got an image whose rows are scattered "
-            f"({values.shape[0]} runs, {values.unique().shape[0]} images); "
-            "sort the rows by image first"
+            f"group: every image's rows must stand together, got {distinct} images in {runs} "
+            "runs of rows; sort the rows by image first"
         )
-    if values.shape[0] != hubs:
+    if runs != hubs:
         raise ValueError(
-            f"hubs: asked for one row per image in group, got {hubs} hubs for "
-            f"{values.shape[0]} images; pass the salient crop of each image once, in row order"
+            f"hubs: asked for one row per image in group, got {hubs} hubs for {runs} images; "
+            "pass the salient crop of each image once, in row order"
         )
-    ends = counts.cumsum(0)
-    return Groups(
-        counts=counts,
-        image=image,
-        first=(ends - counts)[image],
-        size=counts[image],
-        most=int(counts.max()) if counts.numel() else 0,
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +102,7 @@ def find_neighbours(
     overlap: Float[Tensor, "n c"] | None,
     dtype: torch.dtype,
 ) -> Neighbours:
-    """The table of pairs inside images.
+    """The table of pairs inside images; reads the most crops of an image.
 
     Args:
         groups: Intervals of the local rows.
@@ -87,16 +111,16 @@ def find_neighbours(
         overlap: IoU of each row's crop with every crop of its image, or None for none.
         dtype: Of the weights.
     """
-    n = groups.image.shape[0]
-    place = torch.arange(groups.most, device=groups.image.device)
-    row = torch.arange(n, device=groups.image.device)[:, None]
+    most = groups.most()
+    place = torch.arange(most, device=groups.image.device)
+    row = torch.arange(groups.image.shape[0], device=groups.image.device)[:, None]
     column = groups.first[:, None] + place
     inside = place < groups.size[:, None]
     other = inside & (column != row)
     column = torch.where(inside, column, row)
     weight = row_weights(groups, intra_weight, images=images, dtype=dtype)[:, None]
     if overlap is not None:
-        weight = weight * (1 - overlap[:, : groups.most].to(dtype)).clamp(min=0)
+        weight = weight * (1 - overlap[:, :most].to(dtype)).clamp(min=0)
     log_weight = torch.where(other, weight, 0.0).log()
     back = log_weight[column, (row - groups.first[:, None]).clamp(min=0)]
     return Neighbours(
@@ -110,7 +134,7 @@ def row_weights(
     groups: Groups, intra_weight: float | str, *, images: int, dtype: torch.dtype
 ) -> Float[Tensor, " n"]:
     """w_A of each row; "balanced" is kappa (T - 1) H / (H - 1): T images, H crops of this one."""
-    size = groups.size.to(dtype)
     if isinstance(intra_weight, str):
+        size = groups.size.to(dtype)
         return BALANCE * (images - 1) * size / (size - 1).clamp(min=1)
-    return torch.full_like(size, intra_weight)
+    return torch.full_like(groups.image, intra_weight, dtype=dtype)

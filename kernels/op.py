@@ -1,34 +1,40 @@
 """The loss as an operation of torch: opaque to torch.compile, first derivative only.
 
 Everything whose size depends on values (images per batch, rows of other ranks) stays inside the
-operation, so that `torch.compile(fullgraph=True)` sees two calls and nothing else.
+operation, so `torch.compile(fullgraph=True)` sees two calls and nothing else. Defined through
+`torch.library.Library` and not `custom_op`, whose wrapper loads the compiler (1.4 s, 300 MB) on the
+first call and costs four times as much on each.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels import checks, chunked
-from kernels.distributed import Shares, find_shares, gather_rows, is_distributed, sum_over_ranks
-from kernels.groups import Groups, Neighbours, find_groups, find_neighbours
+from kernels import with_chunked
+from kernels.distributed import is_distributed
+from kernels.options import Forward, Options
 
-Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""loss, figures [3], log_sum [n], pull [n], cosine [n, c], columns [m, d], d_rows [n, d]"""
+_OPTIONS = (
+    "float intra_weight, bool balanced, bool include_positive, bool normalize, bool gather, "
+    "bool validate, str backend"
+)
+_TABLES = "Tensor rows, Tensor hubs, Tensor group, Tensor temperature, Tensor? overlap"
+_SAVED = "Tensor stats, Tensor columns, Tensor used_hubs, Tensor hub_length, Tensor unit_d_rows"
+
+_library: Any = torch.library.Library("lmcl", "DEF")  # type: ignore[no-untyped-call]
+_library.define(
+    f"contrastive_forward({_TABLES}, Tensor? keys, {_OPTIONS}, bool with_gradient) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    f"contrastive_backward(Tensor d_loss, {_TABLES}, {_SAVED}, {_OPTIONS}, bool student) -> "
+    "(Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 
-class RowSums(NamedTuple):
-    """What a backend says of each row before the hubs enter."""
-
-    negatives: Tensor
-    """Log-sum-exp over all negatives, [n]."""
-    cosine: Tensor
-    """Cosines inside images, [n, c]."""
-    d_rows: Tensor
-    """Teacher keys: gradient of `negatives`, [n, d]; empty for student keys."""
-
-
-@torch.library.custom_op("lmcl::contrastive_forward", mutates_args=())
 def contrastive_forward(
     rows: Tensor,
     hubs: Tensor,
@@ -36,230 +42,126 @@ def contrastive_forward(
     temperature: Tensor,
     overlap: Tensor | None,
     keys: Tensor | None,
-    intra_weight: float,
-    balanced: bool,
-    include_positive: bool,
-    gather: bool,
+    options: Options,
+    *,
     with_gradient: bool,
 ) -> Forward:
-    """Loss of the batch and what the backward pass needs; see `manifold_contrastive_loss`."""
-    groups = find_groups(group, hubs=hubs.shape[0])
-    checks.check_table(rows.shape[0], groups.most)
-    checks.check_overlap_width(overlap, groups.most)
-    shares = find_shares(rows.shape[0], hubs.shape[0], device=rows.device, gather=gather)
-    work = _working_dtype(rows)
-    near = find_neighbours(
-        groups,
-        intra_weight="balanced" if balanced else intra_weight,
-        images=shares.images,
-        overlap=overlap,
-        dtype=work,
-    )
-    tau = float(temperature)
-    checks.check_temperature_value(tau)
-    columns = gather_rows(rows if keys is None else keys, shares).to(work)
-    problem = _problem(rows.to(work), columns, shares, groups, near, tau, student=keys is None)
-    if keys is None:
-        negatives, cosine = chunked.student_forward(problem)
-        d_rows = rows.new_empty(0, rows.shape[1], dtype=work)
-    else:
-        negatives, cosine, d_rows = chunked.teacher_forward(
-            problem, columns, offset=shares.offset, with_gradient=with_gradient
+    """Call the operation: differentiable once, by rows, hubs and temperature."""
+    return Forward(
+        *torch.ops.lmcl.contrastive_forward(
+            rows, hubs, group, temperature, overlap, keys, *_scalars(options), with_gradient
         )
-    positive = (problem.rows * hubs.to(work)[groups.image]).sum(1)
-    loss, figures, log_sum, pull = _combine(
-        RowSums(negatives, cosine, d_rows), positive, near, tau, shares, include_positive
     )
-    kept = (
-        columns if shares.world_size > 1 and keys is None else columns.new_empty(0, rows.shape[1])
+
+
+def _scalars(options: Options) -> tuple[float | bool | str, ...]:
+    return (
+        options.intra_weight,
+        options.balanced,
+        options.include_positive,
+        options.normalize,
+        options.gather,
+        options.validate,
+        options.backend,
     )
-    return loss, figures, log_sum, pull, cosine, kept, d_rows
 
 
-def _combine(
-    sums: RowSums,
-    positive: Tensor,
-    near: Neighbours,
-    tau: float,
-    shares: Shares,
-    include_positive: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per-row sums -> loss, figures, log-sum-exp of the whole denominator, pull of the hub."""
-    total = sums.negatives
-    if include_positive:
-        total = torch.logaddexp(total, positive / tau)
-    dead = total == -torch.inf
-    loss = torch.where(dead, 0.0, total) - positive / tau
-    log_sum = torch.where(dead, torch.inf, total)
-    pull = (sums.negatives - log_sum).exp() if include_positive else torch.ones_like(loss)
-    intra = (sums.cosine / tau + near.log_weight - log_sum[:, None]).exp().sum(1)
-    other = near.column != torch.arange(loss.shape[0], device=loss.device)[:, None]
-    intra_cosine = torch.where(other, sums.cosine, 0.0).sum()
-    local = torch.stack([loss.sum(), intra.sum(), positive.sum(), intra_cosine, other.sum()])
-    whole = sum_over_ranks(local, shares)
-    rows = max(shares.total, 1)
-    figures = torch.stack([whole[1] / rows, whole[2] / rows, whole[3] / whole[4].clamp(min=1)])
-    return (whole[0] / rows).to(_loss_dtype(loss)), figures.to(_loss_dtype(loss)), log_sum, pull
+def _options(scalars: tuple[Any, ...]) -> Options:
+    intra_weight, balanced, include_positive, normalize, gather, validate, backend = scalars
+    return Options(
+        intra_weight=intra_weight,
+        balanced=balanced,
+        include_positive=include_positive,
+        normalize=normalize,
+        gather=gather,
+        validate=validate,
+        backend=backend,
+    )
 
 
-@torch.library.custom_op("lmcl::contrastive_backward", mutates_args=())
-def contrastive_backward(
-    d_loss: Tensor,
+def _forward(
     rows: Tensor,
     hubs: Tensor,
     group: Tensor,
     temperature: Tensor,
     overlap: Tensor | None,
-    log_sum: Tensor,
-    pull: Tensor,
-    cosine: Tensor,
-    columns: Tensor,
-    d_negatives: Tensor,
-    intra_weight: float,
-    balanced: bool,
-    include_positive: bool,
-    gather: bool,
-    student: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by rows, hubs and temperature."""
-    groups = find_groups(group, hubs=hubs.shape[0])
-    shares = find_shares(rows.shape[0], hubs.shape[0], device=rows.device, gather=gather)
-    work = _working_dtype(rows)
-    tau = float(temperature)
-    upstream = d_loss.to(work) * (shares.world_size / max(shares.total, 1))
-    weight = upstream.expand(rows.shape[0]) * pull
-    local = rows.to(work)
-    if student:
-        near = find_neighbours(
-            groups,
-            intra_weight="balanced" if balanced else intra_weight,
-            images=shares.images,
-            overlap=overlap,
-            dtype=work,
+    keys: Tensor | None,
+    *arguments: Any,
+) -> Forward:
+    tensors = (rows, hubs, group, temperature, overlap, keys)
+    options, with_gradient = _options(arguments[:-1]), arguments[-1]
+    if options.backend == "triton":
+        # Triton is there on Linux only, and its kernels read the environment when loaded.
+        from kernels import with_triton
+
+        return with_triton.forward(*tensors, options, with_gradient=with_gradient)
+    return with_chunked.forward(*tensors, options, with_gradient=with_gradient)
+
+
+def _backward(d_loss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows, hubs, group, temperature, overlap = arguments[:5]
+    empty = rows.new_empty(0)
+    saved = Forward(empty, empty, *arguments[5:10])
+    options = _options(arguments[10:-1])
+    student = arguments[-1]
+    if options.backend == "triton":
+        from kernels import with_triton
+
+        return with_triton.backward(
+            d_loss, rows, hubs, group, temperature, overlap, saved, options, student=student
         )
-        columns = columns.to(work)
-        problem = _problem(local, columns, shares, groups, near, tau, student=True)
-        whole = upstream.expand(rows.shape[0])
-        d_rows = chunked.student_backward(
-            problem,
-            log_sum=log_sum,
-            weight=whole.contiguous(),
-            cosine=cosine,
-            others=_statistics_of_others(log_sum, whole, shares),
-        )
-    else:
-        d_rows = d_negatives * weight[:, None]
-    twice = 2.0 if student else 1.0
-    positive = (local * hubs.to(work)[groups.image]).sum(1)
-    pulled = weight[:, None] / tau
-    d_beta = (local * d_rows).sum() * (tau / twice) - (weight * positive).sum()
-    d_rows = d_rows - pulled * hubs.to(work)[groups.image]
-    d_hubs = _sum_by_image(-pulled * local, groups)
-    return (
-        d_rows.to(rows.dtype),
-        d_hubs.to(hubs.dtype),
-        (-d_beta / tau**2).reshape(temperature.shape).to(temperature),
+    return with_chunked.backward(
+        d_loss, rows, hubs, group, temperature, overlap, saved, options, student=student
     )
 
 
-def _statistics_of_others(
-    log_sum: Tensor, weight: Tensor, shares: Shares
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Log-sum-exp and upstream weight of the rows of lower and of higher ranks."""
-    if shares.world_size == 1:
-        empty = log_sum.new_empty(0)
-        return (empty, empty), (empty, empty)
-    table = gather_rows(torch.stack([log_sum, weight], dim=1), shares)
-    before, after = table[: shares.offset], table[shares.offset + log_sum.shape[0] :]
-    return (before[:, 0], before[:, 1]), (after[:, 0], after[:, 1])
-
-
-def _problem(
-    rows: Tensor,
-    columns: Tensor,
-    shares: Shares,
-    groups: Groups,
-    near: Neighbours,
-    tau: float,
-    *,
-    student: bool,
-) -> chunked.Problem:
-    empty = rows.new_empty(0, rows.shape[1])
-    many = student and shares.world_size > 1
-    return chunked.make_problem(
-        rows,
-        columns[: shares.offset] if many else empty,
-        columns[shares.offset + rows.shape[0] :] if many else empty,
-        groups=groups,
-        neighbours=near,
-        temperature=tau,
-    )
-
-
-def _sum_by_image(values: Tensor, groups: Groups) -> Tensor:
-    """Sum of each image's rows in row order: the same bits every time, on any device."""
-    if values.shape[0] == 0:
-        return values.new_zeros(groups.counts.shape[0], values.shape[1])
-    return torch.segment_reduce(values, "sum", lengths=groups.counts, axis=0)
-
-
-def _working_dtype(rows: Tensor) -> torch.dtype:
-    """Half precision is widened: the CPU gains nothing from it, and logits must not be rounded."""
-    return torch.float64 if rows.dtype == torch.float64 else torch.float32
-
-
-def _loss_dtype(rows: Tensor) -> torch.dtype:
-    return torch.float64 if rows.dtype == torch.float64 else torch.float32
-
-
-@contrastive_forward.register_fake
-def _(  # type: ignore[no-untyped-def]
-    rows, hubs, group, temperature, overlap, keys, intra_weight, balanced, include_positive, gather,
-    with_gradient,
-) -> Forward:  # fmt: skip
-    work = _working_dtype(rows)
+def _fake_forward(*arguments: Any) -> Forward:
+    rows, hubs, _, _, _, keys = arguments[:6]
+    options, with_gradient = _options(arguments[6:-1]), arguments[-1]
     n, d = rows.shape
-    context = torch.library.get_ctx()
-    most = context.new_dynamic_size()
-    many = keys is None and gather and is_distributed()
-    m = context.new_dynamic_size() if many else 0
-    return (
-        rows.new_empty((), dtype=work),
-        rows.new_empty(3, dtype=work),
-        rows.new_empty(n, dtype=work),
-        rows.new_empty(n, dtype=work),
-        rows.new_empty(n, most, dtype=work),
-        rows.new_empty(m, d, dtype=work),
-        rows.new_empty(n if keys is not None else 0, d, dtype=work),
+    many = keys is None and options.gather and is_distributed()
+    work = with_chunked.working_dtype(rows.dtype)
+    width, per_row, changed = d, with_chunked.STATS, False
+    if options.backend == "triton":
+        from kernels import launch, tuning
+
+        width, per_row = sum(tuning.split_width(d)), launch.STATS
+        changed = options.normalize or width != d
+    columns = torch.library.get_ctx().new_dynamic_size() if many else (n if changed else 0)
+    has_d_rows = keys is not None and (with_gradient or options.backend != "triton")
+    return Forward(
+        loss=rows.new_empty((), dtype=work),
+        figures=rows.new_empty(3, dtype=work),
+        stats=rows.new_empty(per_row, n, dtype=work),
+        columns=rows.new_empty(columns, width),
+        hubs=hubs.new_empty(hubs.shape[0] if changed else 0, width),
+        hub_length=hubs.new_empty(hubs.shape[0] if options.normalize else 0, dtype=torch.float32),
+        d_rows=rows.new_empty(
+            n if has_d_rows else 0, d, dtype=rows.dtype if options.backend == "triton" else work
+        ),
     )
 
 
-@contrastive_backward.register_fake
-def _(  # type: ignore[no-untyped-def]
-    d_loss, rows, hubs, group, temperature, overlap, log_sum, pull, cosine, columns, d_negatives,
-    intra_weight, balanced, include_positive, gather, student,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return torch.empty_like(rows), torch.empty_like(hubs), torch.empty_like(temperature)
+def _fake_backward(d_loss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows, hubs, _, temperature = arguments[:4]
+    return rows.new_empty(rows.shape), hubs.new_empty(hubs.shape), torch.empty_like(temperature)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Forward) -> None:
-    rows, hubs, group, temperature, overlap, keys, *options = inputs
-    _, _, log_sum, pull, cosine, columns, d_rows = output
-    ctx.options = options
-    ctx.student = keys is None
-    ctx.save_for_backward(
-        rows, hubs, group, temperature, overlap, log_sum, pull, cosine, columns, d_rows
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.scalars = inputs[6:-1]
+    ctx.student = inputs[5] is None
+    ctx.save_for_backward(*inputs[:5], *output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _derive(ctx: Any, d_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * 14
+    if d_loss is None:
+        return nothing
+    d_rows, d_hubs, d_temperature = torch.ops.lmcl.contrastive_backward(
+        d_loss, *ctx.saved_tensors, *ctx.scalars, ctx.student
     )
-
-
-def _derive(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    rows, hubs, group, temperature, overlap, *kept = ctx.saved_tensors
-    intra_weight, balanced, include_positive, gather, _ = ctx.options
-    d_rows, d_hubs, d_temperature = contrastive_backward(
-        d_loss, rows, hubs, group, temperature, overlap, *kept,
-        intra_weight, balanced, include_positive, gather, ctx.student,
-    )  # fmt: skip
-    return d_rows, d_hubs, None, d_temperature, *(None,) * 7
+    return d_rows, d_hubs, None, d_temperature, *nothing[4:]
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> None:
@@ -269,5 +171,11 @@ def _refuse(ctx: Any, *gradients: Tensor) -> None:
     )
 
 
-contrastive_forward.register_autograd(_derive, setup_context=_keep)
-contrastive_backward.register_autograd(_refuse)
+_library.impl("contrastive_forward", _forward, "CompositeExplicitAutograd")
+_library.impl("contrastive_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("lmcl::contrastive_forward", _fake_forward, lib=_library)
+torch.library.register_fake("lmcl::contrastive_backward", _fake_backward, lib=_library)
+torch.library.register_autograd(
+    "lmcl::contrastive_forward", _derive, setup_context=_keep, lib=_library
+)
+torch.library.register_autograd("lmcl::contrastive_backward", _refuse, lib=_library)

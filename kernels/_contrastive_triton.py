@@ -1,0 +1,563 @@
+"""Device code of the loss and nothing else; kernels/launch.py decides sizes and calls it.
+
+Cosines are scaled by beta * log2(e), so everything is a power of two. FIXED subtracts the largest
+possible exponent from each, which needs unit rows and a temperature of at least 0.03; without it a
+running maximum is kept. Pairs inside an image never stand in the heavy loops: there they are
+masked, and the `finish_*` kernels, which see only a row's own image, add them with their weights.
+What a newcomer gets wrong: jaxtyping's import hook must not touch this file (it breaks compilation
+on a GPU), and in the interpreter `tl.dot` on bfloat16 is silently wrong, hence WIDEN.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+NOTHING = tl.constexpr(-1.0e30)
+DEAD = tl.constexpr(1.0e30)
+
+_SIZES = ["N", "M", "OFFSET", "C"]
+
+
+@triton.jit
+def _exponent_scale(p_temperature, temperature, LEARNED: tl.constexpr):
+    if LEARNED:
+        return LOG2_E / tl.load(p_temperature).to(tl.float32)
+    return LOG2_E / temperature
+
+
+@triton.jit
+def _similarity(b_row0, b_row1, b_col0, b_col1, D1: tl.constexpr, WIDEN: tl.constexpr,
+                PRECISION: tl.constexpr):  # fmt: skip
+    if WIDEN:
+        b_sim = tl.dot(b_row0.to(tl.float32), tl.trans(b_col0).to(tl.float32))
+        if D1 > 0:
+            b_sim = tl.dot(b_row1.to(tl.float32), tl.trans(b_col1).to(tl.float32), b_sim)
+        return b_sim
+    b_sim = tl.dot(b_row0, tl.trans(b_col0), input_precision=PRECISION)
+    if D1 > 0:
+        b_sim = tl.dot(b_row1, tl.trans(b_col1), b_sim, input_precision=PRECISION)
+    return b_sim
+
+
+@triton.jit
+def _weighted(b_weight, b_col, b_acc, WIDEN: tl.constexpr, PRECISION: tl.constexpr):
+    if WIDEN:
+        b_rounded = b_weight.to(b_col.dtype).to(tl.float32)
+        return tl.dot(b_rounded, b_col.to(tl.float32), b_acc)
+    return tl.dot(b_weight.to(b_col.dtype), b_col, b_acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _own_tiles(i_tile, p_first, p_end, N, OFFSET, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """First column tile that shows an image of the row tile, and the first one after them."""
+    o_last = tl.minimum(i_tile * BLOCK_N + BLOCK_N, N) - 1
+    first = OFFSET + tl.load(p_first + i_tile * BLOCK_N)
+    end = OFFSET + tl.load(p_end + o_last)
+    return first // BLOCK_M, (end + BLOCK_M - 1) // BLOCK_M
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def log_sums(
+    # pointers
+    p_rows, p_columns, p_first, p_end, p_temperature, p_sum, p_peak,
+    # sizes
+    N, M, OFFSET,
+    # scalars
+    temperature,
+    # constexpr
+    SPLITS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, FIXED: tl.constexpr, LEARNED: tl.constexpr,
+    WIDEN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exp of each row over the columns of other images, as one partial sum per split."""
+    i_tile, i_split = tl.program_id(0), tl.program_id(1)
+    D: tl.constexpr = D0 + D1
+    scale = _exponent_scale(p_temperature, temperature, LEARNED)
+    o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_row = o_row < N
+    o_d0 = tl.arange(0, D0)
+    p_row = p_rows + o_row.to(tl.int64)[:, None] * D
+    b_row0 = tl.load(p_row + o_d0[None, :], mask=m_row[:, None], other=0.0)
+    b_row1 = b_row0
+    if D1 > 0:
+        o_d1 = D0 + tl.arange(0, D1)
+        b_row1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
+    own, own_end = _own_tiles(i_tile, p_first, p_end, N, OFFSET, BLOCK_N, BLOCK_M)
+    tiles = (M + BLOCK_M - 1) // BLOCK_M
+    start = tiles * i_split // SPLITS
+    stop = tiles * (i_split + 1) // SPLITS
+    o_col = tl.arange(0, BLOCK_M)
+    b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_peak = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
+    b_first = OFFSET + tl.load(p_first + o_row, mask=m_row, other=0)
+    b_end = OFFSET + tl.load(p_end + o_row, mask=m_row, other=0)
+    for t in tl.range(start, stop, num_stages=STAGES):
+        o_here = t * BLOCK_M + o_col
+        m_col = o_here < M
+        p_col = p_columns + o_here.to(tl.int64)[:, None] * D
+        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
+        b_col1 = b_col0
+        if D1 > 0:
+            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
+        b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
+        if ((t >= own) & (t < own_end)) | (t == tiles - 1):
+            m_own = (o_here[None, :] >= b_first[:, None]) & (o_here[None, :] < b_end[:, None])
+            b_sim = tl.where(m_own | (o_here[None, :] >= M), NOTHING, b_sim)
+        if FIXED:
+            b_sum += tl.sum(tl.exp2(b_sim * scale - scale), 1)
+        else:
+            b_new = tl.maximum(b_peak, tl.max(b_sim, 1) * scale)
+            b_exp = tl.exp2(b_sim * scale - b_new[:, None])
+            b_sum = b_sum * tl.exp2(b_peak - b_new) + tl.sum(b_exp, 1)
+            b_peak = b_new
+    # Where every column was masked, the sum counted them as 2^0.
+    if not FIXED:
+        b_sum = tl.where(b_peak < 0.5 * NOTHING, 0.0, b_sum)
+    o_out = i_split.to(tl.int64) * N + o_row
+    tl.store(p_sum + o_out, b_sum, mask=m_row)
+    if not FIXED:
+        tl.store(p_peak + o_out, b_peak, mask=m_row)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def mean_columns(
+    # pointers
+    p_rows, p_columns, p_first, p_end, p_temperature, p_sum, p_peak, p_partial,
+    # sizes
+    N, M, OFFSET,
+    # scalars
+    temperature, boost,
+    # constexpr
+    SPLITS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, LEARNED: tl.constexpr,
+    WIDEN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """`log_sums` that also sums the columns with their shares: the teacher's gradient, forward."""
+    i_tile, i_split = tl.program_id(0), tl.program_id(1)
+    D: tl.constexpr = D0 + D1
+    scale = _exponent_scale(p_temperature, temperature, LEARNED)
+    o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_row = o_row < N
+    o_d0 = tl.arange(0, D0)
+    p_row = p_rows + o_row.to(tl.int64)[:, None] * D
+    b_row0 = tl.load(p_row + o_d0[None, :], mask=m_row[:, None], other=0.0)
+    b_row1 = b_row0
+    b_acc0 = tl.zeros((BLOCK_N, D0), dtype=tl.float32)
+    if D1 > 0:
+        o_d1 = D0 + tl.arange(0, D1)
+        b_row1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
+        b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
+    own, own_end = _own_tiles(i_tile, p_first, p_end, N, OFFSET, BLOCK_N, BLOCK_M)
+    tiles = (M + BLOCK_M - 1) // BLOCK_M
+    start = tiles * i_split // SPLITS
+    stop = tiles * (i_split + 1) // SPLITS
+    o_col = tl.arange(0, BLOCK_M)
+    b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_peak = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
+    b_first = OFFSET + tl.load(p_first + o_row, mask=m_row, other=0)
+    b_end = OFFSET + tl.load(p_end + o_row, mask=m_row, other=0)
+    for t in tl.range(start, stop, num_stages=STAGES):
+        o_here = t * BLOCK_M + o_col
+        m_col = o_here < M
+        p_col = p_columns + o_here.to(tl.int64)[:, None] * D
+        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
+        b_col1 = b_col0
+        if D1 > 0:
+            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
+        b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
+        if ((t >= own) & (t < own_end)) | (t == tiles - 1):
+            m_own = (o_here[None, :] >= b_first[:, None]) & (o_here[None, :] < b_end[:, None])
+            b_sim = tl.where(m_own | (o_here[None, :] >= M), NOTHING, b_sim)
+        b_new = tl.maximum(b_peak, tl.max(b_sim, 1) * scale)
+        b_exp = tl.exp2(b_sim * scale - b_new[:, None])
+        b_keep = tl.exp2(b_peak - b_new)
+        b_sum = b_sum * b_keep + tl.sum(b_exp, 1)
+        b_peak = b_new
+        b_acc0 = _weighted(b_exp * boost, b_col0, b_acc0 * b_keep[:, None], WIDEN, PRECISION)
+        if D1 > 0:
+            b_acc1 = _weighted(b_exp * boost, b_col1, b_acc1 * b_keep[:, None], WIDEN, PRECISION)
+    # Where every column was masked, the sum counted them as 2^0; `finish_gradient` drops b_acc.
+    b_sum = tl.where(b_peak < 0.5 * NOTHING, 0.0, b_sum)
+    o_out = i_split.to(tl.int64) * N + o_row
+    tl.store(p_sum + o_out, b_sum, mask=m_row)
+    tl.store(p_peak + o_out, b_peak, mask=m_row)
+    p_out = p_partial + o_out[:, None] * D
+    tl.store(p_out + o_d0[None, :], b_acc0, mask=m_row[:, None])
+    if D1 > 0:
+        tl.store(p_out + o_d1[None, :], b_acc1, mask=m_row[:, None])
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def pair_gradient(
+    # pointers
+    p_rows, p_columns, p_first, p_end, p_temperature, p_row_log, p_row_scale, p_column_log,
+    p_column_scale, p_partial,
+    # sizes
+    N, M, OFFSET,
+    # scalars
+    temperature,
+    # constexpr
+    SPLITS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, FIXED: tl.constexpr, LEARNED: tl.constexpr,
+    WIDEN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Student gradient over other images, in both roles of a row: two products per tile.
+
+    With FIXED one exponential serves both roles: e^l (u_row + u_column), u = g e^-L.
+    """
+    i_tile, i_split = tl.program_id(0), tl.program_id(1)
+    D: tl.constexpr = D0 + D1
+    scale = _exponent_scale(p_temperature, temperature, LEARNED)
+    o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_row = o_row < N
+    o_d0 = tl.arange(0, D0)
+    p_row = p_rows + o_row.to(tl.int64)[:, None] * D
+    b_row0 = tl.load(p_row + o_d0[None, :], mask=m_row[:, None], other=0.0)
+    b_row1 = b_row0
+    b_acc0 = tl.zeros((BLOCK_N, D0), dtype=tl.float32)
+    if D1 > 0:
+        o_d1 = D0 + tl.arange(0, D1)
+        b_row1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
+        b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
+    b_row_scale = tl.load(p_row_scale + o_row, mask=m_row, other=0.0)
+    b_row_log = b_row_scale
+    if not FIXED:
+        b_row_log = tl.load(p_row_log + o_row, mask=m_row, other=DEAD)
+    own, own_end = _own_tiles(i_tile, p_first, p_end, N, OFFSET, BLOCK_N, BLOCK_M)
+    tiles = (M + BLOCK_M - 1) // BLOCK_M
+    start = tiles * i_split // SPLITS
+    stop = tiles * (i_split + 1) // SPLITS
+    o_col = tl.arange(0, BLOCK_M)
+    b_first = OFFSET + tl.load(p_first + o_row, mask=m_row, other=0)
+    b_end = OFFSET + tl.load(p_end + o_row, mask=m_row, other=0)
+    for t in tl.range(start, stop, num_stages=STAGES):
+        o_here = t * BLOCK_M + o_col
+        m_col = o_here < M
+        p_col = p_columns + o_here.to(tl.int64)[:, None] * D
+        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
+        b_col1 = b_col0
+        if D1 > 0:
+            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
+        b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
+        b_col_scale = tl.load(p_column_scale + o_here, mask=m_col, other=0.0)
+        if FIXED:
+            b_pair = tl.exp2(b_sim * scale - scale) * (b_row_scale[:, None] + b_col_scale[None, :])
+        else:
+            b_col_log = tl.load(p_column_log + o_here, mask=m_col, other=DEAD)
+            b_pair = tl.exp2(b_sim * scale - b_row_log[:, None]) * b_row_scale[:, None]
+            b_pair += tl.exp2(b_sim * scale - b_col_log[None, :]) * b_col_scale[None, :]
+        if ((t >= own) & (t < own_end)) | (t == tiles - 1):
+            m_own = (o_here[None, :] >= b_first[:, None]) & (o_here[None, :] < b_end[:, None])
+            b_pair = tl.where(m_own | (o_here[None, :] >= M), 0.0, b_pair)
+        b_acc0 = _weighted(b_pair, b_col0, b_acc0, WIDEN, PRECISION)
+        if D1 > 0:
+            b_acc1 = _weighted(b_pair, b_col1, b_acc1, WIDEN, PRECISION)
+    p_out = p_partial + (i_split.to(tl.int64) * N + o_row)[:, None] * D
+    tl.store(p_out + o_d0[None, :], b_acc0, mask=m_row[:, None])
+    if D1 > 0:
+        tl.store(p_out + o_d1[None, :], b_acc1, mask=m_row[:, None])
+
+
+@triton.jit
+def _log2_add(b_left, b_right):
+    """log2(2^left + 2^right); NOTHING is an empty sum, NaN stays NaN."""
+    b_peak = tl.maximum(b_left, b_right)
+    return b_peak + tl.log2(tl.exp2(b_left - b_peak) + tl.exp2(b_right - b_peak))
+
+
+@triton.jit
+def _own_log_weight(b_weight, p_overlap, o_from, o_place, m_pair, C, HAS_OVERLAP: tl.constexpr):
+    """log2 of w_A (1 - IoU) for pairs inside an image; NOTHING for all others."""
+    b_pair = b_weight
+    if HAS_OVERLAP:
+        p_pair = p_overlap + o_from.to(tl.int64) * C + o_place
+        b_iou = tl.load(p_pair, mask=m_pair & (o_place < C), other=0.0)
+        b_pair = b_weight * tl.maximum(1.0 - b_iou, 0.0)
+    b_log = tl.log2(tl.where(m_pair & (b_pair != 0.0), b_pair, 1.0))
+    return tl.where(m_pair & (b_pair != 0.0), b_log, NOTHING)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def finish_rows(
+    # pointers
+    p_rows, p_columns, p_hubs, p_image, p_first, p_end, p_weight, p_overlap, p_temperature, p_sum,
+    p_peak, p_stats,
+    # sizes
+    N, OFFSET, C,
+    # scalars
+    temperature, boost,
+    # constexpr
+    SPLITS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, FIXED: tl.constexpr, LEARNED: tl.constexpr,
+    HAS_OVERLAP: tl.constexpr, INCLUDE_POSITIVE: tl.constexpr, WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Partial sums, the row's own image and its hub -> the seven figures of each row.
+
+    In order: loss (nats), intra share, cosine to the hub, sum of cosines inside the image, log2 of
+    the whole denominator, pull of the hub (1 - its share), scale of the row in `pair_gradient`.
+    """
+    i_tile = tl.program_id(0)
+    D: tl.constexpr = D0 + D1
+    scale = _exponent_scale(p_temperature, temperature, LEARNED)
+    o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_row = o_row < N
+    o_d0 = tl.arange(0, D0)
+    p_row = p_rows + o_row.to(tl.int64)[:, None] * D
+    b_image = tl.load(p_image + o_row, mask=m_row, other=0)
+    p_hub = p_hubs + b_image.to(tl.int64)[:, None] * D
+    b_row0 = tl.load(p_row + o_d0[None, :], mask=m_row[:, None], other=0.0)
+    b_hub0 = tl.load(p_hub + o_d0[None, :], mask=m_row[:, None], other=0.0)
+    b_positive = tl.sum(b_row0.to(tl.float32) * b_hub0.to(tl.float32), 1)
+    b_row1 = b_row0
+    if D1 > 0:
+        o_d1 = D0 + tl.arange(0, D1)
+        b_row1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
+        b_hub1 = tl.load(p_hub + o_d1[None, :], mask=m_row[:, None], other=0.0)
+        b_positive += tl.sum(b_row1.to(tl.float32) * b_hub1.to(tl.float32), 1)
+    b_first = tl.load(p_first + o_row, mask=m_row, other=0)
+    b_end = tl.load(p_end + o_row, mask=m_row, other=0)
+    b_weight = tl.load(p_weight + o_row, mask=m_row, other=0.0)
+    b_intra = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
+    b_cosines = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    start = tl.load(p_first + i_tile * BLOCK_N)
+    stop = tl.load(p_end + tl.minimum(i_tile * BLOCK_N + BLOCK_N, N) - 1)
+    for first in tl.range(start, stop, BLOCK_M, num_stages=1):
+        o_col = first + tl.arange(0, BLOCK_M)
+        m_col = o_col < stop
+        p_col = p_columns + (OFFSET + o_col).to(tl.int64)[:, None] * D
+        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
+        b_col1 = b_col0
+        if D1 > 0:
+            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
+        b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
+        m_pair = (o_col[None, :] >= b_first[:, None]) & (o_col[None, :] < b_end[:, None])
+        m_pair &= o_col[None, :] != o_row[:, None]
+        b_log_weight = _own_log_weight(
+            b_weight[:, None] + tl.zeros_like(b_sim), p_overlap, o_row[:, None],
+            o_col[None, :] - b_first[:, None], m_pair, C, HAS_OVERLAP,
+        )  # fmt: skip
+        b_log = tl.where(b_log_weight == NOTHING, NOTHING, b_sim * scale + b_log_weight)
+        b_new = tl.maximum(b_intra, tl.max(b_log, 1))
+        b_exp = tl.where(b_log == NOTHING, 0.0, tl.exp2(b_log - b_new[:, None]))
+        b_here = tl.sum(b_exp, 1) + tl.exp2(b_intra - b_new)
+        # With nothing yet and nothing here, exp2(NOTHING - NOTHING) counted a column of its own.
+        b_intra = tl.where(b_new == NOTHING, NOTHING, b_new + tl.log2(b_here))
+        b_cosines += tl.sum(tl.where(m_pair, b_sim, 0.0), 1)
+    b_total = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_peak = tl.zeros((BLOCK_N,), dtype=tl.float32) + scale
+    if not FIXED:
+        b_peak = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
+        for i_split in tl.static_range(SPLITS):
+            b_part = tl.load(p_peak + i_split * N.to(tl.int64) + o_row, mask=m_row, other=NOTHING)
+            b_peak = tl.maximum(b_peak, b_part)
+    for i_split in tl.static_range(SPLITS):
+        o_part = i_split * N.to(tl.int64) + o_row
+        b_part = tl.load(p_sum + o_part, mask=m_row, other=0.0)
+        if not FIXED:
+            b_part *= tl.exp2(tl.load(p_peak + o_part, mask=m_row, other=NOTHING) - b_peak)
+        b_total += b_part
+    b_inter = tl.where(
+        b_total == 0.0, NOTHING, b_peak + tl.log2(tl.where(b_total == 0.0, 1.0, b_total))
+    )
+    b_negative = _log2_add(b_inter, b_intra)
+    b_log = b_negative
+    if INCLUDE_POSITIVE:
+        b_log = _log2_add(b_negative, b_positive * scale)
+    m_dead = b_log < 0.5 * NOTHING
+    b_loss = (tl.where(m_dead, 0.0, b_log) - b_positive * scale) * LN_2
+    b_log = tl.where(m_dead, DEAD, b_log)
+    b_pull = tl.full((BLOCK_N,), 1.0, dtype=tl.float32)
+    if INCLUDE_POSITIVE:
+        b_pull = tl.exp2(b_negative - b_log)
+    b_scale = tl.full((BLOCK_N,), 1.0, dtype=tl.float32) * boost
+    if FIXED:
+        b_scale = boost * tl.exp2(scale - b_log)
+    p_out = p_stats + o_row
+    size = N.to(tl.int64)
+    tl.store(p_out, b_loss, mask=m_row)
+    tl.store(p_out + size, tl.exp2(b_intra - b_log), mask=m_row)
+    tl.store(p_out + 2 * size, b_positive, mask=m_row)
+    tl.store(p_out + 3 * size, b_cosines, mask=m_row)
+    tl.store(p_out + 4 * size, b_log, mask=m_row)
+    tl.store(p_out + 5 * size, b_pull, mask=m_row)
+    tl.store(p_out + 6 * size, b_scale, mask=m_row)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def finish_gradient(
+    # pointers
+    p_rows, p_columns, p_hubs, p_image, p_first, p_end, p_weight, p_overlap, p_temperature,
+    p_log, p_pull, p_partial, p_peak, p_far_factor, p_own_factor, p_length, p_d_rows, p_d_beta,
+    # sizes
+    N, OFFSET, C,
+    # scalars
+    temperature, boost,
+    # constexpr
+    SPLITS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STUDENT: tl.constexpr, LEARNED: tl.constexpr,
+    HAS_OVERLAP: tl.constexpr, NORMALIZE: tl.constexpr, WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Partial gradients, the row's own image, its hub and the normalisation -> d_rows, d_beta.
+
+    STUDENT rows also receive what they owe as columns of their own image. A teacher's partials
+    are relative to their peaks and the upstream factors are read as 1.
+    """
+    i_tile = tl.program_id(0)
+    D: tl.constexpr = D0 + D1
+    scale = _exponent_scale(p_temperature, temperature, LEARNED)
+    beta = scale * LN_2
+    o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_row = o_row < N
+    o_d0 = tl.arange(0, D0)
+    o_wide = o_row.to(tl.int64)[:, None] * D
+    b_row0 = tl.load(p_rows + o_wide + o_d0[None, :], mask=m_row[:, None], other=0.0)
+    b_row1 = b_row0
+    b_log = tl.load(p_log + o_row, mask=m_row, other=DEAD)
+    far_factor = 1.0
+    own_factor = 1.0
+    if STUDENT:
+        far_factor = tl.load(p_far_factor).to(tl.float32)
+        own_factor = tl.load(p_own_factor).to(tl.float32)
+    b_acc0 = tl.zeros((BLOCK_N, D0), dtype=tl.float32)
+    if D1 > 0:
+        o_d1 = D0 + tl.arange(0, D1)
+        b_row1 = tl.load(p_rows + o_wide + o_d1[None, :], mask=m_row[:, None], other=0.0)
+        b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
+    b_first = tl.load(p_first + o_row, mask=m_row, other=0)
+    b_end = tl.load(p_end + o_row, mask=m_row, other=0)
+    b_weight = tl.load(p_weight + o_row, mask=m_row, other=0.0)
+    start = tl.load(p_first + i_tile * BLOCK_N)
+    stop = tl.load(p_end + tl.minimum(i_tile * BLOCK_N + BLOCK_N, N) - 1)
+    for first in tl.range(start, stop, BLOCK_M, num_stages=1):
+        o_col = first + tl.arange(0, BLOCK_M)
+        m_col = o_col < stop
+        p_col = p_columns + (OFFSET + o_col).to(tl.int64)[:, None] * D
+        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
+        b_col1 = b_col0
+        if D1 > 0:
+            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
+        b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
+        m_pair = (o_col[None, :] >= b_first[:, None]) & (o_col[None, :] < b_end[:, None])
+        m_pair &= o_col[None, :] != o_row[:, None]
+        b_both = b_weight[:, None] + tl.zeros_like(b_sim)
+        b_forth = _own_log_weight(
+            b_both, p_overlap, o_row[:, None], o_col[None, :] - b_first[:, None], m_pair, C,
+            HAS_OVERLAP,
+        )  # fmt: skip
+        b_pair = boost * tl.exp2(b_sim * scale + b_forth - b_log[:, None])
+        if STUDENT:
+            b_col_log = tl.load(p_log + o_col, mask=m_col, other=DEAD)
+            b_back = _own_log_weight(
+                b_both, p_overlap, o_col[None, :], o_row[:, None] - b_first[:, None], m_pair, C,
+                HAS_OVERLAP,
+            )  # fmt: skip
+            b_pair += boost * tl.exp2(b_sim * scale + b_back - b_col_log[None, :])
+        b_acc0 = _weighted(b_pair, b_col0, b_acc0, WIDEN, PRECISION)
+        if D1 > 0:
+            b_acc1 = _weighted(b_pair, b_col1, b_acc1, WIDEN, PRECISION)
+    b_acc0 *= own_factor
+    if D1 > 0:
+        b_acc1 *= own_factor
+    for i_split in tl.static_range(SPLITS):
+        b_share = tl.zeros((BLOCK_N,), dtype=tl.float32) + far_factor
+        o_part = i_split * N.to(tl.int64) + o_row
+        if not STUDENT:
+            b_share = tl.exp2(tl.load(p_peak + o_part, mask=m_row, other=NOTHING) - b_log)
+        p_part = p_partial + o_part[:, None] * D
+        b_part0 = tl.load(p_part + o_d0[None, :], mask=m_row[:, None], other=0.0)
+        b_acc0 += b_part0 * b_share[:, None]
+        if D1 > 0:
+            b_part1 = tl.load(p_part + o_d1[None, :], mask=m_row[:, None], other=0.0)
+            b_acc1 += b_part1 * b_share[:, None]
+    step = beta / boost
+    b_image = tl.load(p_image + o_row, mask=m_row, other=0)
+    b_pull = tl.load(p_pull + o_row, mask=m_row, other=0.0) * own_factor
+    p_hub = p_hubs + b_image.to(tl.int64)[:, None] * D
+    b_hub0 = tl.load(p_hub + o_d0[None, :], mask=m_row[:, None], other=0.0).to(tl.float32)
+    b_z0 = b_row0.to(tl.float32)
+    b_acc0 *= step
+    b_negative = tl.sum(b_acc0 * b_z0, 1)
+    b_positive = tl.sum(b_hub0 * b_z0, 1)
+    b_acc0 -= beta * b_pull[:, None] * b_hub0
+    b_along = tl.sum(b_acc0 * b_z0, 1)
+    if D1 > 0:
+        b_hub1 = tl.load(p_hub + o_d1[None, :], mask=m_row[:, None], other=0.0).to(tl.float32)
+        b_z1 = b_row1.to(tl.float32)
+        b_acc1 *= step
+        b_negative += tl.sum(b_acc1 * b_z1, 1)
+        b_positive += tl.sum(b_hub1 * b_z1, 1)
+        b_acc1 -= beta * b_pull[:, None] * b_hub1
+        b_along += tl.sum(b_acc1 * b_z1, 1)
+    # Each pair of a symmetric matrix is met twice, once from either row.
+    times: tl.constexpr = 0.5 if STUDENT else 1.0
+    tl.store(p_d_beta + o_row, times * b_negative / beta - b_pull * b_positive, mask=m_row)
+    if NORMALIZE:
+        b_length = tl.load(p_length + o_row, mask=m_row, other=1.0)
+        b_acc0 = (b_acc0 - b_z0 * b_along[:, None]) / b_length[:, None]
+        if D1 > 0:
+            b_acc1 = (b_acc1 - b_z1 * b_along[:, None]) / b_length[:, None]
+    p_out = p_d_rows + o_wide
+    tl.store(p_out + o_d0[None, :], b_acc0.to(p_d_rows.dtype.element_ty), mask=m_row[:, None])
+    if D1 > 0:
+        tl.store(p_out + o_d1[None, :], b_acc1.to(p_d_rows.dtype.element_ty), mask=m_row[:, None])
+
+
+@triton.jit
+def hub_gradient(
+    # pointers
+    p_rows, p_hubs, p_starts, p_pull, p_temperature, p_factor, p_length, p_d_hubs,
+    # scalars
+    temperature,
+    # constexpr
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, NORMALIZE: tl.constexpr,
+    LEARNED: tl.constexpr,
+):  # fmt: skip
+    """Gradient by each hub: the pulled sum of its image's rows, in row order."""
+    i_image = tl.program_id(0)
+    beta = _exponent_scale(p_temperature, temperature, LEARNED) * LN_2
+    factor = tl.load(p_factor).to(tl.float32)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    start, stop = tl.load(p_starts + i_image), tl.load(p_starts + i_image + 1)
+    b_sum = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    for first in tl.range(start, stop, BLOCK_N, num_stages=1):
+        o_row = first + tl.arange(0, BLOCK_N)
+        m_row = o_row < stop
+        b_pull = tl.load(p_pull + o_row, mask=m_row, other=0.0)
+        p_row = p_rows + o_row.to(tl.int64)[:, None] * D + o_d[None, :]
+        b_row = tl.load(p_row, mask=m_row[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+        b_sum += tl.sum(b_row * b_pull[:, None], 0)
+    b_sum *= -beta * factor
+    o_hub = i_image.to(tl.int64) * D + o_d
+    if NORMALIZE:
+        b_hub = tl.load(p_hubs + o_hub, mask=m_d, other=0.0).to(tl.float32)
+        b_sum = (b_sum - b_hub * tl.sum(b_hub * b_sum, 0)) / tl.load(p_length + i_image)
+    tl.store(p_d_hubs + o_hub, b_sum.to(p_d_hubs.dtype.element_ty), mask=m_d)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def normalize_rows(
+    # pointers
+    p_in, p_out, p_length,
+    # sizes
+    N,
+    # constexpr
+    D: tl.constexpr, D_OUT: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Each row divided by its length and padded with zeros to D_OUT, and the lengths."""
+    o_row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_d = tl.arange(0, BLOCK_D)
+    m_row = o_row < N
+    o_wide = o_row.to(tl.int64)[:, None]
+    m_in = m_row[:, None] & (o_d < D)[None, :]
+    b_in = tl.load(p_in + o_wide * D + o_d[None, :], mask=m_in, other=0.0).to(tl.float32)
+    b_length = tl.maximum(tl.sqrt(tl.sum(b_in * b_in, 1)), 1e-12)
+    b_out = (b_in / b_length[:, None]).to(p_out.dtype.element_ty)
+    m_out = m_row[:, None] & (o_d < D_OUT)[None, :]
+    tl.store(p_out + o_wide * D_OUT + o_d[None, :], b_out, mask=m_out)
+    tl.store(p_length + o_row, b_length, mask=m_row)

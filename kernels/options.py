@@ -1,0 +1,60 @@
+"""What the backends agree on: options of a step, results of a pass, the mean over ranks."""
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.distributed import Shares, sum_over_ranks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The scalars of `manifold_contrastive_loss`, in the order of the operation's schema."""
+
+    intra_weight: float
+    balanced: bool
+    include_positive: bool
+    normalize: bool
+    gather: bool
+    validate: bool
+    backend: str
+
+    @property
+    def weight(self) -> float | str:
+        """w_A as the tables of pairs want it."""
+        return "balanced" if self.balanced else self.intra_weight
+
+
+class Forward(NamedTuple):
+    """Results of a forward pass, and what the backward pass needs of them."""
+
+    loss: Tensor
+    """Mean over the rows of all ranks."""
+    figures: Tensor
+    """Intra share, cosine to the hub, cosine inside images; means over all ranks, [3]."""
+    stats: Tensor
+    """Figures per row, [k, n]; each backend has its own k."""
+    columns: Tensor
+    """Columns if they are not the local rows themselves, [m, w]; else empty."""
+    hubs: Tensor
+    """Normalised or padded hubs, [b, w]; empty if they are the hubs that came in."""
+    hub_length: Tensor
+    """Lengths that the hubs were divided by, [b]; empty if they were not."""
+    d_rows: Tensor
+    """Teacher keys: gradient by the rows before the upstream factor, [n, d]; else empty."""
+
+
+def mean_over_ranks(per_row: Tensor, pairs: Tensor, shares: Shares) -> tuple[Tensor, Tensor]:
+    """Loss and figures of all ranks.
+
+    Args:
+        per_row: Loss, intra share, cosine to the hub, sum of cosines inside the image; [4, n].
+        pairs: Number of ordered pairs of crops of one image, [].
+        shares: Rows of each rank.
+    """
+    whole = sum_over_ranks(torch.cat([per_row.sum(1), pairs.to(per_row).reshape(1)]), shares)
+    rows = max(shares.total, 1)
+    figures = torch.cat([whole[1:3] / rows, whole[3:4] / whole[4:].clamp(min=1)])
+    return whole[0] / rows, figures

@@ -1,0 +1,110 @@
+"""Sizes -> tiles, warps, pipeline stages and column splits; pure functions of what the host knows.
+
+Nothing is timed at run time: the same sizes on the same chip always take the same path, so the
+bits of a result do not depend on a stopwatch.
+"""
+
+import dataclasses
+
+HALF = ("bf16", "fp16")
+"""Element types of two bytes, as Triton spells them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Block sizes and launch options of one kernel."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Tiles of all five kernels for one width, element type and chip."""
+
+    widths: tuple[int, int]
+    """The padded width as two powers of two (the second may be 0): 384 is 256 + 128."""
+    sums: Tile
+    means: Tile
+    pairs: Tile
+    finish: Tile
+
+    @property
+    def width(self) -> int:
+        """Padded width of a row."""
+        return sum(self.widths)
+
+
+MAX_WIDTH = 768
+"""Wider rows go to the chunked backend: their gradient tile does not fit the registers."""
+
+
+def split_width(d: int) -> tuple[int, int]:
+    """Two powers of two, 16 or more, whose sum is the least that is not below `d`.
+
+    Args:
+        d: Width of the rows; 384 gives (256, 128), 256 gives (256, 0), 24 gives (32, 0).
+    """
+    powers = [16 << k for k in range(11)]
+    pairs = [(a, b) for a in powers for b in (0, *powers) if b < a]
+    return min((pair for pair in pairs if sum(pair) >= d), key=lambda pair: (sum(pair), pair[1]))
+
+
+def make_plan(d: int, dtype: str, capability: int) -> Plan:
+    """Tiles for rows of width `d`.
+
+    Args:
+        d: Width of the rows, at most MAX_WIDTH.
+        dtype: "bf16", "fp16" or "fp32".
+        capability: Compute capability times ten, e.g. 90.
+
+    Source: the registers, spills and shared memory that the compiler reports for each
+    (docs/kernels.md); tests/kernels/test_compiles.py reads them from the cubins again.
+    """
+    widths = split_width(d)
+    table = _half_tiles if dtype in HALF else _single_tiles
+    sums, means, pairs = table(sum(widths), capability)
+    finish = Tile(rows=16, columns=32, warps=8, stages=1)
+    return Plan(widths=widths, sums=sums, means=means, pairs=pairs, finish=finish)
+
+
+def _half_tiles(width: int, capability: int) -> tuple[Tile, Tile, Tile]:
+    """Tiles of log_sums, mean_columns and pair_gradient for two-byte elements."""
+    small = Tile(rows=64, columns=32, warps=8, stages=2)
+    if width > 384:
+        return dataclasses.replace(small, warps=4), small, small
+    if capability < 90 or capability >= 110:
+        sums = Tile(rows=64, columns=64, warps=4, stages=2)
+        return sums, small, small
+    large = Tile(rows=128, columns=64, warps=8, stages=2)
+    square = dataclasses.replace(large, rows=64)
+    if width > 256:
+        return large, square, square
+    widest = dataclasses.replace(large, columns=128)
+    return widest, (square if capability >= 100 else large), large
+
+
+def _single_tiles(width: int, capability: int) -> tuple[Tile, Tile, Tile]:
+    """The same for float32, whose products are emulated and whose tiles are twice as large."""
+    small = Tile(rows=64 if width <= 128 else 32, columns=32, warps=8, stages=2)
+    return small, small, small
+
+
+def choose_splits(row_tiles: int, column_tiles: int, *, processors: int, most: int = 8) -> int:
+    """Column splits that keep most processors busy; each adds one partial result per row.
+
+    Args:
+        row_tiles: Programs without splitting.
+        column_tiles: Tiles that a program walks.
+        processors: Multiprocessors, each running one program at a time.
+        most: Upper limit, which bounds the memory for partial results.
+    """
+
+    def cost(splits: int) -> float:
+        waves = -(-row_tiles * splits // processors)
+        # A program costs its share of the tiles, and about two more for prologue and epilogue.
+        return waves * (-(-column_tiles // splits) + 2)
+
+    return min(range(1, max(1, min(most, column_tiles)) + 1), key=lambda s: (cost(s), s))
