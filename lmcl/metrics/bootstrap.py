@@ -1,22 +1,66 @@
-"""Resampling whole groups: images that show one reference are not independent of each other."""
+"""Resampling whole groups: images that show one reference are not independent of each other.
+
+A round draws as many groups as there are, with replacement. Instead of copying rows it counts how
+often each image occurs, so that all rounds are ranked and correlated by a few matrix operations.
+"""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcl.metrics.correlation import Interval, plcc, srcc
+from lmcl.metrics.correlation import Interval
+
+# Rounds are taken in pieces of about this many counts, so that a large set needs little memory.
+_PIECE = 2_000_000
 
 
-def group_resamples(
+def group_counts(
     groups: NDArray[np.int64], *, resamples: int, seed: int
-) -> list[NDArray[np.int64]]:
-    """Row indices of each bootstrap round: as many groups as there are, drawn with replacement."""
+) -> Iterator[NDArray[np.float64]]:
+    """How often each image occurs in each round, `[rounds, n]`, piece by piece."""
+    names, code = np.unique(groups, return_inverse=True)
     rng = np.random.default_rng(seed)
-    order = np.argsort(groups, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-    draws = rng.integers(len(members), size=(resamples, len(members)))
-    return [np.concatenate([members[i] for i in draw]) for draw in draws]
+    for start in range(0, resamples, max(1, _PIECE // max(1, len(groups)))):
+        rounds = min(resamples - start, max(1, _PIECE // max(1, len(groups))))
+        draws = rng.integers(len(names), size=(rounds, len(names)))
+        flat = draws + len(names) * np.arange(rounds)[:, None]
+        counts = np.bincount(flat.ravel(), minlength=rounds * len(names))
+        yield counts.reshape(rounds, len(names))[:, code].astype(np.float64)
+
+
+def counted_ranks(x: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average ranks `[rounds, n]` of values of which image i occurs `counts[:, i]` times."""
+    order = np.argsort(x, kind="stable")
+    code = np.zeros(len(x), dtype=np.int64)
+    code[1:] = np.cumsum(np.diff(x[order]) != 0)
+    starts = np.flatnonzero(np.diff(code, prepend=-1))
+    tied = np.add.reduceat(counts[:, order], starts, axis=1)
+    ranks = np.cumsum(tied, axis=1) - tied / 2 + 0.5
+    found = np.empty_like(counts)
+    found[:, order] = ranks[:, code]
+    return found
+
+
+def counted_plcc(
+    x: NDArray[np.float64], y: NDArray[np.float64], counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Pearson's correlation in every round; NaN where a column is constant in that round."""
+    total = np.sum(counts, axis=1, keepdims=True)
+    a = x - np.sum(counts * x, axis=1, keepdims=True) / total
+    b = y - np.sum(counts * y, axis=1, keepdims=True) / total
+    below = np.sum(counts * a * a, axis=1) * np.sum(counts * b * b, axis=1)
+    above = np.sum(counts * a * b, axis=1)
+    safe = np.where(below > 0, below, 1.0)
+    return np.where(below > 0, above / np.sqrt(safe), math.nan)
+
+
+def counted_srcc(
+    x: NDArray[np.float64], y: NDArray[np.float64], counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Spearman's correlation with average ranks in every round."""
+    return counted_plcc(counted_ranks(x, counts), counted_ranks(y, counts), counts)
 
 
 def bootstrap_intervals(
@@ -38,17 +82,18 @@ def bootstrap_intervals(
         resamples: Rounds.
         seed: Of the draws.
     """
-    rows = group_resamples(groups, resamples=resamples, seed=seed)
-    values = {
-        "srcc": [srcc(prediction[r], mos[r]) for r in rows],
-        "plcc_raw": [plcc(prediction[r], mos[r]) for r in rows],
-        "plcc_fit4": [plcc(mapped[r], mos[r]) for r in rows if np.isfinite(mapped[0])],
-    }
-    found = {name: _percentiles(np.array(drawn)) for name, drawn in values.items()}
+    drawn: dict[str, list[NDArray[np.float64]]] = {"srcc": [], "plcc_raw": [], "plcc_fit4": []}
+    for counts in group_counts(groups, resamples=resamples, seed=seed):
+        drawn["srcc"].append(counted_srcc(prediction, mos, counts))
+        drawn["plcc_raw"].append(counted_plcc(prediction, mos, counts))
+        if np.all(np.isfinite(mapped)):
+            drawn["plcc_fit4"].append(counted_plcc(mapped, mos, counts))
+    found = {name: _percentiles(values) for name, values in drawn.items() if values}
     return {name: interval for name, interval in found.items() if interval is not None}
 
 
-def _percentiles(drawn: NDArray[np.float64]) -> Interval | None:
+def _percentiles(pieces: list[NDArray[np.float64]]) -> Interval | None:
+    drawn = np.concatenate(pieces)
     kept = drawn[np.isfinite(drawn)]
     # A round in which one column is constant has no correlation; half of them is no distribution.
     if len(kept) == 0 or len(kept) < math.ceil(len(drawn) / 2):

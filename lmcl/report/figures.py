@@ -41,8 +41,8 @@ def score_shares(mos: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
     return np.asarray(share if scale.higher_is_better else 1.0 - share, dtype=np.float64)
 
 
-def scatter(a: Analysis) -> str:
-    """Scores against predictions, the identity, and the fitted curve."""
+def scatter(a: Analysis, *, live: bool = True) -> str:
+    """Scores against predictions, the identity, and the fitted curve; `live` points answer."""
     p, name = a.run.headline, a.run.scale.name
     frame = Frame(x_range=padded(p.prediction), y_range=padded(p.mos), height=460.0)
     share = score_shares(p.mos, a.run.scale)
@@ -55,7 +55,8 @@ def scatter(a: Analysis) -> str:
     grid = np.linspace(low, high, 200)
     body.append(_clipped(frame, grid, grid, "identity", "prediction = score"))
     body.append(_clipped(frame, grid, a.evaluation.fit4(grid), "fit", "fitted 4-parameter curve"))
-    return drawing(frame, body, label="Scatter of scores against predictions", kind="points")
+    kind = "points" if live else ""
+    return drawing(frame, body, label="Scatter of scores against predictions", kind=kind)
 
 
 def residuals(a: Analysis) -> str:
@@ -151,7 +152,14 @@ def interval_bar(value: float, low: float, high: float, span: tuple[float, float
     if not math.isfinite(value):
         return ""
     frame = Frame(
-        x_range=span, y_range=(0.0, 1.0), width=160.0, height=16.0, left=5, right=5, top=0, bottom=0
+        x_range=span,
+        y_range=(0.0, 1.0),
+        width=160.0,
+        height=16.0,
+        left=5.0,
+        right=5.0,
+        top=0.0,
+        bottom=0.0,
     )
     rail = '<line class="grid" x1="5" x2="155" y1="8" y2="8"/>'
     whole = (

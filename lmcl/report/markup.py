@@ -46,13 +46,13 @@ def section(key: str, title: str, note: str, body: str) -> str:
     return f'<section id="{key}"><h2>{escape(title)}</h2>{text}{body}</section>'
 
 
-def table(head: Sequence[str], rows: Sequence[str]) -> str:
+def table(head: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
     """A table that scrolls sideways by itself on narrow screens; cells are HTML."""
     titles = "".join(
         f'<th class="text">{h[1:]}</th>' if h.startswith("<") else f"<th>{h}</th>" for h in head
     )
     return (
-        f'<div class="scroll"><table><thead><tr>{titles}</tr></thead>'
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{titles}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from lmcl.predictions import Predictions
 from lmcl.report.analysis import Analysis
+from lmcl.report.markup import shown
 from lmcl.report.run import RunData
-from lmcl.report.svg import number
 
 _HOVER_SIDE = 160
 _HOVER_BYTES = 7000
@@ -50,12 +50,14 @@ def shot(run: RunData, row: int) -> str:
         if thumb.is_file()
         else ""
     )
-    error = float(p.prediction[row] - p.mos[row])
-    sign = "+" if error >= 0 else ""
+    digits = 1 if float(np.nanmax(np.abs(p.mos))) > 20 else 2
+    mos, prediction = float(p.mos[row]), float(p.prediction[row])
+    sign = "+" if prediction >= mos else ""
     return (
         f'<figure class="shot" data-i="{row}">{picture}<figcaption>score '
-        f"<b>{number(float(p.mos[row]))}</b>, prediction <b>{number(float(p.prediction[row]))}</b> "
-        f"({sign}{number(error)})<br>{escape(str(p.path[row]))}</figcaption></figure>"
+        f"<b>{shown(mos, digits)}</b>, prediction <b>{shown(prediction, digits)}</b> "
+        f"({sign}{shown(prediction - mos, digits)})<br>"
+        f"{escape(str(p.path[row]))}</figcaption></figure>"
     )
 
 

@@ -118,7 +118,7 @@ def embedding(a: Analysis) -> str:
         "Mean embedding of each image's crops, first two principal components. Quality that is "
         "learned shows as a direction along which the colour changes."
     )
-    body = figure(draw.embedding_map(a), _RAMP)
+    body = f'<div class="narrow">{figure(draw.embedding_map(a), _RAMP)}</div>'
     return section("map", "Map of the embeddings", note, body)
 
 
@@ -315,7 +315,7 @@ def _heat_map(a: Analysis) -> str:
     for name in sorted({c.distortion for c in a.cells}):
         cells = "".join(_heat_cell(by_place.get((name, level)), most) for level in levels)
         rows.append(f"<tr><td>{filter_button(name, [('distortion', name)])}</td>{cells}</tr>")
-    return table(["", *(f"level {level}" for level in levels)], rows)
+    return table(["", *(f"level {level}" for level in levels)], rows, "map")
 
 
 def _heat_cell(cell: Cell | None, most: float) -> str:
@@ -326,7 +326,7 @@ def _heat_cell(cell: Cell | None, most: float) -> str:
     tint = colour(1.0 - cell.mae / most)
     few = " few" if cell.n < FEW else ""
     title = f"{cell.n} images, mean error {shown(cell.bias, 2)}"
-    back = f"background:color-mix(in srgb, {tint} {'30' if few else '72'}%, transparent)"
+    back = f"background:color-mix(in srgb, {tint} {'18' if few else '46'}%, transparent)"
     return (
         f'<td class="heat{few}" style="{back}" title="{title}">{filter_button(label, where)}</td>'
     )

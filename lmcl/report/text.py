@@ -8,6 +8,7 @@ from typing import Any
 from lmcl.metrics import Evaluation
 from lmcl.metrics.evaluation import FIGURES
 from lmcl.report.analysis import Analysis
+from lmcl.report.compare import Comparison
 from lmcl.report.markup import figure_name, shown, span
 from lmcl.report.published import published_for
 
@@ -40,6 +41,45 @@ def markdown(a: Analysis) -> str:
     lines += [f"* {name}: {value}" for name, value in a.run.protocol.items() if value]
     lines += [f"* mapping: {e.fit4.form}, {e.fit4.status}, fitted on {e.fit_on}"]
     lines += ["", *(f"* not shown: {m}" for m in a.run.missing)] if a.run.missing else []
+    return "\n".join(lines) + "\n"
+
+
+def comparison_markdown(c: Comparison) -> str:
+    """report.md of several runs: their figures, the paired tests, the settings that differ."""
+    lines = [
+        "# Comparison",
+        "",
+        "| run | set | split | images | SRCC | 95 % | PLCC raw | RMSE fitted |",
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {a.run.name} | {a.run.set_name} | {a.run.protocol.get('split', '')} | "
+        f"{a.evaluation.n} | "
+        f"{shown(a.evaluation.srcc, 4)} | {span(a.evaluation, 'srcc', 4)} | "
+        f"{shown(a.evaluation.plcc_raw, 4)} | {shown(a.evaluation.rmse_fit4, 3)} |"
+        for a in c.analyses
+    ]
+    if c.pairs:
+        lines += ["", "## Paired on the same images", ""]
+        lines += ["| pair | SRCC difference | p, bootstrap | p, Holm | Williams | Meng | F |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        lines += [
+            f"| {p.a} - {p.b} | {shown(p.difference.value, 4)} | {shown(p.difference.p)} | "
+            f"{shown(p.p_holm)} | {' | '.join(shown(t.p) for t in p.tests)} |"
+            for p in c.pairs
+        ]
+    if c.split_pairs:
+        lines += ["", "## Paired over splits", ""]
+        lines += ["| pair | splits | mean difference | Wilcoxon | sign | Nadeau-Bengio |"]
+        lines += ["|---|---|---|---|---|---|"]
+        lines += [
+            f"| {p.a} - {p.b} | {p.splits} | {shown(p.mean, 4)} | "
+            f"{' | '.join(shown(t.p) for t in p.tests)} |"
+            for p in c.split_pairs
+        ]
+    lines += ["", *(f"* not compared: {r}" for r in c.refusals)] if c.refusals else []
+    lines += ["", "## Settings that differ", ""]
+    lines += [f"* {name}: {' / '.join(values)}" for name, values in c.differing] or ["none"]
     return "\n".join(lines) + "\n"
 
 

@@ -4,10 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmcl.predictions import write_atomic
-from lmcl.report.analysis import analyse
+from lmcl.report.analysis import Analysis, analyse
+from lmcl.report.compare import Comparison, compare
+from lmcl.report.compare_page import compare_page
 from lmcl.report.page import run_page
 from lmcl.report.run import read_run
-from lmcl.report.text import markdown, predictions_csv, results, results_csv, results_json
+from lmcl.report.text import (
+    comparison_markdown,
+    markdown,
+    predictions_csv,
+    results,
+    results_csv,
+    results_json,
+)
 
 
 def write_report(run_folders: Sequence[Path], output: Path) -> Path:
@@ -21,17 +30,34 @@ def write_report(run_folders: Sequence[Path], output: Path) -> Path:
         The page.
 
     Raises:
+        ValueError: If no run is given.
         LmclError: If a run folder or its predictions are missing (4) or cannot be read (3).
     """
+    if not run_folders:
+        raise ValueError("a report needs at least one run folder")
     analyses = [analyse(read_run(folder)) for folder in run_folders]
-    first = analyses[0]
-    files = {
-        "report.html": run_page(first),
-        "report.md": markdown(first),
-        "predictions.csv": predictions_csv(first),
-    }
-    files["results.json"] = results_json([results(a) for a in analyses], None)
+    files = _single(analyses[0]) if len(analyses) == 1 else _several(compare(analyses))
     files["results.csv"] = results_csv(analyses)
     for name, content in files.items():
-        write_atomic(output / name, content.encode())
+        # The page goes last: whoever waits for it finds the rest complete.
+        if name != "report.html":
+            write_atomic(output / name, content.encode())
+    write_atomic(output / "report.html", files["report.html"].encode())
     return output / "report.html"
+
+
+def _single(a: Analysis) -> dict[str, str]:
+    return {
+        "report.html": run_page(a),
+        "report.md": markdown(a),
+        "results.json": results_json([results(a)], None),
+        "predictions.csv": predictions_csv(a),
+    }
+
+
+def _several(c: Comparison) -> dict[str, str]:
+    return {
+        "report.html": compare_page(c),
+        "report.md": comparison_markdown(c),
+        "results.json": results_json([results(a) for a in c.analyses], c.to_json()),
+    }

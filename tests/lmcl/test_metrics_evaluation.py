@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from lmcl.metrics import evaluate
+from lmcl.metrics import evaluate, plcc, srcc
+from lmcl.metrics.bootstrap import counted_plcc, counted_srcc, group_counts
 from lmcl.metrics.evaluation import FIGURES
 
 
@@ -109,3 +110,16 @@ def test_json_holds_null_where_a_figure_is_nan() -> None:
 def test_columns_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="mos has 3 values, the predictions 4"):
         evaluate(np.zeros(4), np.zeros(3))
+
+
+def test_counted_rounds_equal_copied_rows_even_under_ties() -> None:
+    rng = np.random.default_rng(8)
+    x, y = rng.integers(0, 9, 60).astype(float), rng.integers(0, 9, 60).astype(float)
+    (counts,) = group_counts(np.arange(60) // 4, resamples=20, seed=1)
+    for drawn, ranked, linear in zip(
+        counts, counted_srcc(x, y, counts), counted_plcc(x, y, counts), strict=True
+    ):
+        rows = np.repeat(np.arange(60), drawn.astype(int))
+        assert len(rows) == 60
+        assert ranked == pytest.approx(srcc(x[rows], y[rows]), abs=1e-12)
+        assert linear == pytest.approx(plcc(x[rows], y[rows]), abs=1e-12)

@@ -1,0 +1,23 @@
+"""`lmcl report`: pages from finished runs."""
+
+from pathlib import Path
+
+import click
+
+from lmcl.report.write import write_report
+
+
+@click.command(
+    epilog="EXAMPLES: lmcl report runs/demo · lmcl report runs/a runs/b --output reports/a-and-b"
+)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder of the files [the run itself; reports/<names> for several runs].",
+)
+def command(runs: tuple[Path, ...], output: Path | None) -> None:
+    """Write the report of a run, or compare several runs side by side."""
+    names = "-".join(run.resolve().name for run in runs)
+    folder = output or (runs[0] if len(runs) == 1 else Path("reports") / names[:120])
+    click.echo(write_report(runs, folder))

@@ -1,0 +1,215 @@
+"""Several runs against each other: who is better, by how much, and how sure that is."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmcl import statistics
+from lmcl.report.analysis import Analysis
+from lmcl.statistics import Difference, Verdict
+
+# Runs that differ in nothing but these are one model on several splits.
+_NOT_THE_MODEL = ("split", "seed", "root", "cache", "output", "backend", "threads")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two runs on the same images."""
+
+    a: str
+    b: str
+    n: int
+    difference: Difference
+    """Of the rank correlations, by a bootstrap over groups."""
+    tests: tuple[Verdict, ...]
+    """Williams and Meng on the rank correlations, F on the residuals after the mapping."""
+    p_holm: float
+    """The bootstrap's p-value after Holm's correction over all pairs of the report."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """One configuration on one or more splits."""
+
+    name: str
+    runs: tuple[Analysis, ...]
+
+    def values(self, figure: str) -> NDArray[np.float64]:
+        """A figure of every run, in their order."""
+        return np.array([a.evaluation.figure(figure) for a in self.runs])
+
+    def split_names(self) -> list[str]:
+        """Set and split of every run."""
+        return [f"{a.run.set_name}/{a.run.protocol.get('split', '')}" for a in self.runs]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitPair:
+    """Two models over the splits both were run on."""
+
+    a: str
+    b: str
+    splits: int
+    mean: float
+    """Mean difference in rank correlation, first minus second."""
+    tests: tuple[Verdict, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """Everything that can be said about several runs together."""
+
+    analyses: tuple[Analysis, ...]
+    models: tuple[Model, ...]
+    pairs: tuple[Pair, ...]
+    split_pairs: tuple[SplitPair, ...]
+    refusals: tuple[str, ...]
+    """Pairs that cannot be compared, and why."""
+    differing: tuple[tuple[str, tuple[str, ...]], ...]
+    """Settings that are not the same in all runs, with the value of each run."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison part of results.json; NaN becomes null."""
+        found: dict[str, Any] = _plain(
+            {
+                "pairs": [dataclasses.asdict(p) for p in self.pairs],
+                "split_pairs": [dataclasses.asdict(p) for p in self.split_pairs],
+                "models": [
+                    {"name": m.name, "runs": [a.run.name for a in m.runs], **summary(m)}
+                    for m in self.models
+                ],
+                "refusals": list(self.refusals),
+                "differing_settings": {name: list(values) for name, values in self.differing},
+            }
+        )
+        return found
+
+
+def compare(analyses: Sequence[Analysis]) -> Comparison:
+    """Compare every run with every other one on the images they share entirely."""
+    pairs: list[Pair] = []
+    refusals: list[str] = []
+    for a, b in itertools.combinations(analyses, 2):
+        why = _why_not(a, b)
+        if why:
+            refusals.append(f"{a.run.name} and {b.run.name}: {why}")
+        else:
+            pairs.append(_pair(a, b))
+    corrected = statistics.holm([p.difference.p for p in pairs])
+    models = _models(analyses)
+    return Comparison(
+        analyses=tuple(analyses),
+        models=models,
+        pairs=tuple(
+            dataclasses.replace(p, p_holm=q) for p, q in zip(pairs, corrected, strict=True)
+        ),
+        split_pairs=tuple(_split_pairs(models)),
+        refusals=tuple(refusals),
+        differing=_differing(analyses),
+    )
+
+
+def summary(model: Model) -> dict[str, float]:
+    """Median, mean, deviation, least and greatest rank correlation over a model's runs."""
+    values = model.values("srcc")
+    return {
+        "median": float(np.median(values)),
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+        "min": float(np.min(values)),
+        "max": float(np.max(values)),
+    }
+
+
+def _why_not(a: Analysis, b: Analysis) -> str:
+    p, q = a.run.headline, b.run.headline
+    if a.run.set_name != b.run.set_name:
+        return "different sets"
+    if not np.array_equal(p.id, q.id):
+        return "different test images; only their splits can be compared"
+    if not np.array_equal(p.mos, q.mos, equal_nan=True):
+        return "the same images with different scores: the label files differ"
+    bad = [x.run.name for x in (a, b) if "srcc" in x.evaluation.reasons]
+    return f"no rank correlation for {', '.join(bad)}" if bad else ""
+
+
+def _pair(a: Analysis, b: Analysis) -> Pair:
+    p, q, keep = a.run.headline, b.run.headline, a.labelled
+    x, y, mos = p.prediction[keep], q.prediction[keep], p.mos[keep]
+    groups = np.unique(p.group[keep].astype(str), return_inverse=True)[1].astype(np.int64)
+    (r_a, r_b, r_ab), _ = statistics.correlations_between(x, y, mos)
+    residuals = [e.fit4(v) - mos for e, v in ((a.evaluation, x), (b.evaluation, y))]
+    n = len(mos)
+    return Pair(
+        a=a.run.name,
+        b=b.run.name,
+        n=n,
+        difference=statistics.srcc_difference(x, y, mos, groups),
+        tests=(
+            statistics.williams(r_a, r_b, r_ab, n),
+            statistics.meng(r_a, r_b, r_ab, n),
+            statistics.f_test(residuals[0], residuals[1]),
+        ),
+        p_holm=math.nan,
+    )
+
+
+def _models(analyses: Sequence[Analysis]) -> tuple[Model, ...]:
+    groups: dict[tuple[tuple[str, str], ...], list[Analysis]] = {}
+    for a in analyses:
+        kept = ((k, v) for k, v in a.run.config.items() if k.split(".")[-1] not in _NOT_THE_MODEL)
+        # Without a configuration nothing says that two runs are the same model.
+        key = tuple(sorted(kept)) if a.run.config else (("", a.run.name),)
+        groups.setdefault(key, []).append(a)
+    return tuple(Model(name=runs[0].run.name, runs=tuple(runs)) for runs in groups.values())
+
+
+def _split_pairs(models: Sequence[Model]) -> list[SplitPair]:
+    found = []
+    for a, b in itertools.combinations(models, 2):
+        of_b = dict(zip(b.split_names(), b.runs, strict=True))
+        common = [
+            (x, of_b[name]) for name, x in zip(a.split_names(), a.runs, strict=True) if name in of_b
+        ]
+        if len(common) < 2:
+            continue
+        left, right = ([pair[i].evaluation.srcc for pair in common] for i in (0, 1))
+        train = common[0][0].run.protocol.get("counts.train", "0")
+        found.append(
+            SplitPair(
+                a=a.name,
+                b=b.name,
+                splits=len(common),
+                mean=float(np.mean(left) - np.mean(right)),
+                tests=(
+                    statistics.wilcoxon(left, right),
+                    statistics.sign_test(left, right),
+                    statistics.nadeau_bengio(
+                        left,
+                        right,
+                        n_train=int(train or 0),
+                        n_test=common[0][0].evaluation.n,
+                    ),
+                ),
+            )
+        )
+    return found
+
+
+def _differing(analyses: Sequence[Analysis]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    names = dict.fromkeys(name for a in analyses for name in a.run.config)
+    rows = [(name, tuple(a.run.config.get(name, "") for a in analyses)) for name in names]
+    return tuple(row for row in rows if len(set(row[1])) > 1)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,276 @@
+"""The page that shows several runs side by side."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from lmcl.report import figures as draw
+from lmcl.report.analysis import FEW, Analysis
+from lmcl.report.compare import Comparison, summary
+from lmcl.report.markup import UNKNOWN, figure, row, section, shown, span, table
+from lmcl.report.page import page
+from lmcl.report.published import published_for
+from lmcl.statistics import Verdict
+
+_NO_IMAGES = '{"rows":[],"thumbs":{}}'
+_MOST_SCATTERS = 8
+
+
+def compare_page(c: Comparison) -> str:
+    """The page of a comparison."""
+    parts = [
+        _runs(c),
+        _pairs(c),
+        _splits(c),
+        _portions(c),
+        _scatters(c),
+        _sets(c),
+        _settings(c),
+    ]
+    title = ", ".join(a.run.name for a in c.analyses[:4]) + (
+        " and more" if len(c.analyses) > 4 else ""
+    )
+    top = (
+        f'<p class="kicker">{escape(_sets_named(c))}</p><h1>{escape(title)}</h1>'
+        f'<p class="lede">{escape(verdict(c))}</p>'
+    )
+    return page(f"Comparison: {title}", top, parts, _NO_IMAGES)
+
+
+def verdict(c: Comparison) -> str:
+    """What the comparison comes to, in a sentence or two."""
+    if not c.pairs:
+        return "No two of these runs were tested on the same images, so only their splits compare."
+    clear = [p for p in c.pairs if p.p_holm < 0.05]
+    if not clear:
+        return (
+            "No difference between these runs is larger than chance would make it on these images "
+            "(5 % level, corrected for the number of pairs)."
+        )
+    said = [
+        f"{p.a if p.difference.value > 0 else p.b} ranks better than "
+        f"{p.b if p.difference.value > 0 else p.a} by {shown(abs(p.difference.value))}"
+        for p in clear[:3]
+    ]
+    rest = f", and {len(clear) - 3} more pairs differ" if len(clear) > 3 else ""
+    equal = len(c.pairs) - len(clear)
+    same = f" {equal} of {len(c.pairs)} pairs do not differ measurably." if equal else ""
+    return f"{'; '.join(said)}{rest}.{same}"
+
+
+def _runs(c: Comparison) -> str:
+    published = published_for(c.analyses[0].run.set_name) if len(_set_names(c)) == 1 else []
+    edges = [
+        v
+        for a in c.analyses
+        for i in [a.evaluation.intervals.get("srcc")]
+        for v in ((i.low, i.high) if i else (a.evaluation.srcc,))
+    ]
+    finite = [v for v in (*edges, *(p.srcc for p in published)) if math.isfinite(v)] or [0.0, 1.0]
+    axis = (min(finite) - 0.02, min(1.0, max(finite)) + 0.02)
+    rows = [_run_row(a, axis) for a in c.analyses]
+    for p in published:
+        bar = draw.interval_bar(p.srcc, math.nan, math.nan, axis)
+        mark = "" if p.comparable else " \N{DAGGER}"
+        cells = [escape(p.model) + mark, "", "", shown(p.srcc), bar, "", shown(p.plcc), "", "", ""]
+        rows.append(row(cells, "few"))
+    head = ["", "Split", "Images", "SRCC", "", "95 % interval", "PLCC, raw", "PLCC, fitted"]
+    note = (
+        "\N{DAGGER} published under another protocol; report.md has the sources."
+        if published
+        else ""
+    )
+    return section("runs", "Side by side", note, table([*head, "KRCC", "RMSE, fitted"], rows))
+
+
+def _run_row(a: Analysis, axis: tuple[float, float]) -> str:
+    e = a.evaluation
+    interval = e.intervals.get("srcc")
+    low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
+    return row(
+        [
+            escape(a.run.name),
+            escape(a.run.protocol.get("split", "") or UNKNOWN),
+            str(e.n),
+            shown(e.srcc),
+            draw.interval_bar(e.srcc, low, high, axis),
+            span(e, "srcc"),
+            shown(e.plcc_raw),
+            shown(e.plcc_fit4),
+            shown(e.krcc),
+            shown(e.rmse_fit4, 2),
+        ]
+    )
+
+
+def _pairs(c: Comparison) -> str:
+    if not c.pairs and not c.refusals:
+        return ""
+    rows = []
+    for p in c.pairs:
+        i = p.difference.interval
+        ends = f"{shown(i.low)} to {shown(i.high)}" if i else UNKNOWN
+        rows.append(
+            row(
+                [
+                    f"{escape(p.a)} \N{MINUS SIGN} {escape(p.b)}",
+                    str(p.n),
+                    shown(p.difference.value),
+                    ends,
+                    probability(p.difference.p),
+                    f"<b>{probability(p.p_holm)}</b>",
+                    *(_tested(t) for t in p.tests),
+                ]
+            )
+        )
+    head = [
+        "",
+        "Images",
+        "SRCC difference",
+        "95 % interval",
+        "p",
+        "p, Holm",
+        "Williams",
+        "Meng",
+        "F",
+    ]
+    note = (
+        "Both models on the same images. The interval and p come from a bootstrap over groups; "
+        "Williams and Meng compare the rank correlations, F the residuals after the mapping. "
+        "Images that share a reference are not independent: then trust the bootstrap."
+    )
+    skipped = "".join(f"<li>{escape(r)}</li>" for r in c.refusals)
+    body = (table(head, rows) if rows else "") + (
+        f"<ul class='quiet'>{skipped}</ul>" if skipped else ""
+    )
+    return section("pairs", "Is the difference real?", note, body)
+
+
+def _splits(c: Comparison) -> str:
+    if max(len(m.runs) for m in c.models) < 2:
+        return ""
+    rows = []
+    for m in c.models:
+        s = summary(m)
+        cells = [escape(m.name), str(len(m.runs))]
+        rows.append(row([*cells, *(shown(s[k]) for k in ("median", "mean", "sd", "min", "max"))]))
+    drawing = draw.boxes([(m.name, m.values("srcc")) for m in c.models], y_label="SRCC")
+    tests = [
+        row(
+            [
+                f"{escape(p.a)} \N{MINUS SIGN} {escape(p.b)}",
+                str(p.splits),
+                shown(p.mean),
+                *(_tested(t) for t in p.tests),
+            ]
+        )
+        for p in c.split_pairs
+    ]
+    heads = ["", "Splits", "Mean difference", "Wilcoxon", "Sign", "Nadeau-Bengio"]
+    note = (
+        "Runs whose settings differ only in the split or the seed are one model. Random splits "
+        "overlap, so the deviation over splits is no standard error; the last test corrects for it."
+    )
+    body = (
+        table(["", "Runs", "Median SRCC", "Mean", "Deviation", "Least", "Greatest"], rows)
+        + f'<div class="narrow">{figure(drawing, "Median, quartiles, range, and every run.")}</div>'
+        + (f"<h3>Paired over splits</h3>{table(heads, tests)}" if tests else "")
+    )
+    return section("splits", "Over the splits", note, body)
+
+
+def _portions(c: Comparison) -> str:
+    names = dict.fromkeys((p.kind, p.name) for a in c.analyses for p in a.portions)
+    if not names:
+        return ""
+    found = [{(p.kind, p.name): p.evaluation for p in a.portions} for a in c.analyses]
+    rows = []
+    for key in names:
+        values = [f[key].srcc if key in f else math.nan for f in found]
+        n = max(f[key].n for f in found if key in f)
+        top = max((v for v in values if math.isfinite(v)), default=math.nan)
+        cells = [f"<b>{shown(v)}</b>" if v == top and n >= FEW else shown(v) for v in values]
+        rows.append(row([escape(key[1]), key[0], str(n), *cells], "few" if n < FEW else ""))
+    head = ["", "", "Images", *(escape(a.run.name) for a in c.analyses)]
+    note = "Rank correlation inside each group; the highest of a row is bold."
+    return section("portions", "By subset and distortion", note, table(head, rows))
+
+
+def _scatters(c: Comparison) -> str:
+    shots = [
+        f"<div><h3>{escape(a.run.name)}</h3>{draw.scatter(a, live=False)}</div>"
+        for a in c.analyses[:_MOST_SCATTERS]
+    ]
+    charts = [a for a in c.analyses if "val_srcc" in a.run.curves.epochs]
+    body = f'<div class="curves">{"".join(shots)}</div>'
+    if charts:
+        shortest = min(len(a.run.curves.epochs["epoch"]) for a in charts)
+        at = charts[0].run.curves.epochs["epoch"][:shortest] + 1.0
+        series = [(a.run.name, a.run.curves.epochs["val_srcc"][:shortest]) for a in charts[:4]]
+        if any(np.any(np.isfinite(v)) for _, v in series):
+            keys = "".join(
+                f'<span class="key k{i}"><i></i>{escape(n)}</span>'
+                for i, (n, _) in enumerate(series)
+            )
+            body += "<h3>Validation SRCC</h3><div class='narrow'>"
+            body += figure(draw.curve(at, series, x_label="epochs"), keys) + "</div>"
+    return section("scatter", "Predictions against scores", "", body)
+
+
+def _sets(c: Comparison) -> str:
+    """Cross-set matrix: trained on one set, tested on others."""
+    others = dict.fromkeys(
+        name for a in c.analyses for name, _ in a.others if name not in ("train", "val", "test")
+    )
+    if not others:
+        return ""
+    rows = []
+    for a in c.analyses:
+        found = dict(a.others)
+        cells = [
+            f"{shown(found[o].srcc)} <small>{shown(found[o].plcc_fit4)}</small>"
+            if o in found
+            else UNKNOWN
+            for o in others
+        ]
+        own = f"{shown(a.evaluation.srcc)} <small>{shown(a.evaluation.plcc_raw)}</small>"
+        rows.append(
+            row([f"{escape(a.run.name)} <small>({escape(a.run.set_name)})</small>", own, *cells])
+        )
+    note = "SRCC, and small beside it PLCC: raw on the own set, after the mapping on others."
+    head = ["Trained on", "Own test part", *(escape(o) for o in others)]
+    return section("sets", "Across sets", note, table(head, rows))
+
+
+def _settings(c: Comparison) -> str:
+    rows = [
+        row([escape(name), *(escape(v) or UNKNOWN for v in values)]) for name, values in c.differing
+    ]
+    head = ["", *(escape(a.run.name) for a in c.analyses)]
+    body = table(head, rows) if rows else "<p>The runs have the same settings.</p>"
+    return section("settings", "Settings that differ", "", body)
+
+
+def _tested(t: Verdict) -> str:
+    if not math.isfinite(t.p):
+        return f'<span title="{escape(t.reason)}">{UNKNOWN}</span>'
+    mark = f'<span title="{escape(t.reason)}">*</span>' if t.reason else ""
+    return f"p {probability(t.p)}{mark}"
+
+
+def probability(p: float) -> str:
+    """A p-value as readers expect it."""
+    if not math.isfinite(p):
+        return UNKNOWN
+    return "&lt; .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def _set_names(c: Comparison) -> list[str]:
+    return list(dict.fromkeys(a.run.set_name for a in c.analyses))
+
+
+def _sets_named(c: Comparison) -> str:
+    names: Sequence[str] = _set_names(c)
+    return f"Comparison of {len(c.analyses)} runs · {', '.join(names)}"

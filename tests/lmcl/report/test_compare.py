@@ -1,0 +1,90 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmcl.report.analysis import analyse
+from lmcl.report.compare import compare
+from lmcl.report.compare_page import verdict
+from lmcl.report.run import read_run
+from lmcl.report.write import write_report
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, make_run) -> list[Path]:
+    root = tmp_path_factory.mktemp("runs")
+    wanted = [("good", 5.0, 0), ("bad", 30.0, 1), ("twin", 5.0, 2)]
+    return [make_run(root / n, noise=e, seed=s, pictures=False) for n, e, s in wanted]
+
+
+@pytest.fixture(scope="module")
+def comparison(runs):
+    return compare([analyse(read_run(r)) for r in runs])
+
+
+def test_a_worse_run_is_found_and_an_equal_one_is_not(comparison) -> None:
+    p = {(q.a, q.b): q for q in comparison.pairs}
+    assert p["good", "bad"].difference.value > 0.1
+    assert p["good", "bad"].p_holm < 0.05
+    assert p["good", "twin"].p_holm > 0.05
+    assert "good ranks better than bad" in verdict(comparison)
+
+
+def test_runs_that_differ_only_in_the_split_are_one_model(tmp_path: Path, make_run) -> None:
+    folders = []
+    for index in range(3):
+        for name, lr in (("a", "2e-4"), ("b", "3e-4")):
+            folder = make_run(
+                tmp_path / f"{name}{index}", seed=index, split=f"s-0{index}", pictures=False
+            )
+            text = (folder / "config.toml").read_text().replace("2e-4", lr)
+            (folder / "config.toml").write_text(text)
+            folders.append(folder)
+    found = compare([analyse(read_run(f)) for f in folders])
+    assert [len(m.runs) for m in found.models] == [3, 3]
+    assert found.split_pairs[0].splits == 3
+    assert found.split_pairs[0].tests[0].name == "wilcoxon"
+
+
+def test_other_images_are_refused_with_the_reason(tmp_path: Path, make_run, runs) -> None:
+    other = make_run(tmp_path / "other", contents=5, pictures=False)
+    found = compare([analyse(read_run(r)) for r in (runs[0], other)])
+    assert found.pairs == ()
+    assert "different test images" in found.refusals[0]
+
+
+def test_the_comparison_is_written_side_by_side(tmp_path: Path, runs) -> None:
+    page = write_report(runs, tmp_path).read_text()
+    tree = json.loads((tmp_path / "results.json").read_text())
+    assert [r["name"] for r in tree["runs"]] == ["good", "bad", "twin"]
+    assert len(tree["comparison"]["pairs"]) == 3
+    assert "Is the difference real?" in page
+    assert "good - bad" in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_pairs_use_the_images_and_not_the_order_of_runs(comparison, runs) -> None:
+    turned = compare([analyse(read_run(r)) for r in reversed(runs)])
+    there = {(p.a, p.b): p.difference.value for p in comparison.pairs}
+    back = {(p.b, p.a): p.difference.value for p in turned.pairs}
+    assert there.keys() == back.keys()
+    assert all(math.isclose(there[k], -back[k], abs_tol=1e-12) for k in there)
+
+
+def test_the_matrix_across_sets_shows_every_other_set(tmp_path: Path, make_run) -> None:
+    folders = [make_run(tmp_path / n, pictures=False, seed=i) for i, n in enumerate(("a", "b"))]
+    for folder in folders:
+        (folder / "predictions" / "livec.csv").write_bytes(
+            (folder / "predictions" / "test.csv").read_bytes()
+        )
+    page = write_report(folders, tmp_path / "out").read_text()
+    assert "Across sets" in page
+    assert "livec" in page
+
+
+def test_values_of_a_model_keep_the_order_of_its_runs(comparison) -> None:
+    first = comparison.models[0]
+    expected = [a.evaluation.srcc for a in first.runs]
+    np.testing.assert_array_equal(first.values("srcc"), expected)

@@ -1,0 +1,127 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lmcl.errors import LmclError
+from lmcl.report import write_report
+from lmcl.report.published import published_for
+from lmcl.report.text import SCHEMA
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, make_run) -> Path:
+    folder = make_run(tmp_path_factory.mktemp("runs") / "one", pictures=False)
+    write_report([folder], folder)
+    return folder
+
+
+def test_all_files_are_written_and_nothing_temporary_stays(run: Path) -> None:
+    names = {p.name for p in run.iterdir() if p.is_file()}
+    assert {"report.html", "report.md", "results.json", "results.csv", "predictions.csv"} <= names
+    assert not [n for n in names if n.startswith(".")]
+
+
+def test_results_json_is_versioned_and_holds_the_figures_of_scipy(run: Path) -> None:
+    tree = json.loads((run / "results.json").read_text())
+    rows = table(run / "predictions.csv")
+    x, y = (np.array([float(r[c]) for r in rows]) for c in ("pred", "mos"))
+    found = tree["runs"][0]["evaluation"]
+    assert tree["schema"] == SCHEMA == "lmcl-report/1"
+    assert found["srcc"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+    assert found["plcc_raw"] == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-9)
+    assert found["fit4"]["status"] == "ok"
+    assert len(found["fit4"]["parameters"]) == 4
+    assert found["intervals"]["srcc"]["method"] == "cluster-bootstrap"
+
+
+def test_the_mapped_prediction_in_the_table_gives_the_reported_error(run: Path) -> None:
+    tree = json.loads((run / "results.json").read_text())
+    rows = table(run / "predictions.csv")
+    error = [float(r["pred_fit"]) - float(r["mos"]) for r in rows]
+    rmse = tree["runs"][0]["evaluation"]["rmse_fit4"]
+    assert float(np.sqrt(np.mean(np.square(error)))) == pytest.approx(rmse)
+
+
+def test_results_csv_has_a_row_for_every_portion(run: Path) -> None:
+    rows = table(run / "results.csv")
+    assert [r["kind"] for r in rows] == ["all"] + ["subset"] * 2 + ["distortion"] * 4
+    assert sum(int(r["n"]) for r in rows if r["kind"] == "distortion") == int(rows[0]["n"])
+
+
+def test_markdown_names_the_note_the_protocol_and_what_is_missing(run: Path) -> None:
+    text = (run / "report.md").read_text()
+    assert "This set is synthetic" in text
+    assert "split_hash" in text
+    assert "thumbs/ is missing" in text
+
+
+def test_the_page_needs_nothing_but_the_predictions(tmp_path: Path, run: Path) -> None:
+    bare = tmp_path / "bare"
+    (bare / "predictions").mkdir(parents=True)
+    shutil.copy(run / "predictions" / "test.csv", bare / "predictions")
+    page = write_report([bare], tmp_path / "out").read_text()
+    for name in ("config.toml", "log.jsonl", "protocol.json", "embeddings.npz", "thumbs/"):
+        assert f"{name} is missing" in page
+
+
+def test_two_reports_of_one_run_are_the_same_bytes(tmp_path: Path, run: Path) -> None:
+    first, second = (write_report([run], tmp_path / n).read_bytes() for n in ("a", "b"))
+    assert first == second
+
+
+def test_names_of_images_cannot_break_out_of_the_page(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert "<blur>" not in page
+    assert page.count("</script>") == 2
+
+
+def test_constant_predictions_are_reported_with_their_reason(tmp_path: Path, run: Path) -> None:
+    rows = table(run / "predictions" / "test.csv")
+    (tmp_path / "flat" / "predictions").mkdir(parents=True)
+    with (tmp_path / "flat" / "predictions" / "test.csv").open("w") as out:
+        writer = csv.DictWriter(out, rows[0].keys())
+        writer.writeheader()
+        writer.writerows({**r, "prediction": "50.0"} for r in rows)
+    page = write_report([tmp_path / "flat"], tmp_path / "flat").read_text()
+    assert "all predictions are equal" in page
+    assert "NaN" not in (tmp_path / "flat" / "results.json").read_text()
+
+
+def test_a_folder_without_predictions_says_how_to_get_them(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LmclError, match="lmcl eval") as caught:
+        write_report([tmp_path / "empty"], tmp_path)
+    assert caught.value.exit_code == 4
+
+
+def test_a_missing_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LmclError, match="no such run folder"):
+        write_report([tmp_path / "nowhere"], tmp_path)
+
+
+def test_published_figures_have_sources_and_mark_other_protocols() -> None:
+    rows = published_for("livec")
+    assert [r.model for r in rows] == ["DR.Experts", "LML-IQA", "DEIQT"]
+    assert all(r.cite and r.note and not r.comparable for r in rows)
+    assert published_for("no-such-set") == []
+
+
+def test_the_sign_of_an_inverted_model_stands_in_the_first_sentence(tmp_path, run) -> None:
+    rows = table(run / "predictions" / "test.csv")
+    (tmp_path / "inv" / "predictions").mkdir(parents=True)
+    with (tmp_path / "inv" / "predictions" / "test.csv").open("w") as out:
+        writer = csv.DictWriter(out, rows[0].keys())
+        writer.writeheader()
+        writer.writerows({**r, "prediction": str(-float(r["prediction"]))} for r in rows)
+    page = write_report([tmp_path / "inv"], tmp_path / "inv").read_text()
+    assert "the model is inverted" in page
