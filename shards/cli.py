@@ -11,18 +11,22 @@ import msgspec
 from tqdm import tqdm
 
 from shards.datasets.registry import Reader, SourceOptions, open_source, readers, suggestion
+from shards.dedupe import drop_twins, find_twins, signatures
 from shards.errors import ShardError
 from shards.image import MAX_PIXELS
 from shards.info import contact_sheet, describe_set
 from shards.job import PackOptions
 from shards.plan import Plan, ShardSize, make_plan
-from shards.read import open_set
+from shards.read import ShardSet, open_set
+from shards.reshard import reshard as reshard_sets
 from shards.sample import Score
-from shards.split import PARTS, make_splits, write_split
+from shards.split import PARTS, Split, make_splits, write_split
+from shards.split_import import import_splits
 from shards.verify import verify as verify_set
 from shards.write import build as build_set
 from shards.write import default_workers, refuse_missing
 
+_SHOWN = 5
 _EXAMPLES = """\b
 Examples:
   lmcl-shard build biq2021 ~/data/biq2021 --output data/biq2021
@@ -212,6 +216,23 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
 @click.option("--folds", default=5, show_default=True, help="k-fold: how many.")
 @click.option("--fraction", default=0.2, show_default=True, help="fraction: share of train kept.")
 @click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Import published splits: meta csv, pickle, folder of .npy or of lists.",
+)
+@click.option("--names", type=click.Path(path_type=Path), help="--from: list that numbers mean.")
+@click.option("--column", help="--from: one split column of a meta csv. [all]")
+@click.option("--pyiqa-compat-shift", default=0, help="--from: rows pyiqa's loader shifts by.")
+@click.option("--allow-missing", is_flag=True, help="--from: names this set does not hold.")
+@click.option(
+    "--dedupe",
+    type=click.Choice(["report", "drop"]),
+    help="Find near twins across parts; drop takes them out of train.",
+)
+@click.option("--workers", type=click.IntRange(1), help="--dedupe: processes. [cores]")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+@click.option(
     "--val-fraction",
     type=click.FloatRange(0, 0.5),
     help="official: share of train to select on where there is no val part; 0 = none. [0.1]",
@@ -223,24 +244,106 @@ def split(
     repeats: int,
     folds: int,
     fraction: float,
+    source: Path | None,
+    names: Path | None,
+    column: str | None,
+    pyiqa_compat_shift: int,
+    allow_missing: bool,
+    dedupe: str | None,
+    workers: int | None,
+    no_progress: bool,
     val_fraction: float | None,
 ) -> None:
     """Draw splits into ROOT/splits: lists of ids, disjoint by group, stratified by score."""
     shard_set = open_set(root)
-    splits = make_splits(
-        shard_set,
-        protocol=protocol,
-        seed=seed,
-        repeats=repeats,
-        folds=folds,
-        fraction=fraction,
-        val_fraction=val_fraction,
-    )
+    if source is not None:
+        splits = import_splits(
+            shard_set,
+            source,
+            names=names,
+            column=column,
+            shift_rows=pyiqa_compat_shift,
+            allow_missing=allow_missing,
+        )
+    else:
+        splits = make_splits(
+            shard_set,
+            protocol=protocol,
+            seed=seed,
+            repeats=repeats,
+            folds=folds,
+            fraction=fraction,
+            val_fraction=val_fraction,
+        )
+    if dedupe is not None:
+        splits = _dedupe(shard_set, splits, dedupe == "drop", workers, off=no_progress)
     for drawn in splits:
         counts = ", ".join(f"{name} {drawn.part(name).size:,}" for name in PARTS)
         click.echo(f"{write_split(root, drawn)}: {counts}")
         if drawn.note:
             click.echo(f"  {drawn.note}")
+
+
+def _dedupe(
+    shard_set: ShardSet, splits: list[Split], drop: bool, workers: int | None, *, off: bool
+) -> list[Split]:
+    ids = shard_set.ids()
+    with _bar("looking for twins", "images", off=off) as advance:
+        seen = signatures(
+            shard_set,
+            ids,
+            workers=workers or default_workers(),
+            progress=lambda images: advance(images, ids.size),
+        )
+    kept = []
+    for drawn in splits:
+        twins = find_twins(seen, drawn)
+        held_out = len({twin.second for twin in twins if twin.parts[1] == "test"})
+        click.echo(
+            f"{drawn.name}: {len(twins):,} pairs of near twins across parts; {held_out:,} of "
+            f"{drawn.test.size:,} test images have one in train or val"
+        )
+        for twin in twins[:_SHOWN]:
+            first, second = (shard_set.samples.path[id] for id in (twin.first, twin.second))
+            click.echo(f"  {twin.parts[0]} {first} ~ {twin.parts[1]} {second}")
+        kept.append(drop_twins(shard_set, drawn, twins) if drop else drawn)
+    return kept
+
+
+@cli.command()
+@click.argument("roots", nargs=-1, required=True)
+@click.option("--output", required=True, help="Folder or fsspec URL of the new set.")
+@click.option("--name", "set_name", help="Short name of a merged set.")
+@click.option("--shard-mb", default=256.0, show_default=True, help="Size of a shard.")
+@click.option("--shard-samples", default=2000, show_default=True, help="Images in a shard.")
+@click.option("--workers", type=click.IntRange(1), help="Shards packed at a time. [cores]")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def reshard(
+    roots: tuple[str, ...],
+    output: str,
+    set_name: str | None,
+    shard_mb: float,
+    shard_samples: int,
+    workers: int | None,
+    engine: Any,
+    no_progress: bool,
+) -> None:
+    """Change the shard size of one packed set, or merge several into one.
+
+    One set keeps its ids and splits. Merged scores are brought to 0..1, each by its own scale.
+    """
+    with _bar("packing", "images", off=no_progress) as advance:
+        manifest = reshard_sets(
+            [open_set(root) for root in roots],
+            output,
+            name=set_name,
+            size=ShardSize(size_bytes=max(1, int(shard_mb * 1e6)), samples=shard_samples),
+            workers=workers,
+            engine=engine,
+            progress=advance,
+        )
+    click.echo(f"{output}: {manifest.num_samples:,} images in {len(manifest.shards)} shards")
 
 
 @cli.command()

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from shards.errors import ShardError
-from shards.sample import Facts, Score
+from shards.sample import Facts, Member, Score
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -52,20 +52,6 @@ class LabelStats:
     """Mean raw score."""
     std: float
     """Population standard deviation of the raw scores."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """A set that was merged into this one; its raw scores are recoverable by its own scale."""
-
-    name: str
-    """Name of the original set."""
-    score: Score | None
-    """Its own scale, before it was brought to 0..1."""
-    first_id: int
-    """First id of its samples here."""
-    rows: int
-    """How many rows it has here."""
 
 
 @dataclass(frozen=True, kw_only=True)

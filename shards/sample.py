@@ -109,6 +109,20 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Member:
+    """A set that was merged into this one; its raw scores are recoverable by its own scale."""
+
+    name: str
+    """Name of the original set."""
+    score: Score | None
+    """Its own scale, before it was brought to 0..1."""
+    first_id: int
+    """First id of its samples here."""
+    rows: int
+    """How many rows it has here."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSet:
     """A set ready to be packed: its scale, its facts, and a function that lists its samples."""
 
@@ -120,3 +134,5 @@ class DataSet:
     """Lists the samples, in the same order every time; files are looked at, not opened."""
     facts: Facts
     """Page, licence, citation, expected counts."""
+    members: tuple[Member, ...] = ()
+    """Where sets were merged: the originals, in order."""

@@ -361,6 +361,30 @@ def _split(
     )
 
 
+def split_from_ids(
+    shard_set: ShardSet,
+    name: str,
+    index: int,
+    ids: Sequence[Ids],
+    *,
+    note: str,
+    protocol: str = "imported",
+    seed: int = 0,
+) -> Split:
+    """A split from lists of ids that were not drawn here.
+
+    Args:
+        shard_set: The set.
+        name: File name below `splits/`, without ending.
+        index: Number among the repeats.
+        ids: Train, val, test.
+        note: What a reader of a result should know.
+        protocol: The rule they were drawn by.
+        seed: Its seed, where it is known.
+    """
+    return _split(shard_set, name, protocol, seed, index, ids, note=note)
+
+
 def split_hash(
     identity: str, protocol: str, seed: int, algorithm: int, index: int, ids: Sequence[Ids]
 ) -> str:

@@ -245,7 +245,6 @@ class _Check:
     def _sample(self, id: int, path: Path, members: Iterator[Any], shard: str) -> None:
         table = self._set.samples
         image, text = next(members), next(members)
-        own = self._set.manifest.members
         prefix = self._set.name
         where = f"{shard}: sample {id} ({table.path[id]})"
         stem = key_of(prefix, id)
@@ -270,7 +269,7 @@ class _Check:
                 stream.seek(image.offset)
                 self._image(id, stream.read(image.size), where)
                 stream.seek(text.offset)
-                self._json(id, stream.read(text.size), where, merged=bool(own))
+                self._json(id, stream.read(text.size), where)
 
     def _image(self, id: int, data: bytes, where: str) -> None:
         table = self._set.samples
@@ -286,7 +285,7 @@ class _Check:
         if found != (table.codec[id], int(table.width[id]), int(table.height[id])):
             self.add("index", where, f"is {found}, {SAMPLES} says otherwise; build again")
 
-    def _json(self, id: int, data: bytes, where: str, *, merged: bool) -> None:
+    def _json(self, id: int, data: bytes, where: str) -> None:
         table = self._set.samples
         try:
             fields = msgspec.json.decode(data)
@@ -295,7 +294,7 @@ class _Check:
             return
         mos = float(table.mos[id])
         stored = fields.get("mos") if isinstance(fields, dict) else None
-        same_mos = merged or (stored is None and np.isnan(mos)) or stored == mos
+        same_mos = (stored is None and np.isnan(mos)) or stored == mos
         digest = table.sha256[id].tobytes().hex()
         if not isinstance(fields, dict) or fields.get("id") != id or not same_mos:
             self.add("member", where, "its JSON member says another id or score than the table")

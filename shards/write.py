@@ -204,6 +204,7 @@ def _finish(dataset: DataSet, plan: Plan, store: Store, records: Sequence[ShardR
         source_sha256=plan.source_sha256,
         facts=dataset.facts,
         labels=labels.stats(),
+        members=dataset.members,
     )
     store.write(MANIFEST, encode(manifest))
     remove_leftovers(store, shards, dataset.name)
