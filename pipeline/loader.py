@@ -1,8 +1,6 @@
 """The loader: batches of crops as a pure function of (seed, epoch, step, rank, world size)."""
 
-import importlib.util
 import logging
-import os
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -23,9 +21,12 @@ from pipeline.boxes import (
     random_boxes,
     scaled_sizes,
 )
-from pipeline.dali import DaliBackend, Decode, dali_version
+from pipeline.choose import BackendName, choose_backend, default_threads
+from pipeline.dali import DaliBackend, dali_version
+from pipeline.dali_graph import Decode
 from pipeline.errors import PipelineError
 from pipeline.order import Order
+from pipeline.preflight import check_arguments, usable_ids
 from pipeline.request import Request, ViewSpec
 from pipeline.saliency import SaliencyTable
 from pipeline.source import Source
@@ -35,7 +36,6 @@ from shards.read import ShardSet
 _log = logging.getLogger(__name__)
 
 Mode = Literal["train", "eval", "global"]
-BackendName = Literal["auto", "dali", "torch"]
 Backend = DaliBackend | TorchBackend
 
 
@@ -101,7 +101,7 @@ class Loader:
             ValueError: If an argument makes no sense.
             PipelineError: If there is no sample, or one is not usable and `on_error` is `fail`.
         """
-        _check_arguments(mode, backend, on_error, prefetch, num_threads)
+        check_arguments(mode, backend, on_error, prefetch, num_threads)
         self._set = shard_set
         self._crops = crops
         self._mode = mode
@@ -113,7 +113,7 @@ class Loader:
         self._prefetch = prefetch
         self._source = Source(shard_set)
         self.backend_name, self.backend_reason = choose_backend(backend)
-        self.ids, self.skipped = _usable_ids(shard_set, self._source, ids, on_error)
+        self.ids, self.skipped = usable_ids(shard_set, self._source, ids, on_error)
         self._order = Order(
             samples=len(self.ids),
             batch_size=batch_size,
@@ -357,90 +357,3 @@ class Loader:
             num_threads=self._num_threads,
             prefetch=self._prefetch,
         )
-
-
-def choose_backend(asked: BackendName) -> tuple[Literal["dali", "torch"], str]:
-    """The backend to use and why.
-
-    Raises:
-        PipelineError: If DALI was asked for by name and is not installed.
-    """
-    if asked == "torch":
-        return "torch", "asked for"
-    installed = _has_dali()
-    if asked == "dali":
-        if not installed:
-            raise PipelineError(
-                "backend 'dali' was asked for, but DALI is not installed; "
-                '`pip install nvidia-dali-cuda130`, or choose backend = "torch"',
-                exit_code=4,
-            )
-        return "dali", "asked for"
-    if installed:
-        return "dali", f"DALI {dali_version()} is installed"
-    return "torch", "DALI is not installed"
-
-
-def _has_dali() -> bool:
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None and dali_version() is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def default_threads() -> int:
-    """This process's share of the cores it may use, at most 8."""
-    cores = len(os.sched_getaffinity(0))
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(max(cores // max(processes, 1), 1), 8)
-
-
-def _check_arguments(
-    mode: str, backend: str, on_error: str, prefetch: int, num_threads: int | None
-) -> None:
-    for name, value, known in (
-        ("mode", mode, ("train", "eval", "global")),
-        ("backend", backend, ("auto", "dali", "torch")),
-        ("on_error", on_error, ("fail", "skip")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} of a loader is {value!r}; choose one of {', '.join(known)}")
-    if prefetch < 1:
-        raise ValueError(f"prefetch is {prefetch}; it must be at least 1 batch")
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"num_threads is {num_threads}; it must be at least 1")
-
-
-def _usable_ids(
-    shard_set: ShardSet, source: Source, ids: NDArray[np.int64], on_error: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The ids to load, and those left out."""
-    ids = np.asarray(ids, dtype=np.int64)
-    if ids.size == 0:
-        raise PipelineError(
-            f"{shard_set.name}: a loader was asked for no sample at all; the split's part is empty",
-            exit_code=3,
-        )
-    known = len(shard_set.samples)
-    if ids.min() < 0 or ids.max() >= known:
-        raise PipelineError(
-            f"{shard_set.name}: sample {ids[(ids < 0) | (ids >= known)][0]} was asked for, the set "
-            f"has {known}; the split belongs to another set",
-            exit_code=3,
-        )
-    if np.unique(ids).size != ids.size:
-        raise PipelineError(
-            f"{shard_set.name}: an id is listed twice; make the split again", exit_code=3
-        )
-    usable = shard_set.samples.ok[ids]
-    if on_error == "skip":
-        usable = usable & source.intact(ids)
-    elif not usable.all():
-        raise PipelineError(
-            f"{shard_set.name}: sample {ids[~usable][0]} was rejected when the set was built "
-            '(rejected.jsonl); make the split again, or set loader.on_error = "skip"',
-            exit_code=3,
-        )
-    if not usable.any():
-        raise PipelineError(f"{shard_set.name}: all {ids.size} samples are damaged", exit_code=3)
-    return ids[usable], ids[~usable]

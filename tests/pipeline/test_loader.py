@@ -10,9 +10,10 @@ import torch
 
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, frame_sizes
+from pipeline.choose import choose_backend
 from pipeline.decode import decode_rgb, reflect_pad, resize_rgb
 from pipeline.errors import PipelineError
-from pipeline.loader import Loader, choose_backend
+from pipeline.loader import Loader
 from pipeline.saliency import SaliencyTable
 from shards.read import ShardSet
 

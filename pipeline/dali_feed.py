@@ -1,0 +1,169 @@
+"""How requests become DALI's inputs: read ahead by threads, kept alive while DALI reads them."""
+
+import functools
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64, UInt8
+
+from pipeline.errors import PipelineError
+from pipeline.prepare import frame_pixels, wants_preparing, wrap_ppm
+from pipeline.request import Request, ViewSpec
+from pipeline.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The arrays of one request; DALI reads them in place, so they must outlive its work."""
+
+    buffer: UInt8[np.ndarray, " _room"]
+    """Memory that most of `encoded` lies in."""
+    encoded: list[UInt8[np.ndarray, " _size"]]
+    corners: Int32[np.ndarray, "b v 2"]
+    sizes: Int64[np.ndarray, "b 2"]
+    """Height and width that each image must decode to."""
+    targets: Float32[np.ndarray, "b 2"]
+    """Height and width after `max_side`."""
+
+
+class Feed:
+    """What DALI calls for inputs; the flow behind it changes with every epoch."""
+
+    def __init__(self) -> None:
+        self.flow: Flow | None = None
+
+    def __call__(self) -> tuple[Any, ...]:
+        """The arrays of the next request, in the order of the graph's inputs."""
+        if self.flow is None:
+            raise StopIteration
+        return self.flow.feed()
+
+
+class Flow:
+    """Requests on their way: being read, then inside DALI, then taken."""
+
+    def __init__(
+        self,
+        source: Source,
+        spec: ViewSpec,
+        readers: ThreadPoolExecutor,
+        requests: Iterator[Request],
+        *,
+        ahead: int,
+        buffers: deque[UInt8[np.ndarray, " _room"]],
+    ) -> None:
+        self._source = source
+        self._spec = spec
+        self._readers = readers
+        self._requests = requests
+        self._ahead = ahead + 1
+        self._reading: deque[tuple[Request, Future[Inputs]]] = deque()
+        self._inside: deque[tuple[Request, Inputs]] = deque()
+        # On a GPU an output may be handed out before its inputs were read: keep some longer.
+        self._spent: deque[Inputs] = deque()
+        self._kept = ahead + 2
+        self._free = buffers
+        self._lock = threading.Lock()
+
+    def feed(self) -> tuple[Any, ...]:
+        """Hand the next request to DALI and start reading one more.
+
+        Raises:
+            StopIteration: After the last one.
+            PipelineError: If it could not be read.
+        """
+        with self._lock:
+            while len(self._reading) < self._ahead:
+                request = next(self._requests, None)
+                if request is None:
+                    break
+                self._source.prefetch(request.ids)
+                job = self._readers.submit(self._read, request)
+                self._reading.append((request, job))
+            if not self._reading:
+                raise StopIteration
+            request, job = self._reading.popleft()
+        inputs = job.result()
+        self._inside.append((request, inputs))
+        if self._spec.whole:
+            return (inputs.encoded,)
+        arrays: tuple[Any, ...] = (inputs.encoded, inputs.corners, _indices(self._spec))
+        return (*arrays, inputs.targets) if self._spec.scales else arrays
+
+    def _read(self, request: Request) -> Inputs:
+        try:
+            buffer = self._free.popleft()
+        except IndexError:
+            buffer = None
+        return _read_inputs(self._source, request, self._spec, buffer)
+
+    def take(self) -> tuple[Request, Inputs]:
+        """The request that DALI's next output belongs to, and what it was made from."""
+        request, inputs = self._inside.popleft()
+        self._spent.append(inputs)
+        if len(self._spent) > self._kept:
+            self._free.append(self._spent.popleft().buffer)
+        return request, inputs
+
+    def in_flight(self) -> list[tuple[Request, Inputs]]:
+        """What DALI has not given back yet, oldest first."""
+        return list(self._inside)
+
+    def give_back(self) -> None:
+        """Offer the memory of all inputs for new ones, once DALI has finished with them."""
+        self._free.extend(inputs.buffer for inputs in self._spent)
+        self._spent.clear()
+
+    def cancel(self) -> None:
+        """Read no more."""
+        for _, job in self._reading:
+            job.cancel()
+        self._reading.clear()
+
+
+@functools.lru_cache(maxsize=8)
+def _indices(spec: ViewSpec) -> Int32[np.ndarray, "b v"]:
+    """multi_paste takes all views of an image from that image's place in the batch."""
+    places = np.arange(spec.batch_size, dtype=np.int32)
+    return np.ascontiguousarray(np.repeat(places[:, None], spec.views, axis=1))
+
+
+def _read_inputs(
+    source: Source, request: Request, spec: ViewSpec, buffer: UInt8[np.ndarray, " _room"] | None
+) -> Inputs:
+    room = source.room(request.ids)
+    if buffer is None or buffer.size < room:
+        # A quarter more than needed now, so that most later batches fit in as well.
+        buffer = np.empty(room + room // 4, dtype=np.uint8)
+    encoded = source.read(request.ids, into=buffer)
+    sizes, targets = request.sizes.copy(), request.targets.copy()
+    least = 1 if spec.whole else spec.size
+    for row in np.flatnonzero(wants_preparing(encoded, targets, least)).tolist():
+        pixels = _prepare(source, request, row, encoded[row], least)
+        encoded[row] = wrap_ppm(pixels)
+        sizes[row] = targets[row] = pixels.shape[:2]
+    corners = np.ascontiguousarray(request.boxes[..., :2])
+    return Inputs(
+        buffer=buffer,
+        encoded=encoded,
+        corners=corners,
+        sizes=sizes,
+        targets=targets.astype(np.float32),
+    )
+
+
+def _prepare(
+    source: Source, request: Request, row: int, data: UInt8[np.ndarray, " _size"], crop: int
+) -> UInt8[np.ndarray, "y x 3"]:
+    height, width = request.sizes[row].tolist()
+    tall, wide = request.targets[row].tolist()
+    try:
+        return frame_pixels(data.tobytes(), size=(height, width), target=(tall, wide), crop=crop)
+    except PipelineError as error:
+        one = int(request.ids[row])
+        raise PipelineError(f"{source.describe(one)}: {error}", exit_code=3, ids=(one,)) from error
