@@ -204,7 +204,7 @@ def _scatters(c: Comparison) -> str:
         for a in c.analyses[:_MOST_SCATTERS]
     ]
     charts = [a for a in c.analyses if "val_srcc" in a.run.curves.epochs]
-    body = f'<div class="curves">{"".join(shots)}</div>'
+    body = f'<div class="curves half">{"".join(shots)}</div>'
     if charts:
         shortest = min(len(a.run.curves.epochs["epoch"]) for a in charts)
         at = charts[0].run.curves.epochs["epoch"][:shortest] + 1.0
@@ -214,7 +214,7 @@ def _scatters(c: Comparison) -> str:
                 f'<span class="key k{i}"><i></i>{escape(n)}</span>'
                 for i, (n, _) in enumerate(series)
             )
-            body += "<h3>Validation SRCC</h3><div class='narrow'>"
+            body += "<h3>Validation SRCC</h3><div class='small'>"
             body += figure(draw.curve(at, series, x_label="epochs"), keys) + "</div>"
     return section("scatter", "Predictions against scores", "", body)
 

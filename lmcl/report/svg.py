@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Four stops from low to high, of middling lightness so that they stand on paper and on black.
-_STOPS = np.array([[88, 80, 158], [46, 132, 152], [108, 168, 96], [222, 164, 58]], dtype=np.float64)
+_STOPS = np.array(
+    [[108, 98, 184], [52, 142, 164], [108, 168, 96], [222, 164, 58]], dtype=np.float64
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -176,9 +176,10 @@ def test_paper_is_light_by_day_and_dark_by_night(browser, page) -> None:
     assert night < 3 * 60
 
 
+@pytest.mark.parametrize("which", ["page", "comparison"])
 @pytest.mark.parametrize("width", [400, 1600])
-def test_text_in_figures_stays_readable(browser, page, width) -> None:
-    browser.open(page, width=width)
+def test_text_in_figures_stays_readable(browser, request, which, width) -> None:
+    browser.open(request.getfixturevalue(which), width=width)
     least = browser.run(
         "Math.min(...[...document.querySelectorAll('svg.chart:not(.inline) text')]"
         ".map(t => parseFloat(getComputedStyle(t).fontSize)"
