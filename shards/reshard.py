@@ -47,10 +47,7 @@ def reshard(
     Raises:
         ShardError: If a merged set has no name, or two sets share one.
     """
-    if len(sets) == 1:
-        dataset = _again(sets[0])
-    else:
-        dataset = _merged(sets, name)
+    dataset = _again(sets[0]) if len(sets) == 1 else _merged(sets, name)
     options = PackOptions(on_error="skip" if sets[0].manifest.num_rejected else "fail")
     manifest = build(
         dataset,

@@ -43,6 +43,7 @@ from shards.store import Store
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
 _PLAN = f"{STATE}/plan.json"
+_STARTED = f"{STATE}/started"
 
 
 def build(
@@ -87,6 +88,8 @@ def build(
     finished = _finished(store, plan, overwrite=overwrite)
     if finished is not None:
         return finished
+    # From here on the folder is an unfinished build, even if nothing else is ever written to it.
+    store.write(_STARTED, plan.source_sha256.encode())
     tell = progress or (lambda images, total: None)
     records = _pack(dataset, plan, store, options, engine, workers, retry_failed, tell)
     return _finish(dataset, plan, store, records)
