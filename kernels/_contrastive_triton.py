@@ -242,6 +242,9 @@ def pair_gradient(
         if D1 > 0:
             b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
         b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
+        if ((t >= own) & (t < own_end)) | (t == tiles - 1):
+            m_own = (o_here[None, :] >= b_first[:, None]) & (o_here[None, :] < b_end[:, None])
+            b_sim = tl.where(m_own | (o_here[None, :] >= M), NOTHING, b_sim)
         b_col_scale = tl.load(p_column_scale + o_here, mask=m_col, other=0.0)
         if FIXED:
             b_pair = tl.exp2(b_sim * scale - scale) * (b_row_scale[:, None] + b_col_scale[None, :])
@@ -249,9 +252,6 @@ def pair_gradient(
             b_col_log = tl.load(p_column_log + o_here, mask=m_col, other=DEAD)
             b_pair = tl.exp2(b_sim * scale - b_row_log[:, None]) * b_row_scale[:, None]
             b_pair += tl.exp2(b_sim * scale - b_col_log[None, :]) * b_col_scale[None, :]
-        if ((t >= own) & (t < own_end)) | (t == tiles - 1):
-            m_own = (o_here[None, :] >= b_first[:, None]) & (o_here[None, :] < b_end[:, None])
-            b_pair = tl.where(m_own | (o_here[None, :] >= M), 0.0, b_pair)
         b_acc0 = _weighted(b_pair, b_col0, b_acc0, WIDEN, PRECISION)
         if D1 > 0:
             b_acc1 = _weighted(b_pair, b_col1, b_acc1, WIDEN, PRECISION)

@@ -14,7 +14,7 @@ from kernels.dense import dense_rows, same_image_masks
 from kernels.distributed import GatherWithGradient, Shares, find_shares, sum_over_ranks
 from kernels.groups import find_groups, find_neighbours
 from kernels.options import Options
-from kernels.tuning import MAX_WIDTH
+from kernels.tuning import MAX_SINGLE_WIDTH, MAX_WIDTH
 
 
 class LossOutput(NamedTuple):
@@ -88,8 +88,9 @@ def manifold_contrastive_loss(
         keys=keys,
         backend=backend,
     )
+    if backend in ("auto", "triton"):
+        rows, hubs, keys = _in_autocast_dtype(rows, hubs, keys)
     backend = choose_backend(rows, backend)
-    rows, hubs, keys = _in_autocast_dtype(backend, rows, hubs, keys)
     if normalize and backend != "triton":
         rows, hubs = F.normalize(rows, dim=1), F.normalize(hubs, dim=1)
         keys = None if keys is None else F.normalize(keys, dim=1)
@@ -133,7 +134,9 @@ def choose_backend(rows: Float[Tensor, "n d"], backend: str) -> str:
     """
     obstacle = _why_not_triton(rows) if backend in ("auto", "triton") else ""
     if backend == "auto":
-        return "chunked" if obstacle or not rows.is_cuda else "triton"
+        # Full float32 has no good tile (docs/kernels.md); TF32 is the caller's to allow.
+        exact = rows.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+        return "chunked" if obstacle or exact or not rows.is_cuda else "triton"
     if obstacle:
         raise ValueError(
             f"backend: asked for 'triton', but {obstacle}; use backend='auto' or 'chunked'"
@@ -144,8 +147,9 @@ def choose_backend(rows: Float[Tensor, "n d"], backend: str) -> str:
 def _why_not_triton(rows: Float[Tensor, "n d"]) -> str:
     if rows.dtype == torch.float64:
         return "its kernels have no float64"
-    if rows.shape[1] > MAX_WIDTH:
-        return f"rows are {rows.shape[1]} wide and its kernels stop at {MAX_WIDTH}"
+    most = MAX_SINGLE_WIDTH if rows.dtype == torch.float32 else MAX_WIDTH
+    if rows.shape[1] > most:
+        return f"{rows.dtype} rows are {rows.shape[1]} wide and its kernels stop at {most}"
     if rows.is_cuda:
         return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
     if os.environ.get("TRITON_INTERPRET") != "1":
@@ -154,17 +158,16 @@ def _why_not_triton(rows: Float[Tensor, "n d"]) -> str:
 
 
 def _in_autocast_dtype(
-    backend: str, rows: Float[Tensor, "n d"], hubs: Float[Tensor, "b d"], keys: Tensor | None
+    rows: Float[Tensor, "n d"], hubs: Float[Tensor, "b d"], keys: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inside autocast the GPU kernels compute in its dtype; other backends keep what they got.
+    """Inside a GPU's autocast the tables are rounded to its dtype; a CPU would gain nothing.
 
     An operation of our own is not on autocast's lists, and `F.normalize` under autocast gives
-    float32, so without this the half-precision path would never be taken.
+    float32, so without this the half-precision kernels would never be taken.
     """
-    kind = rows.device.type
-    if backend != "triton" or not torch.is_autocast_enabled(kind):
+    if not rows.is_cuda or not torch.is_autocast_enabled("cuda"):
         return rows, hubs, keys
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype("cuda")
     return rows.to(dtype), hubs.to(dtype), None if keys is None else keys.to(dtype)
 
 

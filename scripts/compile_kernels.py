@@ -1,0 +1,171 @@
+"""Compile the loss's device code without a GPU and print what the cubins say, one JSON line each.
+
+Needs Triton and nothing else, so that scripts/check_triton36.sh can run it under an unpacked wheel
+of another version. TRITON_INTERPRET must not be set.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "log_sums": ("log_sums", {"FIXED": True}),
+    "log_sums-online": ("log_sums", {"FIXED": False, "LEARNED": True}),
+    "mean_columns": ("mean_columns", {}),
+    "pair_gradient": ("pair_gradient", {"FIXED": True}),
+    "pair_gradient-online": ("pair_gradient", {"FIXED": False, "LEARNED": True}),
+    "finish_rows": ("finish_rows", {"FIXED": False, "INCLUDE_POSITIVE": True}),
+    "finish_gradient": ("finish_gradient", {"STUDENT": True, "NORMALIZE": True}),
+    "finish_gradient-teacher": ("finish_gradient", {"STUDENT": False, "NORMALIZE": True}),
+    "hub_gradient": ("hub_gradient", {"NORMALIZE": True}),
+    "normalize_rows": ("normalize_rows", {}),
+}
+HEAVY = ("log_sums", "mean_columns", "pair_gradient")
+DEFAULTS = {
+    "LEARNED": False, "WIDEN": False, "PRECISION": "tf32", "HAS_OVERLAP": True,
+    "INCLUDE_POSITIVE": False, "SPLITS": 4,
+}  # fmt: skip
+HALF_POINTERS = ("p_rows", "p_columns", "p_hubs", "p_d_rows", "p_d_hubs", "p_in", "p_out")
+INT_POINTERS = ("p_first", "p_end", "p_image", "p_starts")
+
+
+def load(name: str) -> ModuleType:
+    """A module of `kernels` by its file: the package's own import would want torch."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "kernels" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments_of(variant: str, plan: Any) -> tuple[str, dict[str, Any], int, int]:
+    """Kernel, compile-time arguments, warps and stages, as kernels/launch.py passes them."""
+    name = VARIANTS[variant][0]
+    if name in ("hub_gradient", "normalize_rows"):
+        wide = triton.next_power_of_2(plan.width)
+        rows = 16 if name == "hub_gradient" else max(1, 4096 // wide)
+        return name, {"D": plan.width, "D_OUT": plan.width, "BLOCK_D": wide, "BLOCK_N": rows}, 4, 3
+    tile = {"log_sums": plan.sums, "mean_columns": plan.means, "pair_gradient": plan.pairs}.get(
+        name, plan.finish
+    )
+    sizes = {"D0": plan.widths[0], "D1": plan.widths[1], "STAGES": tile.stages}
+    return name, sizes | {"BLOCK_N": tile.rows, "BLOCK_M": tile.columns}, tile.warps, 3
+
+
+def compile_one(
+    device: ModuleType, variant: str, plan: Any, dtype: str, capability: int
+) -> dict[str, Any]:
+    """Compile one variant and read registers, spills, shared memory and instructions back."""
+    name, sizes, warps, stages = arguments_of(variant, plan)
+    kernel = getattr(device, name)
+    constants = DEFAULTS | sizes | VARIANTS[variant][1]
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    signature = {key: _type_of(key, dtype, constants) for key in kernel.arg_names}
+    places = {key: index for index, key in enumerate(kernel.arg_names)}
+    aligned = {
+        (places[key],): [["tt.divisibility", 16]]
+        for key, kind in signature.items()
+        if kind.startswith("*")
+    }
+    source = ASTSource(
+        kernel,
+        signature=signature,
+        constexprs={(places[key],): value for key, value in constants.items()},
+        attrs=aligned,
+    )
+    options = {"num_warps": warps, "num_stages": stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    sass, usage = _disassemble(compiled.asm["cubin"])
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0]
+    return {
+        "variant": variant,
+        "capability": capability,
+        "dtype": dtype,
+        "width": plan.width,
+        "tile": [sizes["BLOCK_N"], sizes.get("BLOCK_M", 0), warps],
+        "registers": int(registers),
+        "stack_bytes": int(stack),
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
+        "shared_bytes": compiled.metadata.shared,
+        "wgmma": len(re.findall(r"\bHGMMA\b", sass)),
+        "mma": len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|UTCMMA)\b", sass)),
+        "async_copies": len(re.findall(r"\bLDGSTS\b", sass)),
+        "transposed_dot_results": transposed_dot_results(compiled.asm["ttgir"]),
+        "triton": triton.__version__,
+    }
+
+
+def transposed_dot_results(ir: str) -> int:
+    """Dot results that reach another dot transposed: the pattern Triton 3.4-3.7.0 miscompiles.
+
+    It shows as shared memory allocated from a value in a `#linear` layout (the transpose of an
+    accumulator's layout).
+    """
+    return len(re.findall(r"local_alloc %\S+ : \(tensor<[^>]*#linear", ir))
+
+
+def _type_of(name: str, dtype: str, constants: dict[str, Any]) -> str:
+    if name in constants:
+        return "constexpr"
+    if name in HALF_POINTERS:
+        return f"*{dtype}"
+    if name in INT_POINTERS:
+        return "*i32"
+    if name.startswith("p_"):
+        return "*fp32"
+    return "i32" if name.isupper() else "fp32"
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+
+        def tool(flag: str) -> str:
+            run = subprocess.run(
+                [str(TOOL), flag, str(path)], capture_output=True, text=True, check=True
+            )
+            return run.stdout
+
+        return tool("-sass"), tool("-res-usage")
+
+
+def main() -> None:
+    """Compile the asked-for product of variants, widths, element types and chips."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--capability", type=int, nargs="+", default=[80, 90, 100])
+    parser.add_argument("--dtype", nargs="+", default=["bf16"])
+    parser.add_argument("--width", type=int, nargs="+", default=[128, 256, 384])
+    parser.add_argument("--variant", nargs="+", default=list(VARIANTS))
+    asked = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET is set, so there is no compiler to run; unset it")
+    device, tuning = load("_contrastive_triton"), load("tuning")
+    for capability in asked.capability:
+        for dtype in asked.dtype:
+            for width in asked.width:
+                plan = tuning.make_plan(width, dtype, capability)
+                for variant in asked.variant:
+                    facts = compile_one(device, variant, plan, dtype, capability)
+                    print(json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    main()
