@@ -1,0 +1,117 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shards.sample import DataSet
+
+ROOT = Path(__file__).parents[2]
+
+
+def shard(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from shards.cli import main; main()"]
+    return subprocess.run(
+        [*command, *(str(argument) for argument in arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+
+def test_the_road_from_a_table_to_a_checked_split_set(
+    tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    table(20, groups=10)
+    out = tmp_path / "out"
+    built = shard(
+        "build",
+        "table",
+        tmp_path / "mine.csv",
+        "--images",
+        tmp_path / "mine",
+        "--output",
+        out,
+        "--name",
+        "mine",
+        "--workers",
+        1,
+    )
+    assert (built.returncode, built.stderr) == (0, "")
+    assert "20 images in 1 shards" in built.stdout
+    split = shard("split", out, "--repeats", 2)
+    assert "splits/70-10-20-seed123-01.json: train 14, val 2, test 4" in split.stdout
+    checked = shard("verify", out, "--deep")
+    assert (checked.returncode, "as they should be" in checked.stdout) == (0, True)
+    shown = shard("info", out, "--sheet", tmp_path / "sheet.png")
+    assert "20 in 1 shards" in shown.stdout
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert json.loads(shard("info", out, "--json").stdout)["name"] == "mine"
+    (out / "mine-000000.tar").unlink()
+    damaged = shard("verify", out)
+    assert damaged.returncode == 3
+    assert "error: missing-shard: mine-000000.tar" in damaged.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("build", "koniq", "x", "--output", "o"), 2, "did you mean 'koniq10k'?"),
+        (("build", "biq2021", "{tmp}/nothing", "--output", "o"), 4, "there is no such folder"),
+        (("build", "table", "{tmp}/no.csv", "--output", "o"), 4, "there is no such file"),
+        (("build", "live", "--output", "o"), 2, "live needs a SOURCE"),
+        (("verify", "{tmp}/nothing"), 4, "there is no such folder"),
+        (("info", "{tmp}"), 4, "holds no packed set"),
+        (("split", "{tmp}", "--protocol", "other"), 2, "is not one of"),
+        (("datasets", "tid"), 2, "did you mean 'tid2013'?"),
+        (("build", "table", "x", "--output", "o", "--score-range", "5", "1"), 2, "LOW < HIGH"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_an_exit_code(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    run = shard(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
+    assert run.returncode == code
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    table()
+    run = shard(
+        "build",
+        "table",
+        tmp_path / "mine.csv",
+        "--images",
+        tmp_path / "mine",
+        "--output",
+        tmp_path / "out",
+        "--dry-run",
+        "--shard-samples",
+        5,
+    )
+    assert run.returncode == 0
+    assert "images   12, of them 12 labelled" in run.stdout
+    assert "shards   3" in run.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_data_set_says_where_it_is_from() -> None:
+    listed = shard("datasets").stdout
+    for name in ("live", "csiq", "tid2013", "kadid10k", "livec", "koniq10k", "flive", "spaq"):
+        assert name in listed
+    shown = shard("datasets", "kadid10k").stdout
+    assert "samples    10,125" in shown
+    assert "licence" in shown
+    assert "citation" in shown
+
+
+def test_progress_is_off_when_nobody_looks(tmp_path: Path, table: Callable[..., DataSet]) -> None:
+    table()
+    run = shard("build", "unlabelled", tmp_path / "mine", "--output", tmp_path / "o")
+    assert run.stderr == ""

@@ -1,0 +1,241 @@
+"""Sets behind URLs: a real S3 server as a process of its own, and fsspec's other file systems."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from shards.cache import Cache
+from shards.errors import ShardError
+from shards.plan import ShardSize
+from shards.read import ShardSet, open_set
+from shards.sample import DataSet
+from shards.split import load_split, make_splits, write_split
+from shards.store import Store
+from shards.verify import verify
+from shards.write import build
+
+FIVE = ShardSize(samples=5)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An empty bucket on a server that speaks S3."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from moto.server import main; main()", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    settings = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        _wait_for(url)
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield "s3://bucket"
+    finally:
+        server.terminate()
+        server.wait()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+def _wait_for(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise TimeoutError(url)
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    yield "memory://bucket"
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def data_of(shard_set: ShardSet) -> list[bytes]:
+    return [data for _, data, _ in shard_set]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_set_on_s3_is_the_set_on_disk(
+    s3: str, tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    dataset = table()
+    build(dataset, tmp_path / "local", workers=1, size=FIVE)
+    build(dataset, f"{s3}/mine", workers=2, size=FIVE)
+    remote = open_set(f"{s3}/mine", cache=tmp_path / "cache")
+    local = open_set(tmp_path / "local")
+    assert remote.manifest.shards == local.manifest.shards
+    assert data_of(remote) == data_of(local)
+    split = make_splits(remote, repeats=1)[0]
+    write_split(remote.root, split)
+    assert load_split(remote, split.name).hash == split.hash
+    assert verify(f"{s3}/mine", deep=True, cache=tmp_path / "cache").findings == ()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_missing_shard_on_s3_is_named(
+    s3: str, tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    build(table(), f"{s3}/hole", workers=1, size=FIVE)
+    fsspec.filesystem("s3").rm("bucket/hole/mine-000001.tar")
+    shard_set = open_set(f"{s3}/hole", cache=tmp_path / "cache")
+    assert len(shard_set.read_bytes(0)) > 0
+    with pytest.raises(ShardError, match=r"hole/mine-000001\.tar: the manifest names it") as caught:
+        shard_set.read_bytes(6)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_missing_bucket_is_exit_code_4(s3: str, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="holds no packed set") as caught:
+        open_set("s3://nowhere/mine", cache=tmp_path)
+    assert caught.value.exit_code == 4
+
+
+def test_a_set_in_memory_is_the_set_on_disk(
+    memory: str, tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    dataset = table()
+    build(dataset, memory, size=FIVE)
+    build(dataset, tmp_path / "local", workers=1, size=FIVE)
+    assert data_of(open_set(memory, cache=tmp_path / "c")) == data_of(open_set(tmp_path / "local"))
+    assert verify(memory, cache=tmp_path / "c").ok
+
+
+def test_a_remote_build_that_was_stopped_goes_on(
+    memory: str, tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    dataset = table()
+
+    def stop(images: int, total: int) -> None:
+        if Store(memory).exists("mine-000001.tar"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(dataset, memory, size=FIVE, progress=stop)
+    with pytest.raises(ShardError, match="unfinished build"):
+        open_set(memory, cache=tmp_path / "c")
+    build(dataset, memory, size=FIVE)
+    build(dataset, tmp_path / "local", workers=1, size=FIVE)
+    assert data_of(open_set(memory, cache=tmp_path / "c")) == data_of(open_set(tmp_path / "local"))
+
+
+def test_a_changed_shard_is_refused_and_not_kept(
+    memory: str, tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    build(table(), memory, size=FIVE)
+    files = fsspec.filesystem("memory")
+    data = bytearray(files.cat("/bucket/mine-000000.tar"))
+    data[600] ^= 1
+    files.pipe("/bucket/mine-000000.tar", bytes(data))
+    store = Store(memory)
+    shard = open_set(memory, cache=tmp_path / "c").manifest.shards[0]
+    cache = Cache(store, tmp_path / "d", sleep=lambda seconds: None)
+    with pytest.raises(ShardError, match="other bytes than the manifest says"):
+        cache.path(shard.name, sha256=shard.sha256)
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+class FailingStore(Store):
+    """Fails a few times, as networks do."""
+
+    def __init__(self, root: str, failures: int) -> None:
+        super().__init__(root)
+        self.failures = failures
+
+    def fetch(self, name: str, target: Path) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise ShardError("connection reset")
+        super().fetch(name, target)
+
+
+def test_fetching_is_tried_again_with_growing_waits(
+    memory: str, tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    build(table(), memory, size=FIVE)
+    waits: list[float] = []
+    cache = Cache(FailingStore(memory, 3), tmp_path / "c", sleep=waits.append)
+    assert cache.path("manifest.json", sha256=None).is_file()
+    assert waits == [0.5, 1.0, 2.0]
+    with pytest.raises(ShardError, match=r"connection reset .tried 4 times"):
+        Cache(FailingStore(memory, 9), tmp_path / "d", sleep=waits.append).path("x", sha256=None)
+
+
+def test_the_cache_is_bounded_and_drops_the_least_recently_used(
+    memory: str, tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    build(table(), memory, size=ShardSize(samples=3))
+    shards = open_set(memory, cache=tmp_path / "x").manifest.shards
+    sizes = [shard.size_bytes for shard in shards]
+    limit = sizes[0] + sizes[2] + max(sizes[1], sizes[3])
+    shard_set = open_set(memory, cache=tmp_path / "c", cache_bytes=limit)
+    for index in (0, 1, 2):
+        path = shard_set.shard_path(index)
+        os.utime(path, (index, index))
+    os.utime(shard_set.shard_path(0))
+    shard_set.shard_path(3)
+    held = sorted(path.name.partition("-")[2] for path in (tmp_path / "c").glob("*.tar"))
+    assert held == ["mine-000000.tar", "mine-000002.tar", "mine-000003.tar"]
+    assert len(data_of(shard_set)) == 12
+
+
+def test_a_fetched_shard_is_not_fetched_again(
+    memory: str, tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    build(table(), memory, size=FIVE)
+    before = data_of(open_set(memory, cache=tmp_path / "c"))
+    files = fsspec.filesystem("memory")
+    for name in ("mine-000000.tar", "mine-000001.tar", "mine-000002.tar"):
+        files.rm(f"/bucket/{name}")
+    assert data_of(open_set(memory, cache=tmp_path / "c")) == before
+
+
+def test_an_unknown_kind_of_url_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="no way to read this kind of URL") as caught:
+        open_set("nosuch://bucket/mine", cache=tmp_path)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x"])
+def test_a_store_writes_nowhere_but_below_its_root(tmp_path: Path, name: str) -> None:
+    (tmp_path / "root").mkdir()
+    with pytest.raises(ShardError, match="outside the set's folder"):
+        Store(tmp_path / "root").write(name, b"x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    def stop_half_way() -> None:
+        with Store(tmp_path).writing("a.bin") as out:
+            out.write(b"half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        stop_half_way()
+    assert list(tmp_path.iterdir()) == []
