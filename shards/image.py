@@ -56,7 +56,7 @@ def inspect(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> ImageIn
             # Pillow warns from 89 million pixels on; the limit here is ours and is an error.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_OPENERS) as image:
-                _refuse_by_header(image, where, max_pixels)
+                refuse_by_header(image, where, max_pixels)
                 image.load()
                 orientation = image.getexif().get(_ORIENTATION, 1)
                 codec = _CODECS[str(image.format)]
@@ -83,12 +83,6 @@ def inspect(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> ImageIn
             "leave it out with `--on-error skip`",
             exit_code=3,
         ) from error
-    if codec in {"png", "webp"} and orientation not in {0, 1}:
-        raise ShardError(
-            f"{where}: a {codec} with EXIF orientation {orientation}, which decoders treat "
-            "differently; rotate the pixels and save it without the tag",
-            exit_code=3,
-        )
     if orientation in _SWAPS_SIDES:
         width, height = height, width
     return ImageInfo(codec=codec, width=width, height=height)
@@ -115,7 +109,12 @@ def bmp_to_png(data: bytes, *, where: str) -> bytes:
     return out.getvalue()
 
 
-def _refuse_by_header(image: Image.Image, where: str, max_pixels: int) -> None:
+def refuse_by_header(image: Image.Image, where: str, max_pixels: int) -> None:
+    """Refuse what the written rule does not cover, before a pixel is decoded.
+
+    Raises:
+        ShardError: Naming what is not covered.
+    """
     width, height = image.size
     if width < 1 or height < 1:
         raise ShardError(f"{where}: is {width} x {height} pixels large", exit_code=3)

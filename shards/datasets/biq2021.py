@@ -4,7 +4,6 @@ Quirks: names hold spaces and brackets (`ss03 (5310).jpg`), one label's case dif
 ending, the train list has two empty extra columns. `ss01`, `ss02` and `ss03` are the three sources.
 """
 
-import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from shards.datasets.files import (
     FolderIndex,
     by_base_name,
+    csv_rows,
     find_one,
     parse_score,
     refuse_unlabelled,
@@ -63,20 +63,17 @@ def _samples(
     lists: list[tuple[str, Path]], index: FolderIndex, bases: dict[str, str]
 ) -> Iterator[Sample]:
     for part, path in lists:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = csv.reader(stream)
-            header = next(rows, [])
-            if [cell.strip().lower() for cell in header[:2]] != ["image name", "mos"]:
-                raise ShardError(
-                    f"{path}: the header is {header!r}, not `Image Name,MOS`", exit_code=3
-                )
-            for number, row in enumerate(rows, start=2):
-                if not any(row):
-                    continue
-                where = f"{path}: row {number}"
-                if len(row) < 2:
-                    raise ShardError(f"{where}: has no score", exit_code=3)
-                yield _sample(row[0].strip(), row[1], part, index, bases, where)
+        rows = csv_rows(path)
+        header = next(rows, [])
+        if [cell.strip().lower() for cell in header[:2]] != ["image name", "mos"]:
+            raise ShardError(f"{path}: the header is {header!r}, not `Image Name,MOS`", exit_code=3)
+        for number, row in enumerate(rows, start=2):
+            if not any(row):
+                continue
+            where = f"{path}: row {number}"
+            if len(row) < 2:
+                raise ShardError(f"{where}: has no score", exit_code=3)
+            yield _sample(row[0].strip(), row[1], part, index, bases, where)
 
 
 def _sample(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.datasets.excel import read_sheet
-from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
+from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score, read_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
 
@@ -103,7 +103,7 @@ def _named(
 
 
 def _text(path: Path) -> Iterator[tuple[str, float, float | None]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         name, _, score = line.strip().rpartition(" ")

@@ -1,5 +1,7 @@
 """What the readers share: finding files whatever their case, and refusing labels that are none."""
 
+import csv
+import io
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -123,6 +125,32 @@ def need_file(path: Path, *, what: str) -> Path:
     if not path.is_file():
         raise ShardError(f"{path}: there is no such file; {what}", exit_code=4)
     return path
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a mark at its start.
+
+    Raises:
+        ShardError: If it is no such text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise ShardError(
+            f"{path}: cannot be read as text ({error}); unpack it again", exit_code=3
+        ) from error
+
+
+def csv_rows(path: Path) -> Iterator[list[str]]:
+    """Rows of a CSV as they are.
+
+    Raises:
+        ShardError: If it cannot be read as one.
+    """
+    try:
+        yield from csv.reader(io.StringIO(read_text(path)))
+    except csv.Error as error:
+        raise ShardError(f"{path}: cannot be read as CSV ({error})", exit_code=3) from error
 
 
 def find_one(root: Path, names: Iterable[str], *, what: str) -> Path:

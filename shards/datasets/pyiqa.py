@@ -5,12 +5,11 @@ The LIVE Challenge file keeps the seven training rows. Ranges are not in the fil
 pyiqa knows they are taken from there, otherwise they are the smallest and largest score found.
 """
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.datasets.files import FolderIndex, need_file, parse_score
+from shards.datasets.files import FolderIndex, csv_rows, need_file, parse_score
 from shards.datasets.table import parse_part
 from shards.errors import ShardError
 from shards.sample import DataSet, Facts, Sample, Score
@@ -50,11 +49,7 @@ def read_meta(path: Path) -> list[MetaRow]:
         ShardError: If it is missing, empty or too narrow.
     """
     need_file(path, what="give a meta_info_*.csv")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            cells = list(csv.reader(stream))
-    except (UnicodeError, csv.Error, OSError) as error:
-        raise ShardError(f"{path}: cannot be read as CSV ({error})", exit_code=3) from error
+    cells = list(csv_rows(path))
     header = [name.strip() for name in cells[0]] if cells else []
     with_reference = bool(header) and "ref" in header[0].lower()
     needed = 3 if with_reference else 2

@@ -64,7 +64,8 @@ def _rows(labels: Path) -> Iterator[tuple[str, float]]:
     for number, row in enumerate(sheet, start=2):
         name = str(row[name_at] or "").strip() if len(row) > name_at else ""
         if name:
-            yield name, parse_score(row[mos_at], where=f"{labels}: row {number}")
+            score = row[mos_at] if len(row) > mos_at else None
+            yield name, parse_score(score, where=f"{labels}: row {number}")
 
 
 def _scenes(folder: Path) -> dict[str, str]:
@@ -76,7 +77,8 @@ def _scenes(folder: Path) -> dict[str, str]:
     header = [str(cell or "").strip() for cell in next(sheet, ())]
     found: dict[str, str] = {}
     for row in sheet:
-        weights = [float(cell or 0) for cell in row[1 : len(header)]]
+        where = f"{path}: {row[0] if row else 'a row'}"
+        weights = [parse_score(cell or 0, where=where) for cell in row[1 : len(header)]]
         if row[0] and weights:
             found[str(row[0]).strip()] = header[1 + weights.index(max(weights))]
     return found

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
+from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score, read_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
 
@@ -95,11 +95,7 @@ def _images_folder(beside: Path) -> Path:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="ascii")
-    except UnicodeDecodeError as error:
-        raise ShardError(f"{path}: is not plain text ({error})", exit_code=3) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _spread(path: Path, rows: int) -> list[float]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from shards.errors import ShardError
-from shards.image import bmp_to_png, inspect
+from shards.image import bmp_to_png, inspect, refuse_by_header
 
 
 def encode(image: Image.Image, format: str, **options: object) -> bytes:
@@ -41,21 +41,14 @@ def test_pixel_formats_of_the_rule_are_accepted(mode: str, format: str) -> None:
     assert (info.codec, info.width, info.height) == (expected, 7, 5)
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_width_and_height_are_those_of_the_upright_image(orientation: int) -> None:
+def test_width_and_height_are_those_of_the_upright_image(orientation: int, format: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(Image.new("RGB", (20, 10)), "JPEG", exif=exif)
+    data = encode(Image.new("RGB", (20, 10)), format, exif=exif)
     info = inspect(data, where="x")
     assert (info.width, info.height) == ((10, 20) if orientation >= 5 else (20, 10))
-
-
-def test_a_rotated_png_is_refused_by_name() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encode(Image.new("RGB", (4, 4)), "PNG", exif=exif)
-    with pytest.raises(ShardError, match=r"photo.png: a png with EXIF orientation 6"):
-        inspect(data, where="photo.png")
 
 
 @pytest.mark.parametrize("codec", ["jpg", "png", "bmp"])
@@ -72,6 +65,13 @@ def test_a_truncated_image_is_refused_by_name(
 def test_what_is_no_image_is_refused_with_its_first_bytes(data: bytes) -> None:
     with pytest.raises(ShardError, match="not a JPEG, PNG, BMP or WebP image"):
         inspect(data, where="x")
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "HSV", "YCbCr"])
+def test_pixel_formats_outside_the_rule_are_refused_by_name(mode: str) -> None:
+    opened = Image.new(mode, (4, 4))
+    with pytest.raises(ShardError, match=f"photo: pixel format {mode} is not one"):
+        refuse_by_header(opened, "photo", 100)
 
 
 def test_an_animation_is_refused() -> None:

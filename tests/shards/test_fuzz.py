@@ -1,0 +1,206 @@
+"""Hostile bytes: always our error class, never a hang, never a write outside the folder.
+
+`make test` runs 500 cases, `LMCL_FUZZ_CASES=10000` (the nightly target) as many as it says.
+"""
+
+import contextlib
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from shards.datasets.agiqa3k import open_agiqa3k
+from shards.datasets.biq2021 import open_biq2021
+from shards.datasets.csiq import open_csiq
+from shards.datasets.flive import open_flive
+from shards.datasets.kadid10k import open_kadid10k
+from shards.datasets.koniq10k import open_koniq10k
+from shards.datasets.livec import open_livec
+from shards.datasets.pyiqa import open_pyiqa
+from shards.datasets.spaq import open_spaq
+from shards.datasets.table import open_table
+from shards.datasets.tid2013 import open_tid2013
+from shards.datasets.wds import open_wds
+from shards.errors import ShardError
+from shards.image import inspect
+from shards.manifest import decode
+from shards.read import open_set
+from shards.sample_table import SampleTable
+from shards.tar import read_members
+
+# Shared out over the nine tests below.
+CASES = int(os.environ.get("LMCL_FUZZ_CASES", "500"))
+SOME = settings(
+    max_examples=max(10, CASES // 9),
+    deadline=5000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A good file with a few bytes changed, and perhaps cut."""
+    data = bytearray(whole)
+    for _ in range(draw(st.integers(0, 8))):
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
+
+
+def _image(format: str) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format)
+    return out.getvalue()
+
+
+def _tar() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in ("a/x.png", "a/x.json", "a/" + "long" * 60 + ".png"):
+            info = tarfile.TarInfo(name)
+            info.size = 300
+            info.pax_headers = {"comment": "é" * 40}
+            archive.addfile(info, io.BytesIO(b'{"mos": 1}'.ljust(300)))
+    return out.getvalue()
+
+
+@pytest.fixture
+def fence(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose surroundings must not change."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    before = sorted(tmp_path.iterdir())
+    yield inside
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@SOME
+@given(data=st.one_of(st.binary(max_size=3000), damaged(_tar())))
+def test_any_bytes_as_a_tar(data: bytes) -> None:
+    try:
+        for member in read_members(io.BytesIO(data), size_bytes=len(data), where="x"):
+            assert 0 <= member.offset <= member.offset + member.size <= len(data)
+            assert not member.name.startswith("/")
+    except ShardError:
+        pass
+
+
+HOSTILE_NAMES = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from(["/etc/passwd", "../../x", "a/../../b", "\x00", "C:\\x", "con", "x" * 90]),
+)
+
+
+@SOME
+@given(
+    name=HOSTILE_NAMES,
+    kind=st.sampled_from(list(b"01234567gxLKS")),
+    size=st.integers(0, 1 << 42),
+    body=st.binary(max_size=1500),
+)
+def test_any_header_as_a_foreign_tar(
+    fence: Path, name: str, kind: int, size: int, body: bytes
+) -> None:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = bytes([kind]), "../../outside"
+    try:
+        head = info.tobuf(tarfile.GNU_FORMAT)
+    except ValueError:
+        return
+    sized = tarfile.TarInfo("x.png")
+    sized.size = size
+    (fence / "x.tar").write_bytes(head + sized.tobuf(tarfile.GNU_FORMAT) + body)
+    with contextlib.suppress(ShardError):
+        list(open_wds(fence / "x.tar", score_member=None).samples())
+    assert [path.name for path in fence.iterdir()] == ["x.tar"]
+
+
+@SOME
+@given(
+    data=st.one_of(
+        st.binary(max_size=2000),
+        *(damaged(_image(format)) for format in ("JPEG", "PNG", "BMP", "WEBP")),
+    )
+)
+def test_any_bytes_as_an_image(data: bytes) -> None:
+    try:
+        info = inspect(data, where="x", max_pixels=1 << 20)
+    except ShardError:
+        return
+    assert info.width * info.height <= 1 << 20
+
+
+@SOME
+@given(data=st.one_of(st.binary(max_size=500), st.text(alphabet='{}[]":,0a', max_size=200)))
+def test_any_bytes_as_a_manifest(data: bytes | str) -> None:
+    with pytest.raises(ShardError):
+        decode(data if isinstance(data, bytes) else data.encode(), where="x")
+
+
+@SOME
+@given(data=st.binary(max_size=3000))
+def test_any_bytes_as_a_sample_table(fence: Path, data: bytes) -> None:
+    (fence / "samples.parquet").write_bytes(data)
+    with pytest.raises(ShardError):
+        SampleTable(fence / "samples.parquet")
+
+
+LABELS: tuple[tuple[str, Callable[[Path], object]], ...] = (
+    ("labels.csv", lambda root: open_table(root / "labels.csv", extra_files="ignore")),
+    ("labels.jsonl", lambda root: open_table(root / "labels.jsonl", extra_files="ignore")),
+    ("meta_info_x.csv", lambda root: list(open_pyiqa(root / "meta_info_x.csv").samples())),
+    ("mos_with_names.txt", lambda root: list(open_tid2013(root).samples())),
+    ("dmos.csv", lambda root: list(open_kadid10k(root).samples())),
+    ("koniq10k_scores.csv", lambda root: list(open_koniq10k(root).samples())),
+    ("csiq_label.txt", lambda root: list(open_csiq(root).samples())),
+    ("csiq.DMOS.xlsx", lambda root: list(open_csiq(root).samples())),
+    ("AllImages_release.mat", lambda root: list(open_livec(root).samples())),
+    ("labels_image.csv", lambda root: list(open_flive(root).samples())),
+    ("data.csv", lambda root: list(open_agiqa3k(root).samples())),
+    ("Train (Images and MOS).csv", lambda root: list(open_biq2021(root).samples())),
+    ("MOS and Image attribute scores.xlsx", lambda root: list(open_spaq(root).samples())),
+)
+_COLUMNS = "path,score,mos,dmos,dist_img,image_name,name,prompt,mos_quality,Image Name,MOS"
+_CELLS = "I01_01_1.bmp,I01_01_01.png,a.B.1.png,nan,1e999,1.5,../x,/x,{,é"
+_MARKS = ['"', "\t", ",", " ", "\n", "\r\n", "\x00", "Image Name,MOS"]
+WORDS = st.sampled_from(_COLUMNS.split(",") + _CELLS.split(",") + _MARKS)
+
+
+@SOME
+@given(
+    label=st.sampled_from(LABELS),
+    data=st.one_of(
+        st.binary(max_size=400),
+        st.lists(WORDS, max_size=40).map(" ".join),
+        st.lists(WORDS, max_size=40).map("".join),
+    ),
+)
+def test_any_bytes_as_a_label_file(
+    tmp_path_factory: pytest.TempPathFactory,
+    label: tuple[str, Callable[[Path], object]],
+    data: bytes | str,
+) -> None:
+    name, open_ = label
+    root = tmp_path_factory.mktemp("labels")
+    (root / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    for other in ("AllMOS_release.mat", "AllStdDev_release.mat"):
+        (root / other).write_bytes(b"MATLAB 5.0")
+    (root / "Test (Images and MOS).csv").write_text("Image Name,MOS\n")
+    with contextlib.suppress(ShardError):
+        open_(root)
+
+
+@SOME
+@given(data=st.binary(max_size=300), name=st.sampled_from(["manifest.json", "samples.parquet"]))
+def test_any_bytes_in_a_set(fence: Path, data: bytes, name: str) -> None:
+    (fence / "manifest.json").write_bytes(b"{}")
+    (fence / name).write_bytes(data)
+    with pytest.raises(ShardError):
+        open_set(fence)
