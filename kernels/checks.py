@@ -148,7 +148,7 @@ def _check_options(temperature: float | Tensor, intra_weight: float | str, backe
                 f"temperature: asked for one floating-point number, got {temperature.dtype} of "
                 f"shape {list(temperature.shape)}; pass a float or a 0-d tensor"
             )
-    elif not (temperature > 0 and math.isfinite(temperature)):
+    elif not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature: asked for a number above 0, got {temperature}; the usual one is 0.1"
         )
@@ -158,7 +158,7 @@ def _check_options(temperature: float | Tensor, intra_weight: float | str, backe
                 f"intra_weight: asked for a number or 'balanced', got {intra_weight!r}; "
                 "did you mean 'balanced'?"
             )
-    elif not (intra_weight >= 0 and math.isfinite(intra_weight)):
+    elif not 0 <= intra_weight < math.inf:
         raise ValueError(
             f"intra_weight: asked for a number of at least 0, got {intra_weight}; "
             "0 leaves the crops of an image out"

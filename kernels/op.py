@@ -87,32 +87,33 @@ def _forward(
     overlap: Tensor | None,
     keys: Tensor | None,
     *arguments: Any,
-) -> Forward:
+) -> Any:
     tensors = (rows, hubs, group, temperature, overlap, keys)
     options, with_gradient = _options(arguments[:-1]), arguments[-1]
-    if options.backend == "triton":
-        # Triton is there on Linux only, and its kernels read the environment when loaded.
-        from kernels import with_triton
-
-        return with_triton.forward(*tensors, options, with_gradient=with_gradient)
-    return with_chunked.forward(*tensors, options, with_gradient=with_gradient)
+    # Autocast would round the products inside; the caller has chosen the precision of the tables.
+    with torch.autocast(rows.device.type, enabled=False):
+        return _passes(options.backend).forward(*tensors, options, with_gradient=with_gradient)
 
 
-def _backward(d_loss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(d_loss: Tensor, *arguments: Any) -> Any:
     rows, hubs, group, temperature, overlap = arguments[:5]
     empty = rows.new_empty(0)
     saved = Forward(empty, empty, *arguments[5:10])
     options = _options(arguments[10:-1])
     student = arguments[-1]
-    if options.backend == "triton":
-        from kernels import with_triton
-
-        return with_triton.backward(
+    with torch.autocast(rows.device.type, enabled=False):
+        return _passes(options.backend).backward(
             d_loss, rows, hubs, group, temperature, overlap, saved, options, student=student
         )
-    return with_chunked.backward(
-        d_loss, rows, hubs, group, temperature, overlap, saved, options, student=student
-    )
+
+
+def _passes(backend: str) -> Any:
+    if backend != "triton":
+        return with_chunked
+    # Triton is there on Linux only, and its kernels read the environment when loaded.
+    from kernels import with_triton
+
+    return with_triton
 
 
 def _fake_forward(*arguments: Any) -> Forward:

@@ -98,7 +98,7 @@ def _single_tiles(width: int, capability: int) -> tuple[Tile, Tile, Tile]:
     return small, small, small
 
 
-def choose_splits(row_tiles: int, column_tiles: int, *, processors: int, most: int = 8) -> int:
+def choose_splits(row_tiles: int, column_tiles: int, *, processors: int, most: int = 16) -> int:
     """Column splits that keep most processors busy; each adds one partial result per row.
 
     Args:
@@ -113,4 +113,7 @@ def choose_splits(row_tiles: int, column_tiles: int, *, processors: int, most: i
         # A program costs its share of the tiles, and about two more for prologue and epilogue.
         return waves * (-(-column_tiles // splits) + 2)
 
-    return min(range(1, max(1, min(most, column_tiles)) + 1), key=lambda s: (cost(s), s))
+    choices = range(1, max(1, min(most, column_tiles)) + 1)
+    # A split costs a partial result of the batch's size: two percent of time are not worth seven.
+    enough = 1.05 * min(map(cost, choices))
+    return next(splits for splits in choices if cost(splits) <= enough)

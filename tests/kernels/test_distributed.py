@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import kernels
+from kernels import distributed, launch, with_chunked
 
 D = 16
 CROPS = [3, 1, 4, 2, 3, 5, 2]
@@ -29,17 +30,21 @@ OPTIONS = {
 }
 
 
-def _batch() -> dict[str, Tensor]:
+def _batch(in_single: bool = False) -> dict[str, Tensor]:
     torch.manual_seed(3)
     n = sum(CROPS)
     unit = [F.normalize(torch.randn(k, D, dtype=torch.float64), dim=1) for k in (n, len(CROPS), n)]
     group = torch.repeat_interleave(torch.tensor([11, 3, 8, 2, 40, 6, 5]), torch.tensor(CROPS))
-    return {
+    batch = {
         "rows": unit[0],
         "hubs": unit[1],
         "keys": unit[2],
         "group": group,
         "overlap": torch.rand(n, max(CROPS), dtype=torch.float64),
+    }
+    return {
+        name: value.float() if in_single and value.is_floating_point() else value
+        for name, value in batch.items()
     }
 
 
@@ -65,7 +70,7 @@ def _run(batch: dict[str, Tensor], name: str, backend: str) -> list[Tensor]:
     ]
 
 
-def _rank(rank: int, deal: list[int], folder: str) -> None:
+def _rank(rank: int, deal: list[int], folder: str, in_single: bool) -> None:
     sys.stderr = open(Path(folder) / f"stderr-{rank}", "w")  # noqa: SIM115
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder) / "store"), len(deal))
@@ -74,30 +79,57 @@ def _rank(rank: int, deal: list[int], folder: str) -> None:
     images = slice(first, first + deal[rank])
     start = sum(CROPS[:first])
     rows = slice(start, start + sum(CROPS[images]))
-    batch = {name: tensor[images if name == "hubs" else rows] for name, tensor in _batch().items()}
+    batch = {name: tensor[images if name == "hubs" else rows] for name, tensor in _batch(in_single).items()}
     results = {
         f"{name}/{backend}": _run(batch, name, backend)
         for name in OPTIONS
-        for backend in ("chunked", "dense")
+        for backend in (("triton",) if in_single else ("chunked", "dense"))
     }
     torch.save(results, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
 
+def _start(deal: list[int], *, in_single: bool) -> list[dict[str, list[Tensor]]]:
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(_rank, (deal, folder, in_single), nprocs=len(deal), start_method="fork")
+        return [torch.load(Path(folder) / f"rank-{rank}.pt") for rank in range(len(deal))]
+
+
+def _assert_together(parts: list[list[Tensor]], truth: list[Tensor], tolerance: float) -> None:
+    for part in parts:
+        torch.testing.assert_close(part[0].double(), truth[0], rtol=tolerance, atol=tolerance)
+    # DDP takes the mean over ranks.
+    for place in (1, 2):
+        whole = torch.cat([part[place] for part in parts]).double() / len(parts)
+        torch.testing.assert_close(whole, truth[place], rtol=tolerance, atol=tolerance)
+    temperature = torch.stack([part[3] for part in parts]).mean()
+    torch.testing.assert_close(temperature, truth[3], rtol=10 * tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("deal", DEALS.values(), ids=DEALS.keys())
 def test_ranks_together_agree_with_one_process(deal: list[int]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_rank, (deal, folder), nprocs=len(deal), start_method="fork")
-        ranks = [torch.load(Path(folder) / f"rank-{rank}.pt") for rank in range(len(deal))]
+    ranks = _start(deal, in_single=False)
     for name in OPTIONS:
         truth = _run(_batch(), name, "dense")
         for backend in ("chunked", "dense"):
-            parts = [rank[f"{name}/{backend}"] for rank in ranks]
-            for part in parts:
-                torch.testing.assert_close(part[0], truth[0], rtol=0, atol=1e-12)
-            # DDP takes the mean over ranks.
-            for place in (1, 2):
-                whole = torch.cat([part[place] for part in parts]) / len(deal)
-                torch.testing.assert_close(whole, truth[place], rtol=1e-12, atol=1e-12)
-            temperature = torch.stack([part[3] for part in parts]).mean()
-            torch.testing.assert_close(temperature, truth[3], rtol=1e-12, atol=1e-12)
+            _assert_together([rank[f"{name}/{backend}"] for rank in ranks], truth, 1e-12)
+
+
+@pytest.mark.parametrize("deal", [[2, 5], [4, 0, 3]], ids=["2-ranks", "3-ranks-one-empty"])
+def test_the_kernels_gather_rows_and_statistics(deal: list[int]) -> None:
+    if not launch.is_interpreted():
+        pytest.skip("several ranks share no GPU here")
+    ranks = _start(deal, in_single=True)
+    for name in set(OPTIONS) - {"cold"}:
+        truth = _run(_batch(), name, "dense")
+        _assert_together([rank[f"{name}/triton"] for rank in ranks], truth, 3e-6)
+
+
+def test_the_backward_pass_sends_eight_bytes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    shares = distributed.Shares(rows=(4, 3), images=2, rank=0)
+    monkeypatch.setattr(
+        with_chunked, "gather_rows", lambda local, _: sent.append(local) or local.repeat(2, 1)[:7]
+    )
+    with_chunked._statistics_of_others(torch.zeros(4), torch.zeros(4), shares)
+    assert [(table.shape, table.element_size()) for table in sent] == [((4, 2), 4)]

@@ -1,0 +1,96 @@
+"""Every shipped kernel is compiled for three chips without a GPU, and the cubin is read back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+HEAVY = ("log_sums", "mean_columns", "pair_gradient")
+
+
+def compile_all(folder: Path, *arguments: str) -> list[dict[str, object]]:
+    """In a process of its own: this one runs the kernels interpreted, and caches would lie."""
+    environment = dict(os.environ, TRITON_CACHE_DIR=str(folder), TRITON_DEFAULT_FP_FUSION="1")
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "compile_kernels.py"), *arguments],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(facts: dict[str, object]) -> None:
+    name = facts["variant"].partition("-")[0]
+    assert facts["spills"] == 0, facts
+    assert facts["stack_bytes"] == 0, facts
+    assert facts["shared_bytes"] <= SHARED_LIMIT[facts["capability"]], facts
+    assert facts["transposed_dot_results"] == 0, facts
+    if name in (*HEAVY, "finish_rows", "finish_gradient"):
+        assert facts["mma"] > 0, facts
+    if name in HEAVY and facts["dtype"] != "fp32":
+        assert facts["async_copies"] > 0, facts
+        if facts["capability"] == 90:
+            assert facts["wgmma"] > 0, facts
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_no_spills_tensor_cores_and_asynchronous_copies(capability: int, tmp_path: Path) -> None:
+    everything = compile_all(tmp_path, "--capability", str(capability), "--width", "256", "384")
+    assert len(everything) == 20
+    for facts in everything:
+        check(facts)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(
+    ("dtypes", "widths"),
+    [
+        (["bf16"], ["64", "128"]),
+        (["fp16"], ["64", "128", "256", "384"]),
+        (["fp32"], ["64", "128", "256"]),
+    ],
+    ids=["bf16-narrow", "fp16", "fp32"],
+)  # fmt: skip
+def test_the_other_element_types_and_widths_likewise(
+    capability: int, dtypes: list[str], widths: list[str], tmp_path: Path
+) -> None:
+    for facts in compile_all(
+        tmp_path, "--capability", str(capability), "--dtype", *dtypes, "--width", *widths
+    ):
+        check(facts)
+
+
+def test_the_miscompile_pattern_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "transposed.py").write_text(
+        "import triton, triton.language as tl\n"
+        "@triton.jit\n"
+        "def transposed(p_in, p_out, SIZE: tl.constexpr):\n"
+        "    o = tl.arange(0, SIZE)\n"
+        "    x = tl.load(p_in + o[:, None] * SIZE + o[None, :])\n"
+        "    y = tl.dot(x, tl.trans(x)).to(tl.bfloat16)\n"
+        "    tl.store(p_out + o[:, None] * SIZE + o[None, :], tl.dot(tl.trans(y), x))\n"
+    )
+    script = (
+        "import sys; sys.path[:0] = ['scripts', sys.argv[1]]\n"
+        "import compile_kernels as ck, triton, transposed as t\n"
+        "source = ck.ASTSource(t.transposed, {'p_in': '*bf16', 'p_out': '*fp32', "
+        "'SIZE': 'constexpr'}, {(2,): 128}, {(0,): [['tt.divisibility', 16]]})\n"
+        "made = triton.compile(source, target=ck.GPUTarget('cuda', 90, 32))\n"
+        "print(ck.transposed_dot_results(made.asm['ttgir']))\n"
+    )
+    environment = dict(os.environ, TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)],
+        capture_output=True, text=True, check=False, env=environment, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 0
