@@ -1,0 +1,141 @@
+"""`lmcl score`: scores of images and collections, and a quality gate that can be used at once."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from lmcl.scoring.gate import Move, carry_out, plan_moves, write_sheet
+from lmcl.scoring.inputs import Item, list_items
+from lmcl.scoring.job import Job, score_items
+from lmcl.scoring.rows import Row, read_rows
+from lmcl.scoring.scorer import Scorer, open_scorer
+
+_FAILED = 3
+
+
+@click.command(
+    epilog="EXAMPLES: lmcl score photos --model runs/x/model --output scores.csv · "
+    "lmcl score photos --model runs/x --below 0.3 --move-to rejected --dry-run · "
+    "accelerate launch -m lmcl score shards --model runs/x --output scores.parquet"
+)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option(
+    "--model",
+    "model_folder",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Model folder, or a run that holds one.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("scores.csv"),
+    show_default=True,
+    help="Scores file: .csv, .jsonl or .parquet.",
+)
+@click.option("--resume", is_flag=True, help="Keep rows that are there; try failed ones again.")
+@click.option("--boxes", is_flag=True, help="Add the salient crop as y, x, h, w.")
+@click.option("--crop-scores", is_flag=True, help="Add the score of every crop.")
+@click.option("--below", type=float, help="Quality in 0..1, higher = better: name what is below.")
+@click.option("--move-to", type=click.Path(path_type=Path), help="Move what is below there.")
+@click.option("--dry-run", is_flag=True, help="With --move-to: say what would move, move nothing.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet (.html).")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--threads", type=click.IntRange(1), help="Decoding threads [cores, at most 4].")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def command(
+    paths: tuple[str, ...],
+    model_folder: Path,
+    output: Path,
+    resume: bool,
+    boxes: bool,
+    crop_scores: bool,
+    below: float | None,
+    move_to: Path | None,
+    dry_run: bool,
+    sheet: Path | None,
+    device: str,
+    threads: int | None,
+    no_progress: bool,
+) -> None:
+    """Score images: files, folders, patterns, tables, tars, shard sets, or - for paths on stdin.
+
+    Exit code 3 if any image could not be scored; its row says why.
+    """
+    if (move_to is None) != (below is None) and (move_to is not None or dry_run):
+        raise click.UsageError("--move-to and --dry-run need --below, the quality to sort out by")
+    items = list_items(paths, stdin=iter(sys.stdin))
+    scorer = open_scorer(model_folder, device=_device(device))
+    job = Job(
+        output=output,
+        box=boxes,
+        crops=crop_scores,
+        resume=resume,
+        threads=threads or min(4, len(os.sched_getaffinity(0))),
+        progress=not no_progress,
+    )
+    summary = score_items(scorer, items, job)
+    if int(os.environ.get("RANK", "0")) == 0:
+        better = "higher" if scorer.scale.higher_is_better else "lower"
+        click.echo(
+            f"{output}: {summary.rows} rows ({summary.failed} failed, {summary.reused} kept), "
+            f"scale {scorer.scale.label}, {better} is better"
+        )
+        _after(items, scorer, output, below=below, move_to=move_to, dry_run=dry_run, sheet=sheet)
+    if summary.failed:
+        sys.exit(_FAILED)
+
+
+def _after(
+    items: list[Item],
+    scorer: Scorer,
+    output: Path,
+    *,
+    below: float | None,
+    move_to: Path | None,
+    dry_run: bool,
+    sheet: Path | None,
+) -> None:
+    """Contact sheet first: it needs the images where they are."""
+    if sheet is None and below is None:
+        return
+    rows = list(read_rows(output))
+    if sheet is not None:
+        count = write_sheet(rows, items, sheet, scale=scorer.scale.label)
+        click.echo(f"{sheet}: {count} images, worst first")
+    if below is None:
+        return
+    if move_to is None:
+        _name_below(rows, below)
+        return
+    moves = plan_moves(rows, items, below=below, folder=move_to)
+    for move in moves:
+        click.echo(_line(move, dry_run))
+    if not dry_run:
+        carry_out(moves)
+    verb = "would move" if dry_run else "moved"
+    click.echo(f"{verb} {len(moves)} of {len(rows)} images below {below:g} to {move_to}")
+
+
+def _name_below(rows: list[Row], below: float) -> None:
+    bad = [row for row in rows if row.quality is not None and row.quality < below]
+    for row in bad:
+        click.echo(f"{row.quality:.3f} {row.path}")
+    click.echo(f"{len(bad)} of {len(rows)} images are below {below:g}")
+
+
+def _line(move: Move, dry_run: bool) -> str:
+    arrow = "would go to" if dry_run else "to"
+    return f"{move.quality:.3f} {move.source} {arrow} {move.target}"
+
+
+def _device(asked: str) -> str:
+    """Each process of a launch takes the GPU of its own number."""
+    local = os.environ.get("LOCAL_RANK")
+    if asked != "auto" or local is None:
+        return asked
+    import torch
+
+    return f"cuda:{local}" if torch.cuda.is_available() else "cpu"

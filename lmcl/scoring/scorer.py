@@ -1,0 +1,303 @@
+"""One released model, ready to judge images: the same image gives the same score, always.
+
+Crops lie where the image's size says (never at random), every forward pass has the same shape
+whatever stands in the batch, and the mean over crops is taken in float64.
+"""
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32, UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from lmcl.errors import LmclError
+from lmcl.release import ReleasedModel, load_model
+from lmcl.saliency import best_window, window_to_box
+from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
+from pipeline.decode import decode_rgb, reflect_pad, resize_rgb
+from pipeline.errors import PipelineError
+from pipeline.normalize import normalize
+
+MOST_PIXELS = 400_000_000
+"""Larger images are refused before they are decoded: a header may promise anything."""
+_UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+)
+_NO_VIEW = np.zeros((0, 0, 3), dtype=np.uint8)
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The scale a model answers in: that of the set it was trained on."""
+
+    training_set: str
+    kind: str
+    low: float
+    high: float
+    higher_is_better: bool
+
+    @property
+    def label(self) -> str:
+        """As it stands in scores files, e.g. `koniq10k mos 0..100`."""
+        return f"{self.training_set} {self.kind} {self.low:g}..{self.high:g}"
+
+    def from_quality(self, quality: float) -> float:
+        """From [0, 1], higher = better, to this scale."""
+        share = quality if self.higher_is_better else 1.0 - quality
+        return self.low + share * (self.high - self.low)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """An image as the model wants it; everything that needs the processor but not the model."""
+
+    crops: UInt8[np.ndarray, "v s s 3"]
+    boxes: Int32[np.ndarray, "v 4"]
+    """Where the crops lie: y, x, h, w in the upright image after `max_side`."""
+    view: UInt8[np.ndarray, "g g 3"]
+    """The whole image squeezed for the saliency pass; side 0 if it was not asked for."""
+    size: tuple[int, int]
+    """Height and width after `max_side`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a model says about one image."""
+
+    score: float
+    """In the scale of the training set."""
+    quality: float
+    """In [0, 1], higher = better; may leave the interval."""
+    crops: tuple[float, ...]
+    """Score of every crop, in the scale of the training set."""
+    boxes: tuple[tuple[int, int, int, int], ...]
+    """Where the crops lie: y, x, h, w."""
+    salient: tuple[int, int, int, int] | None
+    """The salient crop, if it was asked for."""
+
+
+class Scorer:
+    """Judges images; open one with `lmcl.load`."""
+
+    def __init__(
+        self, released: ReleasedModel, *, device: str | torch.device = "cpu", fingerprint: str = ""
+    ) -> None:
+        self.card = released.card
+        self.device = torch.device(device)
+        # Channels-last changes which convolution is picked; it must be the same on every day.
+        self.model = released.model.eval().requires_grad_(False).to(self.device)
+        self.fingerprint = fingerprint
+        score = released.card.score
+        self.scale = Scale(
+            training_set=released.card.training_set,
+            kind=score.kind,
+            low=score.low,
+            high=score.high,
+            higher_is_better=score.higher_is_better,
+        )
+        # Pillow refuses 12,000 x 9,000 photographs by default; our own limit stands instead.
+        Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+        self.batch_images = 16 if self.device.type == "cuda" else 1
+
+    def score(
+        self, images: "Image.Image | np.ndarray | Tensor | str | Path | bytes | Sequence[object]"
+    ) -> float | list[float]:
+        """Score an image, or each image of a list.
+
+        Args:
+            images: A path, the bytes of a file, a PIL image, an array `[h, w, 3]` of bytes, or a
+                tensor `[3, h, w]` (bytes, or floats in [0, 1]); or a list of them.
+
+        Returns:
+            In the scale of the training set (`scale` says which, and which direction is better).
+
+        Raises:
+            LmclError: If an image cannot be read; exit code 3, or 4 if there is no such file.
+        """
+        if isinstance(images, list | tuple):
+            return [found.score for found in self.judge([self.prepare(i) for i in images])]
+        return self.judge([self.prepare(images)])[0].score
+
+    def details(self, image: object) -> Scored:
+        """Score, crops, boxes and the salient crop of one image; takes what `score` takes."""
+        return self.judge([self.prepare(image, salient=True)])[0]
+
+    def prepare(self, image: object, *, salient: bool = False) -> Prepared:
+        """Decode an image and cut its crops; safe to call from several threads."""
+        pixels, key = _pixels(image)
+        crops = self.card.crops
+        height, width = pixels.shape[:2]
+        heights, widths = np.array([height]), np.array([width])
+        target = scaled_sizes(heights, widths, crops.max_side)[0]
+        tall, wide = int(target[0]), int(target[1])
+        frame = reflect_pad(resize_rgb(pixels, tall, wide), crops.size)
+        frames = frame_sizes(heights, widths, crops)
+        boxes = evaluation_boxes(np.array([key], dtype=np.int64), frames, crops)[0]
+        cut = np.empty((len(boxes), crops.size, crops.size, 3), dtype=np.uint8)
+        for view, (y, x) in enumerate(boxes[:, :2].tolist()):
+            cut[view] = frame[y : y + crops.size, x : x + crops.size]
+        side = self.card.saliency.view if salient else 0
+        whole = np.ascontiguousarray(resize_rgb(pixels, side, side)) if salient else _NO_VIEW
+        return Prepared(crops=cut, boxes=boxes, view=whole, size=(tall, wide))
+
+    def judge(self, prepared: Sequence[Prepared]) -> list[Scored]:
+        """Scores of prepared images, in their order, whatever else is in the list."""
+        found: list[Scored] = []
+        for start in range(0, len(prepared), self.batch_images):
+            batch = prepared[start : start + self.batch_images]
+            crops = self.forward(np.stack([p.crops for p in batch]))
+            found += [self._scored(p, row) for p, row in zip(batch, crops.tolist(), strict=True)]
+        return found
+
+    def forward(self, crops: UInt8[np.ndarray, "b v s s 3"]) -> Float[np.ndarray, "b v"]:
+        """Quality of every crop, in [0, 1] units, higher = better.
+
+        Matrix products pick their algorithm by the shape of their input, and algorithms differ in
+        the last bits: so a short batch is filled up, and every pass has one and the same shape.
+        """
+        missing = self.batch_images - len(crops)
+        if missing > 0:
+            crops = np.concatenate([crops, np.zeros((missing, *crops.shape[1:]), np.uint8)])
+        pixels = torch.from_numpy(crops).to(self.device)
+        card = self.card
+        with torch.inference_mode():
+            flat = normalize(pixels, mean=card.mean, std=card.std, dtype=torch.float32)
+            quality = self.model(flat).score.double().cpu().numpy()
+        rows = quality.reshape(len(crops), -1)
+        return np.asarray(rows[: len(rows) - max(missing, 0)])
+
+    def _scored(self, prepared: Prepared, crops: list[float]) -> Scored:
+        quality = float(np.mean(np.asarray(crops, dtype=np.float64)))
+        boxes = prepared.boxes.tolist()
+        return Scored(
+            score=self.scale.from_quality(quality),
+            quality=quality,
+            crops=tuple(self.scale.from_quality(c) for c in crops),
+            boxes=tuple((b[0], b[1], b[2], b[3]) for b in boxes),
+            salient=self._salient(prepared) if prepared.view.size else None,
+        )
+
+    def _salient(self, prepared: Prepared) -> tuple[int, int, int, int]:
+        card = self.card
+        view = torch.from_numpy(prepared.view[None, None]).to(self.device)
+        with torch.inference_mode():
+            flat = normalize(view, mean=card.mean, std=card.std, dtype=torch.float32)
+            maps = self.model.encoder.cls_attention(flat, layers=card.saliency.layers).cpu()
+        at = best_window(maps, card.saliency.window).numpy()
+        box = window_to_box(
+            at,
+            np.array([prepared.size]),
+            grid=maps.shape[-1],
+            window=card.saliency.window,
+            size=card.crops.size,
+        )[0].tolist()
+        return box[0], box[1], box[2], box[3]
+
+
+def open_scorer(folder: Path, *, device: str = "auto") -> Scorer:
+    """Open a model folder (or a run folder that holds one).
+
+    Raises:
+        LmclError: If it is missing (4) or damaged (5).
+    """
+    inner = folder / "model"
+    place = inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
+    released = load_model(place)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        with (place / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return Scorer(released, device=chosen, fingerprint=digest.hexdigest())
+
+
+def _pixels(image: object) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    """Upright RGB, and a number that depends on the image alone (for seeded crops)."""
+    if isinstance(image, str | Path):
+        file = Path(image)
+        try:
+            image = file.read_bytes()
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            raise LmclError(
+                f"{file}: {error.strerror or error}; name a readable image file",
+                exit_code=4 if missing else 3,
+            ) from error
+    if isinstance(image, bytes):
+        _check_header(image)
+        try:
+            pixels = decode_rgb(image)
+        except PipelineError as error:
+            raise LmclError(str(error), exit_code=3) from error
+        return pixels, _key(image)
+    if isinstance(image, Image.Image):
+        pixels = np.array(image.convert("RGB"))
+    elif isinstance(image, Tensor):
+        pixels = _from_tensor(image)
+    elif isinstance(image, np.ndarray):
+        pixels = _from_array(image)
+    else:
+        raise TypeError(
+            f"an image must be a path, bytes, a PIL image, an array or a tensor, got {type(image)}"
+        )
+    return pixels, _key(pixels.tobytes())
+
+
+def _check_header(data: bytes) -> None:
+    """Refuse, before any pixel is decoded, what is no single still image of a sane size."""
+    if not data:
+        raise LmclError("the file is empty (0 bytes)", exit_code=3)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            pixels = opened.width * opened.height
+            frames = getattr(opened, "n_frames", 1) if opened.format in _ANIMATED else 1
+    except _UNREADABLE as error:
+        raise LmclError(
+            f"not an image this project can read ({_short(error)})", exit_code=3
+        ) from error
+    if frames > 1:
+        raise LmclError(f"an animation of {frames} frames; score a single frame", exit_code=3)
+    if pixels > MOST_PIXELS:
+        raise LmclError(
+            f"{pixels / 1e6:.0f} million pixels, at most {MOST_PIXELS / 1e6:.0f}; scale it down",
+            exit_code=3,
+        )
+
+
+def _short(error: BaseException) -> str:
+    # Pillow names the in-memory buffer; its address would make two runs differ.
+    return str(error).partition(" <_io")[0] or type(error).__name__
+
+
+def _from_tensor(image: Tensor) -> UInt8[np.ndarray, "h w 3"]:
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"a tensor image has shape [3, h, w], got {list(image.shape)}")
+    values = image.detach().cpu()
+    if values.is_floating_point():
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError("a float image lies in [0, 1]; divide by 255, and do not normalise it")
+        values = (values * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _from_array(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            f"an array image has shape [h, w, 3] and type uint8, got {image.shape} {image.dtype}"
+        )
+    return np.ascontiguousarray(image)
+
+
+def _key(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=5).digest(), "big")

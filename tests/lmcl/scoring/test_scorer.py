@@ -1,0 +1,146 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lmcl.api import load
+from lmcl.errors import LmclError
+from lmcl.release import ScoreScale
+from lmcl.scoring.scorer import MOST_PIXELS, Scorer
+from pipeline.boxes import CropConfig
+
+
+def test_the_three_lines_of_the_readme(model_folder: Path, photos: Path) -> None:
+    model = load(model_folder, device="cpu")
+    score = model.score(photos / "img.00.jpg")
+    assert isinstance(score, float)
+    assert model.scale.label == "demo mos 0..100"
+    assert model.scale.higher_is_better
+
+
+def test_path_bytes_pil_array_and_tensor_of_one_image_score_the_same(scorer, photos) -> None:
+    file = photos / "a b" / "0 (1).png"
+    image = Image.open(file)
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    forms = [file, str(file), file.read_bytes(), image, array, tensor, tensor.float() / 255]
+    scores = scorer.score(forms)
+    assert len(set(scores)) == 1
+    assert scores[0] == scorer.score(file)
+    image.close()
+
+
+@pytest.mark.parametrize("batch_images", [1, 3, 16])
+def test_an_image_scores_the_same_alone_and_in_any_company(scorer, photos, batch_images) -> None:
+    files = sorted(photos.rglob("*.*"))
+    other = Scorer(_released(scorer), device="cpu")
+    other.batch_images = batch_images
+    together = other.score(files)
+    backwards = other.score(files[::-1])[::-1]
+    alone = [other.score(f) for f in files]
+    assert together == alone == backwards
+    reference = [scorer.score(f) for f in files]
+    assert np.max(np.abs(np.array(together) - reference)) <= 1e-5 * 100
+
+
+def test_the_score_does_not_depend_on_the_number_of_threads(scorer, photos) -> None:
+    file, before = photos / "img.01.jpg", torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(scorer.score(file))
+    torch.set_num_threads(before)
+    assert abs(found[0] - found[1]) <= 1e-5 * 100
+
+
+def test_a_dmos_model_answers_in_its_own_direction(tmp_path, make_model, photos, scorer) -> None:
+    score = ScoreScale(kind="dmos", low=0.0, high=1.0, higher_is_better=False)
+    turned = load(make_model(tmp_path / "m", score=score), device="cpu")
+    file = photos / "img.00.jpg"
+    assert turned.score(file) == pytest.approx(1.0 - scorer.score(file) / 100.0)
+    assert turned.details(file).quality == pytest.approx(scorer.details(file).quality)
+
+
+def test_details_give_crops_boxes_and_the_salient_crop_inside_the_image(scorer, photos) -> None:
+    found = scorer.details(photos / "img.02.jpg")
+    assert len(found.crops) == len(found.boxes) == 5
+    assert found.score == pytest.approx(np.mean(found.crops))
+    assert found.salient is not None
+    y, x, h, w = found.salient
+    assert (h, w) == (64, 64)
+    assert 0 <= y <= 90 - 64
+    assert 0 <= x <= 120 - 64
+
+
+def test_seeded_crops_depend_on_the_file_and_on_nothing_else(tmp_path, make_model, photos) -> None:
+    crops = CropConfig(size=64, random=3, evaluation=4, evaluation_layout="seeded")
+    model = load(make_model(tmp_path / "m", crops=crops), device="cpu")
+    (tmp_path / "copy.jpg").write_bytes((photos / "img.03.jpg").read_bytes())
+    assert model.score(photos / "img.03.jpg") == model.score(tmp_path / "copy.jpg")
+
+
+@pytest.mark.parametrize("size", [(32, 32), (1, 1), (5, 900)], ids=str)
+def test_images_smaller_than_a_crop_are_scored(scorer, size) -> None:
+    assert np.isfinite(scorer.score(np.full((*size, 3), 77, np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(1, 4, 4), r"shape \[3, h, w\]"),
+        (torch.full((3, 4, 4), 2.0), r"lies in \[0, 1\]"),
+        (np.zeros((4, 4), np.uint8), r"shape \[h, w, 3\]"),
+        (np.zeros((4, 4, 3), np.float64), "uint8"),
+    ],
+)
+def test_arrays_of_another_meaning_are_refused(scorer, image, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        scorer.score(image)
+
+
+def test_files_that_cannot_be_scored_say_why(scorer, mixed, tmp_path) -> None:
+    folder, bad = mixed
+    for name in bad:
+        with pytest.raises(LmclError):
+            scorer.score(folder / name)
+    with pytest.raises(LmclError, match="animation of 3 frames"):
+        scorer.score(folder / "moving.gif")
+    with pytest.raises(LmclError, match="No such file") as caught:
+        scorer.score(tmp_path / "nowhere.jpg")
+    assert caught.value.exit_code == 4
+
+
+def test_a_header_that_promises_too_much_is_refused_before_decoding(scorer) -> None:
+    width = 40_000
+    height = MOST_PIXELS // width + 1
+    header = f"P6\n{width} {height}\n255\n".encode()
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(LmclError, match="400 million pixels, at most 400"),
+    ):
+        scorer.score(header + b"\0" * 100)
+
+
+def test_a_damaged_model_is_refused(tmp_path, make_model) -> None:
+    folder = make_model(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(LmclError) as caught:
+        load(folder)
+    assert caught.value.exit_code == 5
+    with pytest.raises(LmclError) as caught:
+        load(tmp_path / "nowhere")
+    assert caught.value.exit_code == 4
+
+
+def test_a_run_folder_is_as_good_as_its_model_folder(tmp_path, make_model, scorer, photos) -> None:
+    make_model(tmp_path / "run" / "model")
+    file = photos / "img.00.jpg"
+    assert load(tmp_path / "run", device="cpu").score(file) == scorer.score(file)
+
+
+def _released(scorer: Scorer):
+    from lmcl.release import ReleasedModel
+
+    return ReleasedModel(model=scorer.model, card=scorer.card)
