@@ -32,15 +32,16 @@ def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.format == "PNG" and _bit_depth(data) == 16:
                 return _narrow_png16(data, opened)
-            upright = ImageOps.exif_transpose(opened)
-            return _to_rgb(upright)
+            # In place: otherwise Pillow copies the image even if nothing is to be turned.
+            ImageOps.exif_transpose(opened, in_place=True)
+            return _to_rgb(opened)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise PipelineError(f"not a readable image ({error})", exit_code=3) from error
 
 
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    if image.mode in ("RGB", "RGBX"):
-        return np.array(image)[..., :3]
+    if image.mode == "RGB":
+        return np.asarray(image)
     if "A" in image.mode or "transparency" in image.info:
         return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[..., :3])
     if image.mode.startswith("I;16") or image.mode == "I":
@@ -77,7 +78,7 @@ def resize_rgb(
     """
     if pixels.shape[:2] == (height, width):
         return pixels
-    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
     small = functional.interpolate(
         planes, size=(height, width), mode="bilinear", antialias=True, align_corners=False
     )
