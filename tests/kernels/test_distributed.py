@@ -1,7 +1,9 @@
 """Several gloo ranks against one process: value and every gradient, DDP's averaging included."""
 
+import os
+import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import kernels
-from kernels import distributed, launch, with_chunked
+from kernels import distributed, with_chunked
 
+ROOT = Path(__file__).resolve().parents[2]
 D = 16
 CROPS = [3, 1, 4, 2, 3, 5, 2]
 DEALS = {
@@ -21,6 +24,10 @@ DEALS = {
     "2-ranks": [2, 5],
     "3-ranks-one-empty": [4, 0, 3],
     "4-ranks-two-empty": [0, 3, 4, 0],
+}
+SINGLE_DEALS = {"kernels-2-ranks": [2, 5], "kernels-3-ranks-one-empty": [4, 0, 3]}
+ALL = {name: (deal, False) for name, deal in DEALS.items()} | {
+    name: (deal, True) for name, deal in SINGLE_DEALS.items()
 }
 OPTIONS = {
     "paper": {},
@@ -79,7 +86,10 @@ def _rank(rank: int, deal: list[int], folder: str, in_single: bool) -> None:
     images = slice(first, first + deal[rank])
     start = sum(CROPS[:first])
     rows = slice(start, start + sum(CROPS[images]))
-    batch = {name: tensor[images if name == "hubs" else rows] for name, tensor in _batch(in_single).items()}
+    batch = {
+        name: tensor[images if name == "hubs" else rows]
+        for name, tensor in _batch(in_single).items()
+    }
     results = {
         f"{name}/{backend}": _run(batch, name, backend)
         for name in OPTIONS
@@ -89,10 +99,36 @@ def _rank(rank: int, deal: list[int], folder: str, in_single: bool) -> None:
     dist.destroy_process_group()
 
 
-def _start(deal: list[int], *, in_single: bool) -> list[dict[str, list[Tensor]]]:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_rank, (deal, folder, in_single), nprocs=len(deal), start_method="fork")
-        return [torch.load(Path(folder) / f"rank-{rank}.pt") for rank in range(len(deal))]
+def _run_all(folder: Path) -> None:
+    """Every deal of images to ranks, each rank a fork of this process."""
+    for name, (deal, in_single) in ALL.items():
+        (folder / name).mkdir()
+        mp.start_processes(
+            _rank,
+            (deal, str(folder / name), in_single),
+            nprocs=len(deal),
+            start_method="fork",
+        )
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict]]:
+    # A process of its own: torch's autograd threads of the other tests do not survive a fork.
+    folder = tmp_path_factory.mktemp("ranks")
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ, PYTHONPATH=str(ROOT), TRITON_INTERPRET="1"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    def load(name: str) -> list[dict]:
+        count = len(ALL[name][0])
+        return [torch.load(folder / name / f"rank-{rank}.pt") for rank in range(count)]
+
+    return load
 
 
 def _assert_together(parts: list[list[Tensor]], truth: list[Tensor], tolerance: float) -> None:
@@ -106,23 +142,21 @@ def _assert_together(parts: list[list[Tensor]], truth: list[Tensor], tolerance: 
     torch.testing.assert_close(temperature, truth[3], rtol=10 * tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("deal", DEALS.values(), ids=DEALS.keys())
-def test_ranks_together_agree_with_one_process(deal: list[int]) -> None:
-    ranks = _start(deal, in_single=False)
-    for name in OPTIONS:
-        truth = _run(_batch(), name, "dense")
+@pytest.mark.parametrize("name", DEALS)
+def test_ranks_together_agree_with_one_process(name, ranks) -> None:
+    results = ranks(name)
+    for option in OPTIONS:
+        truth = _run(_batch(), option, "dense")
         for backend in ("chunked", "dense"):
-            _assert_together([rank[f"{name}/{backend}"] for rank in ranks], truth, 1e-12)
+            _assert_together([each[f"{option}/{backend}"] for each in results], truth, 1e-12)
 
 
-@pytest.mark.parametrize("deal", [[2, 5], [4, 0, 3]], ids=["2-ranks", "3-ranks-one-empty"])
-def test_the_kernels_gather_rows_and_statistics(deal: list[int]) -> None:
-    if not launch.is_interpreted():
-        pytest.skip("several ranks share no GPU here")
-    ranks = _start(deal, in_single=True)
-    for name in set(OPTIONS) - {"cold"}:
-        truth = _run(_batch(), name, "dense")
-        _assert_together([rank[f"{name}/triton"] for rank in ranks], truth, 3e-6)
+@pytest.mark.parametrize("name", SINGLE_DEALS)
+def test_the_kernels_gather_rows_and_statistics(name, ranks) -> None:
+    results = ranks(name)
+    for option in set(OPTIONS) - {"cold"}:
+        truth = _run(_batch(), option, "dense")
+        _assert_together([each[f"{option}/triton"] for each in results], truth, 3e-6)
 
 
 def test_the_backward_pass_sends_eight_bytes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,3 +167,7 @@ def test_the_backward_pass_sends_eight_bytes_a_row(monkeypatch: pytest.MonkeyPat
     )
     with_chunked._statistics_of_others(torch.zeros(4), torch.zeros(4), shares)
     assert [(table.shape, table.element_size()) for table in sent] == [((4, 2), 4)]
+
+
+if __name__ == "__main__":
+    _run_all(Path(sys.argv[1]))
