@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from lmcl.bench.loader import command
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, object]], Path]:
+    folder = tmp_path_factory.mktemp("bench")
+    arguments = (
+        "--codec png --images 8 --batch 4 --crops 2 --size 64 --rounds 1 --threads 1 --workers 0 "
+        f"--no-progress --json --output {folder / 'results.jsonl'} --chart {folder / 'chart.svg'}"
+    )
+    done = CliRunner().invoke(command, arguments.split(), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    text = (folder / "results.jsonl").read_text(encoding="utf-8")
+    assert [line for line in done.stdout.splitlines() if line.startswith("{")] == text.splitlines()
+    return [json.loads(line) for line in text.splitlines()], folder
+
+
+def test_every_case_has_a_rate_and_its_processor_time(
+    outcome: tuple[list[dict[str, object]], Path],
+) -> None:
+    records, _ = outcome
+    cases = {record["case"]: record for record in records if record["unit"] == "images/s"}
+    assert {
+        "dali", "torch", "decode_alone", "tvio_slices_uint8", "pil_slices_uint8", "pil_tv2_float",
+        "files_pil_decode_per_crop", "dali_reader_op_per_crop",
+    } <= set(cases)  # fmt: skip
+    assert all(case["median"] > 0 and case["cpu_ms_per_image"] > 0 for case in cases.values())
+
+
+def test_stages_and_targets_are_reported(
+    outcome: tuple[list[dict[str, object]], Path],
+) -> None:
+    records, _ = outcome
+    names = {record["case"] for record in records}
+    assert {"stage_read", "stage_decode", "stage_cut", "stage_normalise"} <= names
+    ratios = [record for record in records if record["unit"] == "x"]
+    assert len(ratios) == 6
+    assert all(
+        record["params"]["met"] == (record["median"] >= record["params"]["target"])
+        for record in ratios
+    )
+
+
+def test_the_chart_is_an_image_that_names_every_case(
+    outcome: tuple[list[dict[str, object]], Path],
+) -> None:
+    records, folder = outcome
+    drawing = ElementTree.parse(folder / "chart.svg")
+    labels = " ".join(drawing.getroot().itertext())
+    assert all(record["case"] in labels for record in records if record["unit"] == "images/s")
