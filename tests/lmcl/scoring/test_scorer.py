@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+import lmcl
 from lmcl.api import load
 from lmcl.errors import LmclError
 from lmcl.release import ScoreScale
@@ -13,7 +14,7 @@ from pipeline.boxes import CropConfig
 
 
 def test_the_three_lines_of_the_readme(model_folder: Path, photos: Path) -> None:
-    model = load(model_folder, device="cpu")
+    model = lmcl.load(model_folder, device="cpu")
     score = model.score(photos / "img.00.jpg")
     assert isinstance(score, float)
     assert model.scale.label == "demo mos 0..100"
