@@ -1,5 +1,6 @@
 """What the readers share: finding files whatever their case, and refusing labels that are none."""
 
+import array
 import csv
 import io
 import math
@@ -7,7 +8,10 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from shards.errors import ShardError
+from shards.sample_table import group_key
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
@@ -16,7 +20,8 @@ class FolderIndex:
     """Files below a folder, found by relative name in any case.
 
     Unpackers and label files disagree about upper and lower case, so names are compared in lower
-    case; two files that then have the same name are refused rather than mixed up.
+    case; two files that then have the same name are refused rather than mixed up. Names lie in one
+    block of bytes behind sorted hashes: ten million of them take half a gigabyte, not three.
     """
 
     def __init__(self, folder: Path, *, endings: Iterable[str] = IMAGE_ENDINGS) -> None:
@@ -26,34 +31,71 @@ class FolderIndex:
                 exit_code=4,
             )
         self.folder = folder
-        self._by_name: dict[str, str] = {}
         wanted = frozenset(endings)
+        block, starts, hashes = bytearray(), array.array("q", [0]), array.array("q")
         for name in _walk(folder):
-            if os.path.splitext(name)[1].lower() not in wanted:
-                continue
-            lower = name.lower()
-            if lower in self._by_name:
-                raise ShardError(
-                    f"{folder}: {self._by_name[lower]!r} and {name!r} differ only in upper and "
-                    "lower case, so labels cannot be told apart; keep one of them",
-                    exit_code=3,
-                )
-            self._by_name[lower] = name
+            if os.path.splitext(name)[1].lower() in wanted:
+                block += _encoded(folder, name)
+                starts.append(len(block))
+                hashes.append(group_key(name.lower()))
+        self._block = bytes(block)
+        self._starts = np.frombuffer(starts, np.int64)
+        self._order = np.argsort(np.frombuffer(hashes, np.int64), kind="stable")
+        self._hashes = np.frombuffer(hashes, np.int64)[self._order]
+        self._refuse_collisions()
 
     def __len__(self) -> int:
-        return len(self._by_name)
+        return len(self._hashes)
+
+    def position(self, name: str) -> int | None:
+        """Number of the file on disk that matches `name` in any case, or None."""
+        lower = name.replace("\\", "/").removeprefix("./").lower()
+        place = int(np.searchsorted(self._hashes, group_key(lower)))
+        while place < len(self) and self._hashes[place] == group_key(lower):
+            number = int(self._order[place])
+            if self.name(number).lower() == lower:
+                return number
+            place += 1
+        return None
+
+    def name(self, position: int) -> str:
+        """Relative name of a file by its number."""
+        return self._block[self._starts[position] : self._starts[position + 1]].decode()
 
     def find(self, name: str) -> str | None:
         """The relative name on disk that matches `name` in any case, or None."""
-        return self._by_name.get(name.replace("\\", "/").removeprefix("./").lower())
+        position = self.position(name)
+        return None if position is None else self.name(position)
 
     def path(self, name: str) -> Path:
         """Where `name` lies; where it should lie if it is not there."""
         return self.folder / (self.find(name) or name)
 
-    def names(self) -> list[str]:
-        """Relative names on disk, sorted."""
-        return sorted(self._by_name.values())
+    def names(self) -> Iterator[str]:
+        """Relative names on disk: files of a folder by name, then its folders by name."""
+        return (self.name(number) for number in range(len(self)))
+
+    def _refuse_collisions(self) -> None:
+        same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
+        for place in same.tolist():
+            one, other = (self.name(int(self._order[k])) for k in (place, place + 1))
+            if one.lower() == other.lower():
+                raise ShardError(
+                    f"{self.folder}: {one!r} and {other!r} differ only in upper and lower case, "
+                    "so labels cannot be told apart; keep one of them",
+                    exit_code=3,
+                )
+
+
+def _encoded(folder: Path, name: str) -> bytes:
+    try:
+        return name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ShardError(
+            f"{folder}: the file name {name!r} is not UTF-8, so no label file can name it; rename "
+            "it",
+            exit_code=3,
+        ) from error
 
 
 def by_base_name(index: FolderIndex) -> dict[str, str]:
@@ -100,18 +142,24 @@ def refuse_unlabelled(
 
     Args:
         index: The images.
-        labelled: Relative names on disk that have a label.
+        labelled: Relative names that have a label, in any case.
         labels: Name of the label file.
         way_out: What the user can do.
 
     Raises:
         ShardError: Naming the first of them.
     """
-    extra = sorted(set(index.names()) - set(labelled))
-    if extra:
+    seen = np.zeros(len(index), bool)
+    for name in labelled:
+        position = index.position(name)
+        if position is not None:
+            seen[position] = True
+    extra = np.flatnonzero(~seen)
+    if extra.size:
+        first = ", ".join(repr(index.name(int(number))) for number in extra[:3])
         raise ShardError(
-            f"{index.folder}: {len(extra):,} images have no label in {labels}, first "
-            f"{', '.join(repr(name) for name in extra[:3])}; {way_out}",
+            f"{index.folder}: {extra.size:,} images have no label in {labels}, first {first}; "
+            f"{way_out}",
             exit_code=3,
         )
 

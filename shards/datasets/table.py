@@ -142,16 +142,21 @@ def _first_pass(
 ) -> tuple[float, float]:
     """Every row is checked before anything is packed."""
     low, high = math.inf, -math.inf
-    named: list[str] = []
-    for sample in _samples(labels, columns, index):
-        if sample.mos is not None:
-            low, high = min(low, sample.mos), max(high, sample.mos)
-        if extra_files == "error":
-            named.append(index.find(sample.path) or "")
-    if extra_files == "error":
+
+    def names() -> Iterator[str]:
+        nonlocal low, high
+        for sample in _samples(labels, columns, index):
+            if sample.mos is not None:
+                low, high = min(low, sample.mos), max(high, sample.mos)
+            yield sample.path
+
+    if extra_files == "ignore":
+        for _ in names():
+            pass
+    else:
         refuse_unlabelled(
             index,
-            named,
+            names(),
             labels=labels.name,
             way_out="add rows for them, or pack only the labelled ones with `--extra-files ignore`",
         )

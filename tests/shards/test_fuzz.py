@@ -35,10 +35,10 @@ from shards.read import open_set
 from shards.sample_table import SampleTable
 from shards.tar import read_members
 
-# Shared out over the nine tests below.
+# Shared out over the seven tests below.
 CASES = int(os.environ.get("LMCL_FUZZ_CASES", "500"))
 SOME = settings(
-    max_examples=max(10, CASES // 9),
+    max_examples=max(10, -(-CASES // 7)),
     deadline=5000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

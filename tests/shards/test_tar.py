@@ -46,6 +46,20 @@ def test_python_and_we_agree_on_the_format() -> None:
         ]
 
 
+@given(name=st.text("abcz09-_.", min_size=1, max_size=100), size=st.integers(0, 3000))
+def test_pythons_tarfile_reads_every_header(name: str, size: int) -> None:
+    data = pack([(name, b"x" * size)])
+    info = tarfile.TarInfo.frombuf(data[:512], "ascii", "strict")
+    assert (info.name.rstrip("/"), info.size, info.mtime) == (name, size, 0)
+    assert (info.mode, info.uid, info.gid, info.type) == (0o644, 0, 0, tarfile.REGTYPE)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 101, "é.jpg"])
+def test_names_that_do_not_fit_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"does not fit|codec can't encode"):
+        pack([(name, b"")])
+
+
 @pytest.mark.parametrize("cut", [1, 512, 1023, 1024, 1025, 1536])
 def test_a_truncated_tar_is_refused(cut: int) -> None:
     data = pack([("a.jpg", b"1" * 700), ("a.json", b"{}")])
