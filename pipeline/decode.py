@@ -25,6 +25,8 @@ def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     * 16 bits become 8 by rounding v / 257 (Pillow would clip grey and cut colours off).
     * CMYK is converted by Pillow's simple formula, colour profiles are not applied.
 
+    The array may be read-only.
+
     Raises:
         PipelineError: If the bytes are no image, or a damaged one.
     """

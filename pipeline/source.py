@@ -91,6 +91,8 @@ class Source:
 
     def prefetch(self, ids: Int64[np.ndarray, " b"]) -> None:
         """Start bringing the shards of `ids` here if they lie elsewhere; returns at once."""
+        if self._set.store.is_local:
+            return
         for index in np.unique(self._shard[ids]).tolist():
             with self._lock:
                 if index in self._open or index in self._fetching:
