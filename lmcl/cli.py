@@ -1,7 +1,6 @@
 """`lmcl`: commands parse and print; the work is a function that can be called without click."""
 
 import importlib
-import importlib.util
 import logging
 import sys
 from collections.abc import Callable
@@ -13,26 +12,28 @@ import click
 from lmcl.errors import LmclError
 
 _ELSEWHERE = {
-    "report": "lmcl.report.command",
-    "score": "lmcl.score",
-    "export": "lmcl.export",
-    "gmad": "lmcl.gmad",
-    "eval": "lmcl.eval_command",
-    "saliency": "lmcl.saliency_command",
+    "eval": ("lmcl.eval_command", "Judge a run's model on a part or on another set."),
+    "export": ("lmcl.export", "Write a model as torch.export program or ONNX, with parity."),
+    "gmad": ("lmcl.gmad", "Pairs of images on which two models contradict each other."),
+    "score": ("lmcl.score", "Score images, folders, tables and shards; a quality gate."),
+    "report": ("lmcl.report.command", "Write or compare reports of finished runs."),
 }
-_BENCHES = ("build", "contrastive", "loader", "score", "step")
+_BENCHES = {
+    "build": ("lmcl.bench.build", "Packing shards against reading, hashing and decoding alone."),
+    "contrastive": ("lmcl.bench.contrastive", "The loss against eager, compiled and chunked."),
+    "loader": ("lmcl.bench.loader", "Images per second against what people use today."),
+    "score": ("lmcl.bench.score", "Scoring a folder against the bare model."),
+}
 
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called: `lmcl --help` stays quick."""
 
-    def __init__(self, *args: Any, elsewhere: dict[str, str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, elsewhere: dict[str, tuple[str, str]] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.elsewhere = {
-            name: module
-            for name, module in (elsewhere or {}).items()
-            if importlib.util.find_spec(module) is not None
-        }
+        self.elsewhere = elsewhere or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands, sorted."""
@@ -41,9 +42,21 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now if it lives elsewhere."""
         if cmd_name in self.elsewhere:
-            found: click.Command = importlib.import_module(self.elsewhere[cmd_name]).command
+            module, _ = self.elsewhere[cmd_name]
+            found: click.Command = importlib.import_module(module).command
             return found
         return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `--help`, without importing what it lists."""
+        rows = []
+        for name in self.list_commands(ctx):
+            if name in self.elsewhere:
+                rows.append((name, self.elsewhere[name][1]))
+            elif (command := super().get_command(ctx, name)) is not None:
+                rows.append((name, command.get_short_help_str(limit=80)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def config_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -56,7 +69,11 @@ def config_options(function: Callable[..., None]) -> Callable[..., None]:
         help="TOML file of the run (see configs/).",
     )
     change = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field; repeatable."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change one field; repeatable.",
     )
     return file(change(function))
 
@@ -131,9 +148,7 @@ def demo(output: Path, again: bool, overrides: tuple[str, ...], no_progress: boo
     click.echo(run_demo(output, again=again, overrides=overrides, progress=not no_progress))
 
 
-@cli.group(
-    cls=LazyGroup, elsewhere={name: f"lmcl.bench.{name}" for name in _BENCHES}
-)
+@cli.group(cls=LazyGroup, elsewhere={name: f"lmcl.bench.{name}" for name in _BENCHES})
 def bench() -> None:
     """Measure this machine; every figure stands beside its baseline from the same run."""
 

@@ -169,15 +169,14 @@ def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
 
 def dump_config(config: Config) -> str:
     """The whole effective configuration as TOML; reading it back gives an equal object."""
-    return tomli_w.dumps(_without_none(dataclasses.asdict(config)))
+    text: str = tomli_w.dumps(_without_none(dataclasses.asdict(config)))
+    return text
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
     """Fields in which two configurations differ, as `key: ours / theirs` lines."""
     left, right = dict(_leaves(ours)), dict(_leaves(theirs))
-    return [
-        f"{key}: {left[key]!r} / {right[key]!r}" for key in left if left[key] != right[key]
-    ]
+    return [f"{key}: {left[key]!r} / {right[key]!r}" for key in left if left[key] != right[key]]
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

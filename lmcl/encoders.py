@@ -90,12 +90,11 @@ class Encoder(nn.Module):
             for hook in hooks:
                 hook.remove()
         maps = [
-            _cls_row(module, inputs)
-            for module, inputs in zip(modules[-layers:], seen, strict=True)
+            _cls_row(module, inputs) for module, inputs in zip(modules[-layers:], seen, strict=True)
         ]
         patches = torch.stack(maps).mean(dim=0)[:, self.prefix :]
         grid = round(patches.shape[1] ** 0.5)
-        return patches.unflatten(1, (grid, grid))
+        return patches.reshape(-1, grid, grid)
 
 
 class TimmEncoder(Encoder):
@@ -130,6 +129,13 @@ class TimmEncoder(Encoder):
                 f"encoder.name = {config.name!r} at {sizes[0]} pixels: {error}; only vision "
                 "transformers whose patch divides the crop size can be used"
             ) from error
+        side = self.vit.patch_embed.patch_size[0] if hasattr(self.vit, "patch_embed") else 1
+        if any(size % side for size in sizes):
+            raise ConfigError(
+                f"encoder.name = {config.name!r} cuts patches of {side} pixels, but the crop and "
+                f"the view have {sizes[0]} and {sizes[-1]}; choose crops.size and saliency.view "
+                f"as multiples of {side}"
+            )
         if getattr(self.vit, "cls_token", None) is None or not hasattr(self.vit, "blocks"):
             raise ConfigError(
                 f"encoder.name = {config.name!r} has no CLS token, and the teacher's saliency is "
@@ -188,7 +194,7 @@ class ConvVit(Encoder):
         grid = (features.shape[2], features.shape[3])
         patches = self.project(features.flatten(2).transpose(1, 2))
         patches = patches + _positions(grid, self.width, patches)
-        out = torch.cat([self.cls.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
+        out = torch.cat([self.cls.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         for block in self.blocks:
             out = block(out)
         return self.norm(out)  # type: ignore[no-any-return]
@@ -239,7 +245,7 @@ def load_weights(encoder: Encoder, config: EncoderConfig) -> Literal["random", "
     if not path.is_file():
         raise LmclError(
             f"encoder.weights = {config.weights!r}: there is no such file (looked in "
-            f"{path.absolute().parent}); name an existing file, or leave it empty for random weights",
+            f"{path.absolute().parent}); name an existing file, or leave it empty: random weights",
             exit_code=4,
         )
     try:
@@ -260,7 +266,7 @@ def _cls_row(attention: nn.Module, inputs: Float[Tensor, "n t d"]) -> Float[Tens
     """Attention of CLS to all tokens, mean over heads, in float32."""
     batch, length, _ = inputs.shape
     heads, scale = attention.num_heads, attention.scale
-    qkv = attention.qkv(inputs).reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)  # type: ignore[operator,arg-type]
+    qkv = attention.qkv(inputs).reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)  # type: ignore[operator]
     query, key = attention.q_norm(qkv[0]), attention.k_norm(qkv[1])  # type: ignore[operator]
     logits = (query[:, :, :1].float() * scale) @ key.float().transpose(-2, -1)
     return logits.softmax(dim=-1)[:, :, 0].mean(dim=1)
@@ -270,7 +276,8 @@ def _positions(grid: tuple[int, int], width: int, like: Tensor) -> Float[Tensor,
     table: Tensor = build_sincos2d_pos_embed(
         list(grid), dim=width, interleave_sin_cos=True, device=like.device, dtype=torch.float32
     )
-    return table.to(like.dtype)
+    found: Tensor = table.to(like.dtype)
+    return found
 
 
 def _small_stem(patch: int) -> tuple[nn.Sequential, int]:
@@ -283,8 +290,10 @@ def _small_stem(patch: int) -> tuple[nn.Sequential, int]:
     for step in range(steps):
         out = min(32 * 2**step, 128)
         layers += [
-            nn.Conv2d(channels, out, 3, stride=2, padding=1),
-            nn.GroupNorm(1, out),
+            nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
+            # Measured on the demo: without it, or with a norm over each crop, learning takes
+            # several times as many steps (docs/experiments.md).
+            nn.BatchNorm2d(out),
             nn.GELU(),
         ]
         channels = out

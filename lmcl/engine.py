@@ -25,10 +25,11 @@ from lmcl.checkpoint import Position, State, save_tensors, write_checkpoint
 from lmcl.config import Config, dump_config
 from lmcl.errors import LmclError
 from lmcl.evaluate import Pixels, Place, autocast, judge, look
+from lmcl.files import write_atomic
 from lmcl.metrics import plcc, srcc
 from lmcl.model import QualityModel
 from lmcl.objective import Terms, objective
-from lmcl.runtime import RunFolder, seed_step, write_atomic
+from lmcl.runtime import RunFolder, seed_step
 from lmcl.saliency import make_table
 from lmcl.schedule import learning_rate
 from lmcl.teacher import Teacher
@@ -42,7 +43,7 @@ from shards.split import Split
 logger = logging.getLogger(__name__)
 
 
-class Interrupted(LmclError):
+class InterruptedRunError(LmclError):
     """The run was asked to stop; its checkpoint is written."""
 
     def __init__(self, message: str) -> None:
@@ -101,7 +102,7 @@ def train(run: Run) -> None:
     """Run all epochs that remain, writing checkpoints; returns when the last one is done.
 
     Raises:
-        Interrupted: If a signal asked the run to stop; a checkpoint was written.
+        InterruptedRunError: If a signal asked the run to stop; a checkpoint was written.
         LmclError: If the loss is not finite; the batch's keys are saved.
     """
     with _stop_on_signals(run):
@@ -139,15 +140,18 @@ def teacher_looks(run: Run, epoch: int) -> None:
 def train_epoch(run: Run, epoch: int) -> None:
     """The steps of one epoch, from where the run stands."""
     run.student.train()
-    started, before, waited = time.monotonic(), run.seconds, run.loader.wait_s
+    started, before, waited, seen = time.monotonic(), run.seconds, run.loader.wait_s, 0
     batches = run.loader.epoch(epoch, start=run.position.step, saliency=run.saliency)
     with _bar(run, epoch) as bar:
         for batch in batches:
             out = step(run, batch)
             run.position = Position(epoch=epoch, step=batch.step + 1)
             run.seconds = before + time.monotonic() - started
-            wait = (run.loader.wait_s - waited) / max(run.seconds - before, 1e-9)
-            _report_step(run, batch, out, bar, wait=wait)
+            spent = max(run.seconds - before, 1e-9)
+            seen += out.images
+            _report_step(
+                run, batch, out, bar, wait=(run.loader.wait_s - waited) / spent, rate=seen / spent
+            )
             every = run.config.runtime.checkpoint_steps
             last = batch.step + 1 == run.loader.steps
             if out.stop:
@@ -183,9 +187,7 @@ def step(run: Run, batch: CropBatch) -> StepOutput:
 def compare(run: Run, batch: CropBatch, *, images: int) -> Terms:
     """The student's view of a batch and the objective on it; `images` count over all ranks."""
     goal, random = run.config.objective, run.config.crops.random
-    pixels = normalize(
-        batch.crops, mean=run.pixels.mean, std=run.pixels.std, dtype=torch.float32
-    )
+    pixels = normalize(batch.crops, mean=run.pixels.mean, std=run.pixels.std, dtype=torch.float32)
     if run.config.train.flip:
         pixels = _flip_half(pixels)
     with autocast(run.place.device, run.pixels.precision):
@@ -221,7 +223,7 @@ def validate(run: Run, epoch: int) -> None:
             batch_size=run.config.evaluation.batch_size,
             title=f"epoch {epoch + 1}: validation",
         )
-        mos = run.shard_set.score.to_unit(run.shard_set.samples.mos[judged.ids])
+        mos = run.shard_set.unit_mos()[judged.ids]
         value = srcc(judged.score, mos)
         entry |= {"val_srcc": value, "val_plcc": plcc(judged.score, mos)}
         if value > run.best_srcc or (math.isnan(run.best_srcc) and not math.isnan(value)):
@@ -254,9 +256,7 @@ def save(run: Run) -> None:
             best_epoch=run.best_epoch,
             seconds=run.seconds,
         )
-        write_checkpoint(
-            run.folder.checkpoints, state, keep_last=run.config.runtime.keep_last
-        )
+        write_checkpoint(run.folder.checkpoints, state, keep_last=run.config.runtime.keep_last)
     run.accelerator.wait_for_everyone()
 
 
@@ -320,7 +320,7 @@ def best_path(folder: RunFolder, epoch: int) -> Path:
 
 
 def _report_step(
-    run: Run, batch: CropBatch, out: StepOutput, bar: tqdm, *, wait: float
+    run: Run, batch: CropBatch, out: StepOutput, bar: tqdm, *, wait: float, rate: float
 ) -> None:
     if not run.place.is_main:
         return
@@ -336,14 +336,13 @@ def _report_step(
         refresh=False,
     )
     bar.update(out.images)
-    rate = bar.format_dict["rate"] or 0.0
     run.folder.append_log(
         {
             "event": "step",
             "epoch": batch.epoch,
             "step": batch.step,
             "images": out.images,
-            "loss": float(out.terms.loss),
+            "loss": float(out.terms.loss.detach()),
             **values,
             "lr": out.lr,
             "images_per_s": round(rate, 2),
@@ -365,7 +364,7 @@ def _bar(run: Run, epoch: int) -> tqdm:
 
 def _stop(run: Run) -> None:
     save(run)
-    raise Interrupted(
+    raise InterruptedRunError(
         f"{run.folder.root}: stopped as asked at epoch {run.position.epoch}, step "
         f"{run.position.step}; --resume auto goes on from there"
     )

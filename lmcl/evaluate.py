@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from lmcl.errors import LmclError
 from lmcl.model import QualityModel
 from lmcl.saliency import SaliencyConfig, best_window, window_to_box
 from pipeline.boxes import CropConfig, scaled_sizes
-from pipeline.loader import Loader
+from pipeline.loader import Loader, Mode
 from pipeline.normalize import normalize
 from shards.read import ShardSet
 
@@ -38,7 +38,7 @@ class Place:
     rank: int
     world_size: int
     device: torch.device
-    backend: str
+    backend: Literal["auto", "dali", "torch"]
     threads: int | None
     progress: bool
     """Show bars: rank 0 of a terminal."""
@@ -73,10 +73,11 @@ class Looked:
     """[n, g, g] CLS attention; empty if not asked for."""
 
 
+@runtime_checkable
 class Looker(Protocol):
     """Something that gives CLS attention over whole images: a teacher, or an encoder."""
 
-    def __call__(self, view: torch.Tensor, *, layers: int) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor, /, *, layers: int) -> torch.Tensor:
         """Attention maps [b, g, g] of normalised views [b, 3, s, s]."""
 
 
@@ -104,8 +105,8 @@ def judge(
             with torch.no_grad(), autocast(place.device, pixels.precision):
                 output = model(flat)
             images = len(batch.ids)
-            score = output.score.double().unflatten(0, (images, -1)).mean(dim=1)
-            mean = output.embedding.float().unflatten(0, (images, -1)).mean(dim=1)
+            score = output.score.double().reshape(images, -1).mean(dim=1)
+            mean = output.embedding.float().reshape(images, -1, output.embedding.shape[-1]).mean(1)
             embedding = torch.nn.functional.normalize(mean, dim=-1)
             keep = batch.valid
             found.append(
@@ -182,7 +183,7 @@ def _loader(
     shard_set: ShardSet,
     ids: NDArray[np.int64],
     crops: CropConfig,
-    mode: str,
+    mode: Mode,
     batch_size: int,
     place: Place,
 ) -> Loader:
@@ -213,9 +214,7 @@ def _bar(loader: Loader, title: str, place: Place) -> tqdm:
     )
 
 
-def _complete(
-    found: NDArray[np.int64], asked: NDArray[np.int64], title: str
-) -> NDArray[np.int64]:
+def _complete(found: NDArray[np.int64], asked: NDArray[np.int64], title: str) -> NDArray[np.int64]:
     """Positions that sort `found` by id, once it is known to be exactly what was asked for."""
     unique, first = np.unique(found, return_index=True)
     if not np.array_equal(unique, np.unique(asked)):

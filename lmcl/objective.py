@@ -93,7 +93,7 @@ def objective(
     Source: [Local Manifold Learning, 2024]; options are ours (method.md, section 2).
     """
     images = len(ids)
-    score = output.score.unflatten(0, (images, -1))[:, :random][valid]
+    score = output.score.reshape(images, -1)[:, :random][valid]
     error = (score - mos[valid, None]).abs()
     # A rank whose images are all padding still needs a graph through every weight.
     l1 = error.mean() if len(error) else output.score.sum() * 0.0
@@ -127,12 +127,12 @@ def _contrast(
 ) -> LossOutput:
     """Split embeddings into rows and hubs, leave padding out, and call the kernel."""
     images = len(ids)
-    crops = embedding.unflatten(0, (images, -1))[valid]
+    crops = embedding.reshape(images, -1, embedding.shape[-1])[valid]
     rows = crops[:, :random]
     hubs = crops[:, random]
     teacher_rows = None
     if keys is not None:
-        by_image = keys.unflatten(0, (images, -1))[valid]
+        by_image = keys.reshape(images, -1, keys.shape[-1])[valid]
         teacher_rows = by_image[:, :random].flatten(0, 1)
         hubs = by_image[:, random]
     return manifold_contrastive_loss(

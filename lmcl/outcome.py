@@ -14,11 +14,11 @@ from PIL import Image
 from lmcl.checkpoint import load_tensors
 from lmcl.engine import Run, best_path, judged_model
 from lmcl.evaluate import Judged, Looked, judge, look
+from lmcl.files import write_atomic
 from lmcl.metrics import Evaluation, evaluate
 from lmcl.model import QualityModel
-from lmcl.predictions import Predictions
+from lmcl.predictions import Predictions, make_predictions
 from lmcl.release import ModelCard, ScoreScale, save_model
-from lmcl.runtime import write_atomic
 from pipeline.decode import decode_rgb
 from shards.read import ShardSet
 
@@ -87,33 +87,25 @@ def predictions(
     shard_set: ShardSet, judged: Judged, part: str, looked: Looked | None
 ) -> Predictions:
     """A part's predictions beside what the set knows of its images."""
-    rows, samples = judged.ids, shard_set.samples
-    score = shard_set.score
-    raw = score.from_unit(judged.score) if score else judged.score
-    nowhere = np.full((len(rows), 4), -1, np.int64)
-    boxes = looked.boxes.astype(np.int64) if looked is not None else nowhere
-    return Predictions(
+    rows, samples, score = judged.ids, shard_set.samples, shard_set.score
+    return make_predictions(
         id=rows,
         path=samples.path[rows],
         group=samples.group[rows],
         distortion=samples.distortion[rows],
         level=samples.level[rows],
         subset=samples.subset[rows],
-        part=np.full(len(rows), part, dtype=object),
+        part=part,
         mos=samples.mos[rows],
         mos_std=samples.mos_std[rows],
-        prediction=raw,
+        prediction=score.from_unit(judged.score) if score else judged.score,
         prediction_unit=judged.score,
-        y=boxes[:, 0],
-        x=boxes[:, 1],
-        h=boxes[:, 2],
-        w=boxes[:, 3],
+        size=np.stack([samples.height[rows], samples.width[rows]], axis=1),
+        box=looked.boxes if looked else None,
     )
 
 
-def write_pictures(
-    folder: Path, shard_set: ShardSet, judged: Judged, looked: Looked
-) -> None:
+def write_pictures(folder: Path, shard_set: ShardSet, judged: Judged, looked: Looked) -> None:
     """Thumbnails and attention maps for the report, and the embeddings it maps."""
     shown = judged.ids[:_MOST_PICTURES]
     for place, row in enumerate(shown):
@@ -144,8 +136,8 @@ def metrics_tree(
         "schema": 1,
         "set": shard_set.name,
         "part": part,
-        **_figures(evaluations[part]),
-        "parts": {name: _figures(value) for name, value in evaluations.items()},
+        **evaluations[part].to_json(),
+        "parts": {name: value.to_json() for name, value in evaluations.items()},
         **portions,
     }
 
@@ -196,18 +188,11 @@ def _by_portion(
         portion = Judged(
             ids=judged.ids[keep], score=judged.score[keep], embedding=judged.embedding[keep]
         )
-        found[name] = _figures(_evaluate(shard_set, portion))
+        found[name] = _evaluate(shard_set, portion).to_json()
     return found
 
 
-def _figures(evaluation: Evaluation) -> dict[str, Any]:
-    tree: dict[str, Any] = msgspec.to_builtins(evaluation)
-    return tree
-
-
-def _write_metrics(
-    run: Run, judged: dict[str, Judged], evaluations: dict[str, Evaluation]
-) -> None:
+def _write_metrics(run: Run, judged: dict[str, Judged], evaluations: dict[str, Evaluation]) -> None:
     tree = metrics_tree(run.shard_set, judged, evaluations, run.config.evaluation.part)
     write_atomic(run.folder.metrics, _pretty(tree))
 
@@ -272,7 +257,10 @@ def _write_report(run: Run) -> None:
 
 def _stretch(attention: NDArray[np.float32]) -> NDArray[np.uint8]:
     spread = float(np.ptp(attention)) or 1.0
-    return np.uint8(np.round((attention - attention.min()) / spread * 255))
+    grey: NDArray[np.uint8] = np.round((attention - attention.min()) / spread * 255).astype(
+        np.uint8
+    )
+    return grey
 
 
 def _encoded(image: Image.Image, codec: str) -> bytes:

@@ -99,7 +99,9 @@ def load_model(folder: Path) -> ReleasedModel:
     try:
         card = msgspec.json.decode(config.read_bytes(), type=ModelCard)
     except msgspec.DecodeError as error:
-        raise LmclError(f"{config}: not a model card of this version: {error}", exit_code=5) from error
+        raise LmclError(
+            f"{config}: not a model card of this version: {error}", exit_code=5
+        ) from error
     if card.format_version != FORMAT_VERSION:
         raise LmclError(
             f"{config}: format_version is {card.format_version}, this version reads "

@@ -16,6 +16,7 @@ import torch
 from lmcl.bench.record import installed_versions
 from lmcl.config import Config, differences, dump_config, load_config
 from lmcl.errors import ConfigError, LmclError
+from lmcl.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -84,18 +85,6 @@ class RunFolder:
                 f"{self.config}",
                 exit_code=5,
             )
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that it is either whole or not there: temp name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    payload = data.encode("utf-8") if isinstance(data, str) else data
-    with temporary.open("wb") as out:
-        out.write(payload)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
 
 
 def seed_step(seed: int, *, epoch: int, step: int, rank: int) -> None:

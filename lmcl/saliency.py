@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from lmcl.errors import ConfigError
 from pipeline.boxes import SaliencyTable
 
 
@@ -44,13 +45,13 @@ def best_window(attention: Float[Tensor, "b g g"], window: int) -> Int[Tensor, "
     depend on the batch.
 
     Raises:
-        ValueError: If the window is larger than the token map.
+        ConfigError: If the window is larger than the token map.
 
     Source: [Local Manifold Learning, 2024], saliency cropping; an average pool gives all sums.
     """
     grid = attention.shape[-1]
     if window > grid:
-        raise ValueError(
+        raise ConfigError(
             f"saliency.window is {window} tokens, but the encoder's map is {grid} x {grid}; "
             f"set saliency.window to at most {grid}"
         )

@@ -16,7 +16,7 @@ class ScheduleConfig:
     lr: float = 2e-4
     """Peak learning rate [paper]. Lower it for pretrained encoders that forget."""
     shape: Literal["step", "cosine"] = "step"
-    """`step` divides by `decay` every `decay_epochs` [paper]; `cosine` falls to `final_fraction`."""
+    """`step` divides every `decay_epochs` [paper]; `cosine` falls to `final_fraction`."""
     decay: float = 10.0
     """What `step` divides by [paper]."""
     decay_epochs: int = 3

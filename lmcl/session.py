@@ -2,7 +2,6 @@
 
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -15,9 +14,10 @@ from lmcl.encoders import load_weights
 from lmcl.engine import Run, restore, train, training_crops
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place
+from lmcl.files import write_atomic
 from lmcl.model import MEAN, STD, QualityModel
 from lmcl.outcome import Outcome, write_outcome
-from lmcl.runtime import RunFolder, describe_environment, write_atomic
+from lmcl.runtime import RunFolder, describe_environment
 from lmcl.teacher import Teacher
 from pipeline.loader import Loader
 from shards.read import ShardSet, open_set
@@ -53,12 +53,31 @@ def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True
         run.loader.close()
 
 
+def plan(config: Config, output: Path) -> str:
+    """What `fit` would do, in words: counts, steps, crops; nothing is written."""
+    shard_set = open_set(config.data.root, cache=_cache(config))
+    split = load_split(shard_set, config.data.split)
+    counts = ", ".join(f"{name} {len(split.part(name))}" for name in ("train", "val", "test"))
+    steps = -(-len(split.part("train")) // config.train.batch_size)
+    crops = training_crops(config)
+    views = crops.random + crops.salient
+    return (
+        f"set {shard_set.name} in {shard_set.root}, split {split.name}: {counts}\n"
+        f"{config.train.epochs} epochs x {steps} steps x {config.train.batch_size} images x "
+        f"{views} crops of {crops.size} px\n"
+        f"encoder {config.encoder.name}, weights {config.encoder.weights or 'random'}\n"
+        f"run folder {output}"
+    )
+
+
 def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run:
     """Everything a run needs, at the position it starts from."""
-    accelerator = Accelerator(mixed_precision="fp16" if config.runtime.precision == "fp16" else "no")
+    accelerator = Accelerator(
+        mixed_precision="fp16" if config.runtime.precision == "fp16" else "no"
+    )
     place = _place(accelerator, config, progress=progress)
     shard_set = open_set(config.data.root, cache=_cache(config))
-    split = load_split(config.data.root, config.data.split)
+    split = load_split(shard_set, config.data.split)
     _check_data(config, shard_set, split, place)
     folder = RunFolder(output)
     if place.is_main:
@@ -99,9 +118,7 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
     state = _state_to_resume(folder, resume)
     if state is not None:
         restore(run, state)
-        logger.info(
-            "resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step
-        )
+        logger.info("resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step)
     if place.is_main:
         _write_environment(run)
         if state is None:
@@ -144,22 +161,26 @@ def _check_data(config: Config, shard_set: ShardSet, split: Split, place: Place)
             "one or make a split with `lmcl-shard split`",
             exit_code=3,
         )
+    if config.train.batch_size > len(split.part("train")):
+        raise ConfigError(
+            f"train.batch_size is {config.train.batch_size} images, but {where} has "
+            f"{len(split.part('train'))} to train on; set it to at most "
+            f"{len(split.part('train'))}"
+        )
     if config.evaluation.select == "best" and not len(split.part("val")):
         raise ConfigError(
             f"{where}: evaluation.select = 'best' needs a val part, and this split has none; set "
             "evaluation.select = 'last', or make one with `lmcl-shard split --val-fraction 0.1`"
         )
-    grid_limit = config.saliency.view
-    if config.crops.max_side is not None and grid_limit > config.crops.max_side:
+    view = config.saliency.view
+    if config.crops.max_side is not None and view > config.crops.max_side:
         raise ConfigError(
-            f"saliency.view is {grid_limit} pixels, larger than crops.max_side "
+            f"saliency.view is {view} pixels, larger than crops.max_side "
             f"{config.crops.max_side}; lower saliency.view"
         )
 
 
-def _training_loader(
-    config: Config, shard_set: ShardSet, split: Split, place: Place
-) -> Loader:
+def _training_loader(config: Config, shard_set: ShardSet, split: Split, place: Place) -> Loader:
     return Loader(
         shard_set,
         split.part("train"),

@@ -1,0 +1,58 @@
+"""A small demo set, made once, and configurations that train on it in seconds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmcl.config import Config, load_config
+from shards.datasets.demo import open_demo, write_demo
+from shards.read import open_set
+from shards.split import make_splits, write_split
+from shards.write import build
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def demo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six synthetic contents of ten pictures each, packed and split."""
+    folder = tmp_path_factory.mktemp("demo")
+    labels = write_demo(folder / "images", contents=6)
+    shards = folder / "shards"
+    build(open_demo(labels.parent), shards, workers=1)
+    for split in make_splits(open_set(shards), repeats=2):
+        write_split(shards, split)
+    return shards
+
+
+@pytest.fixture(scope="session")
+def tiny(demo_set: Path) -> "ConfigMaker":
+    """Makes configurations of runs that take about a second an epoch."""
+    return ConfigMaker(demo_set)
+
+
+class ConfigMaker:
+    """`tiny("train.epochs=3")` is configs/smoke.toml on the demo set with that change."""
+
+    def __init__(self, shards: Path) -> None:
+        self.shards = shards
+
+    def overrides(self, *changes: str) -> list[str]:
+        """What `--set` would say."""
+        small = ("crops.size=32", "saliency.view=32", "saliency.window=2", "crops.random=3")
+        return [f"data.root='{self.shards}'", *small, "encoder.depth=1", *changes]
+
+    def __call__(self, *changes: str) -> Config:
+        names = ("saliency.layers=1",)
+        return load_config(REPO / "configs" / "smoke.toml", self.overrides(*names, *changes))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Toy networks run fastest, and most repeatably, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

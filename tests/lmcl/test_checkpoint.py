@@ -1,0 +1,94 @@
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmcl.checkpoint import (
+    Position,
+    State,
+    digest_path,
+    list_checkpoints,
+    read_checkpoint,
+    read_newest,
+    write_checkpoint,
+)
+from lmcl.errors import LmclError
+
+
+def state(epoch: int, step: int = 0) -> State:
+    weights = {"w": torch.full((3,), float(epoch))}
+    return State(
+        position=Position(epoch=epoch, step=step),
+        config="[data]\n",
+        student=weights,
+        teacher=weights,
+        optimizer={"state": {}, "param_groups": [{"lr": 0.1}]},
+        scaler={},
+        saliency_ids=torch.arange(2),
+        saliency_boxes=torch.zeros(2, 4, dtype=torch.int32),
+        best_srcc=math.nan,
+        best_epoch=-1,
+        seconds=1.5,
+    )
+
+
+def test_a_state_reads_back_as_it_was(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, state(2, 7), keep_last=2)
+    found = read_checkpoint(path)
+    assert found.position == Position(epoch=2, step=7)
+    assert torch.equal(found.student["w"], torch.full((3,), 2.0))
+    assert math.isnan(found.best_srcc)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for epoch in range(5):
+        write_checkpoint(tmp_path, state(epoch), keep_last=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "epoch-0004-step-000000.pt",
+        "epoch-0003-step-000000.pt",
+    ]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no-digest"])
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    write_checkpoint(tmp_path, state(1), keep_last=2)
+    newest = write_checkpoint(tmp_path, state(2), keep_last=2)
+    data = bytearray(newest.read_bytes())
+    if damage == "truncate":
+        newest.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+        data[len(data) // 2] ^= 1
+        newest.write_bytes(data)
+    else:
+        digest_path(newest).unlink()
+    with caplog.at_level(logging.WARNING):
+        found = read_newest(tmp_path)
+    assert found is not None
+    assert found.position.epoch == 1
+    assert newest.name in caplog.text
+
+
+def test_nothing_but_damage_is_an_error_and_nothing_at_all_is_a_new_run(tmp_path: Path) -> None:
+    assert read_newest(tmp_path) is None
+    write_checkpoint(tmp_path, state(1), keep_last=2).write_bytes(b"")
+    with pytest.raises(LmclError, match="none of its 1 checkpoints") as error:
+        read_newest(tmp_path)
+    assert error.value.exit_code == 5
+
+
+def test_half_a_file_under_its_temporary_name_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / ".epoch-0009-step-000000.pt.123.tmp").write_bytes(b"half")
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_a_checkpoint_runs_no_code_when_it_is_read(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, state(1), keep_last=2)
+    torch.save({"position": [0, 0], "x": Path("/")}, path)
+    digest_path(path).unlink()
+    with pytest.raises(LmclError):
+        read_checkpoint(path)

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from lmcl.config import differences, dump_config, load_config, parse_config
+from lmcl.errors import ConfigError
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text("[data]\nroot = 'x'\nsplit = 'y'\n" + text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPO / "configs").rglob("*.toml")), ids=lambda path: path.stem
+)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    assert load_config(path).data.root
+
+
+def test_a_written_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(REPO / "configs" / "demo.toml", ["objective.intra_weight='balanced'"])
+    (tmp_path / "again.toml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.toml") == config
+
+
+def test_the_last_override_wins_and_is_parsed_as_toml(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, ""), ["train.epochs=3", "train.epochs=5"])
+    assert config.train.epochs == 5
+
+
+def test_a_bare_word_is_a_string(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, ""), ["teacher.update=epoch"]).teacher.update == "epoch"
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "words"),
+    [
+        pytest.param("[train]\nepoch = 3\n", "", ["train.epoch", "epochs"], id="misspelt"),
+        pytest.param("[nonsense]\na = 1\n", "", ["nonsense", "known here"], id="unknown-table"),
+        pytest.param("", "train.lr=1", ["train.lr"], id="unknown-override"),
+        pytest.param("[train]\nepochs = 'x'\n", "", ["epochs", "int"], id="wrong-type"),
+        pytest.param("[train]\nepochs = 0\n", "", ["epochs", ">= 1"], id="broken-rule"),
+        pytest.param("[objective]\nkeys = 'both'\n", "", ["keys"], id="unknown-choice"),
+        pytest.param("[crops]\nsalient = false\n", "", ["hub", "salient"], id="cross-field"),
+        pytest.param("[train\n", "", ["TOML"], id="no-toml"),
+        pytest.param("", "train.epochs", ["key=value"], id="no-equals-sign"),
+        pytest.param("", "train.epochs.x=1", ["epochs"], id="value-as-table"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_name(
+    tmp_path: Path, text: str, override: str, words: list[str]
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [override] if override else [])
+    assert error.value.exit_code == 2
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_missing_file_says_where_others_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ls configs") as error:
+        load_config(tmp_path / "nothing.toml")
+    assert error.value.exit_code == 4
+
+
+def test_differences_name_the_fields() -> None:
+    tree = {"data": {"root": "a", "split": "b"}}
+    ours = parse_config(tree, where="ours")
+    theirs = parse_config({**tree, "train": {"epochs": 3}}, where="theirs")
+    assert differences(ours, theirs) == ["train.epochs: 9 / 3"]
