@@ -87,14 +87,16 @@ def command(
                 threads=threads,
                 workers=workers,
             )
-            records += measure_loader(setup, rounds=rounds, show=not no_progress)
-    if output is not None:
-        append(records, output)
+            measured = measure_loader(setup, rounds=rounds, show=not no_progress)
+            records += measured
+            # Each kind at once: a run that is stopped leaves what it has.
+            if output is not None:
+                append(measured, output)
+            for record in measured:
+                click.echo(to_json(record) if as_json else _line(record))
     if chart_path is not None:
         chart_path.parent.mkdir(parents=True, exist_ok=True)
         chart_path.write_text(chart(records), encoding="utf-8")
-    for record in records:
-        click.echo(to_json(record) if as_json else _line(record))
 
 
 def measure_loader(setup: Setup, *, rounds: int, show: bool) -> list[Record]:
