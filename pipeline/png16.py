@@ -10,30 +10,45 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
+# First row and column of each interlacing pass, and the distance to the next.
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
 
 
 def decode_png16(data: bytes) -> UInt16[np.ndarray, "h w c"]:
     """All channels of a PNG of 16 bits, as stored.
 
     Raises:
-        ValueError: If the file is damaged or interlaced.
+        ValueError: If the file is damaged or has no 16 bits per channel.
     """
     width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    if depth != 16 or kind not in _CHANNELS or interlaced:
-        raise ValueError(
-            f"a PNG of {depth} bits, colour type {kind}, interlacing {interlaced} where 16 bits "
-            "without interlacing were expected; save it anew without interlacing"
-        )
-    pixel_bytes = 2 * _CHANNELS[kind]
+    if depth != 16 or kind not in _CHANNELS:
+        raise ValueError(f"a PNG of {depth} bits and colour type {kind} is not one of 16 bits")
     try:
         raw = np.frombuffer(zlib.decompress(_image_data(data)), dtype=np.uint8)
     except (zlib.error, struct.error) as error:
         raise ValueError(f"the PNG's image data are damaged ({error})") from error
-    if raw.size != height * (1 + width * pixel_bytes):
-        raise ValueError(f"the PNG's image data hold {raw.size} bytes, which is not its size")
-    rows = raw.reshape(height, -1)
-    pixels = _unfilter(rows[:, 0], rows[:, 1:].reshape(height, width, pixel_bytes))
-    return pixels.reshape(height, width, -1).view(">u2").astype(np.uint16)
+    pixel_bytes = 2 * _CHANNELS[kind]
+    pixels = np.zeros((height, width, pixel_bytes), dtype=np.uint8)
+    at = 0
+    for y, x, step_y, step_x in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        part = pixels[y::step_y, x::step_x]
+        if not part.size:
+            continue
+        size = part.shape[0] * (1 + part.shape[1] * pixel_bytes)
+        if at + size > raw.size:
+            raise ValueError(f"the PNG's image data end after {raw.size} bytes")
+        rows = raw[at : at + size].reshape(part.shape[0], -1)
+        part[:] = _unfilter(rows[:, 0], rows[:, 1:].reshape(part.shape))
+        at += size
+    return pixels.view(">u2").astype(np.uint16)
 
 
 def _image_data(data: bytes) -> bytes:

@@ -16,15 +16,18 @@ _RNG = np.random.default_rng(0)
 _WIDE = _RNG.integers(0, 65536, (41, 53, 4)).astype(np.uint16)
 
 
-def _png16(pixels: np.ndarray) -> bytes:
+def _png16(pixels: np.ndarray, *, interlaced: bool = False) -> bytes:
     """A PNG of 16 bits per channel; Pillow cannot write colour ones."""
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2]]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    grids = ["0088", "0488", "4084", "0244", "2042", "0122", "1021"] if interlaced else ["0011"]
+    passes = [pixels[y::down, x::right] for y, x, down, right in (map(int, one) for one in grids)]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for part in passes for row in part)
 
     def chunk(tag: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
 
-    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
+    size = (pixels.shape[1], pixels.shape[0])
+    head = struct.pack(">IIBBBBB", *size, 16, kind, 0, 0, interlaced)
     body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -62,6 +65,7 @@ CASES: dict[str, Callable[[Image.Image, Callable[..., bytes]], bytes]] = {
     "png-16bit-grey-alpha": lambda image, encode: _png16(_WIDE[..., :2]),
     "png-16bit-rgb": lambda image, encode: _png16(_WIDE[..., :3]),
     "png-16bit-rgba": lambda image, encode: _png16(_WIDE),
+    "png-16bit-interlaced": lambda image, encode: _png16(_WIDE[..., :3], interlaced=True),
     "bmp": lambda image, encode: encode(image, "BMP"),
     "bmp-grey": lambda image, encode: encode(image.convert("L"), "BMP"),
     "bmp-palette": lambda image, encode: encode(image.quantize(40), "BMP"),
