@@ -18,7 +18,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 NOTHING = tl.constexpr(-1.0e30)
 DEAD = tl.constexpr(1.0e30)
 
-_SIZES = ["N", "M", "OFFSET", "C"]
+_SIZES = ["N", "M", "OFFSET", "C", "SPLITS"]
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def log_sums(
     # scalars
     temperature,
     # constexpr
-    SPLITS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, FIXED: tl.constexpr, LEARNED: tl.constexpr,
     WIDEN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -87,8 +87,8 @@ def log_sums(
         b_row1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
     own, own_end = _own_tiles(i_tile, p_first, p_end, N, OFFSET, BLOCK_N, BLOCK_M)
     tiles = (M + BLOCK_M - 1) // BLOCK_M
-    start = tiles * i_split // SPLITS
-    stop = tiles * (i_split + 1) // SPLITS
+    start = tiles * i_split // tl.num_programs(1)
+    stop = tiles * (i_split + 1) // tl.num_programs(1)
     o_col = tl.arange(0, BLOCK_M)
     b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_peak = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
@@ -131,7 +131,7 @@ def mean_columns(
     # scalars
     temperature, boost,
     # constexpr
-    SPLITS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, LEARNED: tl.constexpr,
     WIDEN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -152,8 +152,8 @@ def mean_columns(
         b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
     own, own_end = _own_tiles(i_tile, p_first, p_end, N, OFFSET, BLOCK_N, BLOCK_M)
     tiles = (M + BLOCK_M - 1) // BLOCK_M
-    start = tiles * i_split // SPLITS
-    stop = tiles * (i_split + 1) // SPLITS
+    start = tiles * i_split // tl.num_programs(1)
+    stop = tiles * (i_split + 1) // tl.num_programs(1)
     o_col = tl.arange(0, BLOCK_M)
     b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_peak = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
@@ -200,7 +200,7 @@ def pair_gradient(
     # scalars
     temperature,
     # constexpr
-    SPLITS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, FIXED: tl.constexpr, LEARNED: tl.constexpr,
     WIDEN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -228,8 +228,8 @@ def pair_gradient(
         b_row_log = tl.load(p_row_log + o_row, mask=m_row, other=DEAD)
     own, own_end = _own_tiles(i_tile, p_first, p_end, N, OFFSET, BLOCK_N, BLOCK_M)
     tiles = (M + BLOCK_M - 1) // BLOCK_M
-    start = tiles * i_split // SPLITS
-    stop = tiles * (i_split + 1) // SPLITS
+    start = tiles * i_split // tl.num_programs(1)
+    stop = tiles * (i_split + 1) // tl.num_programs(1)
     o_col = tl.arange(0, BLOCK_M)
     b_first = OFFSET + tl.load(p_first + o_row, mask=m_row, other=0)
     b_end = OFFSET + tl.load(p_end + o_row, mask=m_row, other=0)
@@ -286,11 +286,11 @@ def finish_rows(
     p_rows, p_columns, p_hubs, p_image, p_first, p_end, p_weight, p_overlap, p_temperature, p_sum,
     p_peak, p_stats,
     # sizes
-    N, OFFSET, C,
+    N, OFFSET, C, SPLITS,
     # scalars
     temperature, boost,
     # constexpr
-    SPLITS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, FIXED: tl.constexpr, LEARNED: tl.constexpr,
     HAS_OVERLAP: tl.constexpr, INCLUDE_POSITIVE: tl.constexpr, WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -351,10 +351,10 @@ def finish_rows(
     b_peak = tl.zeros((BLOCK_N,), dtype=tl.float32) + scale
     if not FIXED:
         b_peak = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
-        for i_split in tl.static_range(SPLITS):
+        for i_split in tl.range(0, SPLITS):
             b_part = tl.load(p_peak + i_split * N.to(tl.int64) + o_row, mask=m_row, other=NOTHING)
             b_peak = tl.maximum(b_peak, b_part)
-    for i_split in tl.static_range(SPLITS):
+    for i_split in tl.range(0, SPLITS):
         o_part = i_split * N.to(tl.int64) + o_row
         b_part = tl.load(p_sum + o_part, mask=m_row, other=0.0)
         if not FIXED:
@@ -393,11 +393,11 @@ def finish_gradient(
     p_rows, p_columns, p_hubs, p_image, p_first, p_end, p_weight, p_overlap, p_temperature,
     p_log, p_pull, p_partial, p_peak, p_far_factor, p_own_factor, p_length, p_d_rows, p_d_beta,
     # sizes
-    N, OFFSET, C,
+    N, OFFSET, C, SPLITS,
     # scalars
     temperature, boost,
     # constexpr
-    SPLITS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STUDENT: tl.constexpr, LEARNED: tl.constexpr,
     HAS_OVERLAP: tl.constexpr, NORMALIZE: tl.constexpr, WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -463,7 +463,7 @@ def finish_gradient(
     b_acc0 *= own_factor
     if D1 > 0:
         b_acc1 *= own_factor
-    for i_split in tl.static_range(SPLITS):
+    for i_split in tl.range(0, SPLITS):
         b_share = tl.zeros((BLOCK_N,), dtype=tl.float32) + far_factor
         o_part = i_split * N.to(tl.int64) + o_row
         if not STUDENT:

@@ -178,7 +178,7 @@ def forward(
     sums = empty(grid[1], n, dtype=torch.float32, device=rows.device)
     peaks = sums if fixed else torch.empty_like(sums)
     common = (groups.first, groups.end, setting.learned)
-    walk = {"SPLITS": grid[1], **_widths(setting), **_blocks(tile), **setting.options}
+    walk = {**_widths(setting), **_blocks(tile), **setting.options}
     partial = sums
     if with_gradient:
         partial = empty(grid[1], n, width, dtype=torch.float32, device=rows.device)
@@ -236,7 +236,7 @@ def backward(
     device.pair_gradient[grid](
         rows, columns, groups.first, groups.end, setting.learned, stats[LOG], row_scale,
         column_log, column_scale, partial, n, columns.shape[0], offset, setting.temperature,
-        SPLITS=grid[1], FIXED=fixed, **_widths(setting), **_blocks(tile), **setting.options,
+        FIXED=fixed, **_widths(setting), **_blocks(tile), **setting.options,
     )  # fmt: skip
     return _finish_gradient(
         rows, columns, hubs, groups, setting, stats, (partial, partial), offset, factors
@@ -275,8 +275,8 @@ def _finish_rows(
     device.finish_rows[(triton.cdiv(n, tile.rows),)](
         rows, columns, hubs, groups.image, groups.first, groups.end, setting.weight,
         setting.overlap, setting.learned, *parts, stats, n, offset, _table_width(setting),
-        setting.temperature, setting.boost,
-        SPLITS=parts[0].shape[0], FIXED=fixed, HAS_OVERLAP=setting.overlap is not None,
+        parts[0].shape[0], setting.temperature, setting.boost,
+        FIXED=fixed, HAS_OVERLAP=setting.overlap is not None,
         INCLUDE_POSITIVE=setting.include_positive, **_widths(setting),
         **_blocks(tile, staged=False), **setting.options,
     )  # fmt: skip
@@ -300,8 +300,8 @@ def _finish_gradient(
         rows, columns, hubs, groups.image, groups.first, groups.end, setting.weight,
         setting.overlap, setting.learned, stats[LOG], stats[PULL], *parts,
         *(factors or (None, None)), stats[LENGTH], d_rows, stats[D_BETA], n, offset,
-        _table_width(setting), setting.temperature, setting.boost,
-        SPLITS=parts[0].shape[0], STUDENT=factors is not None,
+        _table_width(setting), parts[0].shape[0], setting.temperature, setting.boost,
+        STUDENT=factors is not None,
         HAS_OVERLAP=setting.overlap is not None, NORMALIZE=setting.normalize, **_widths(setting),
         **_blocks(tile, staged=False), **setting.options,
     )  # fmt: skip

@@ -38,7 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 HEAVY = ("log_sums", "mean_columns", "pair_gradient")
 DEFAULTS = {
     "LEARNED": False, "WIDEN": False, "PRECISION": "tf32", "HAS_OVERLAP": True,
-    "INCLUDE_POSITIVE": False, "SPLITS": 4,
+    "INCLUDE_POSITIVE": False,
 }  # fmt: skip
 HALF_POINTERS = ("p_rows", "p_columns", "p_hubs", "p_d_rows", "p_d_hubs", "p_in", "p_out")
 INT_POINTERS = ("p_first", "p_end", "p_image", "p_starts")

@@ -5,6 +5,7 @@ is the figure to trust on a shared machine. On a GPU all cases share the process
 """
 
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -97,6 +98,8 @@ def measure(
     """
     if device == "cuda":
         return _measure_on_gpu(name, m, d, crops, _DTYPES[dtype], rounds)
+    # Threads that wait must sleep: on a shared machine spinning would be counted as work.
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(sender, name, m, d, crops, dtype, rounds))

@@ -38,7 +38,8 @@ def test_the_command_writes_lines_and_a_chart(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         contrastive.command,
         ["--rows", "100", "--width", "16", "--case", "chunked", "--case", "fused",
-         "--device", "cpu", "--rounds", "1", "--output", str(lines), "--chart", str(picture), "--no-progress"],
+         "--device", "cpu", "--rounds", "1", "--output", str(lines), "--chart", str(picture),
+         "--no-progress"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     records = [json.loads(line) for line in lines.read_text().splitlines()]

@@ -1,0 +1,55 @@
+"""Judge the lines that scripts/compile_kernels.py printed; exit code 1 if a rule is broken."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+HEAVY = ("log_sums", "mean_columns", "pair_gradient")
+
+
+def faults(facts: dict[str, Any]) -> list[str]:
+    """What is wrong with one compiled kernel, as sentences; empty if nothing is."""
+    name = facts["variant"].partition("-")[0]
+    found = []
+    if facts["spills"] or facts["stack_bytes"]:
+        found.append(f"{facts['spills']} spill instructions, {facts['stack_bytes']} stack bytes")
+    if facts["shared_bytes"] > SHARED_LIMIT[facts["capability"]]:
+        found.append(f"{facts['shared_bytes']} bytes of shared memory are more than the chip has")
+    if facts["transposed_dot_results"]:
+        found.append("a transposed dot result is fed to a dot (miscompiled by Triton 3.4-3.7.0)")
+    if name in (*HEAVY, "finish_rows", "finish_gradient") and not facts["mma"]:
+        found.append("no tensor-core instruction")
+    # float32 tiles read their columns through registers, so there is nothing to copy ahead.
+    if name in HEAVY and facts["dtype"] != "fp32":
+        if not facts["async_copies"]:
+            found.append("no asynchronous copy")
+        if facts["capability"] == 90 and not facts["wgmma"]:
+            found.append("no wgmma")
+    return found
+
+
+def main() -> None:
+    """Print one line per broken rule and a summary."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--triton", help="Version that must have compiled every line.")
+    asked = parser.parse_args()
+    lines = [json.loads(line) for line in asked.file.read_text().splitlines()]
+    broken = 0
+    for facts in lines:
+        sentences = faults(facts)
+        if asked.triton and facts["triton"] != asked.triton:
+            sentences.append(f"compiled by Triton {facts['triton']}, not {asked.triton}")
+        for sentence in sentences:
+            broken += 1
+            print(f"{facts['variant']} sm_{facts['capability']} {facts['dtype']} "
+                  f"D={facts['width']}: {sentence}")  # fmt: skip
+    version = lines[0]["triton"] if lines else "?"
+    print(f"Triton {version}: {len(lines)} kernels compiled, {broken} rules broken")
+    raise SystemExit(bool(broken or not lines))
+
+
+if __name__ == "__main__":
+    main()
