@@ -7,6 +7,7 @@ The draw depends on the seed and the groups' names only: neither on the order of
 library that shuffles. A group is never in two parts; unlabelled and rejected images are in none.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,14 +179,20 @@ class _Pool:
         """Part of each group: groups of like score are dealt out in the wanted proportions."""
         groups = self.keys.size
         counts = part_sizes(groups, shares)
-        noise = _noise(self.keys, seed, index)[self.by_score]
-        stratum = np.arange(groups) // _STRATUM
-        # Every stratum is shuffled, then the whole line is dealt each part spread evenly.
-        order = self.by_score[np.lexsort((noise, stratum))]
-        pattern = _spread(counts)
+        # Every stratum is shuffled, then the whole line is dealt, each part spread evenly.
         dealt = np.empty(groups, np.int8)
-        dealt[order] = pattern
+        dealt[self.shuffled(seed=seed, index=index)] = _spread(tuple(counts))
         return dealt
+
+    def shuffled(self, *, seed: int, index: int) -> Ids:
+        """Indices of groups from low scores to high, shuffled within strata of like scores."""
+        noise = _noise(self.keys, seed, index)[self.by_score]
+        whole = self.keys.size // _STRATUM * _STRATUM
+        # A sort per row of a matrix: a tenth of the time of one sort by (stratum, noise).
+        within = np.argsort(noise[:whole].reshape(-1, _STRATUM), axis=1, kind="stable")
+        within += np.arange(0, whole, _STRATUM)[:, None]
+        rest = whole + np.argsort(noise[whole:], kind="stable")
+        return self.by_score[np.concatenate([within.ravel(), rest])]
 
     def ids_of(self, part_of: NDArray[np.int8]) -> list[Ids]:
         parts = part_of[self.group_of]
@@ -212,7 +219,8 @@ def part_sizes(groups: int, shares: Sequence[float]) -> list[int]:
     return sizes
 
 
-def _spread(counts: Sequence[int]) -> NDArray[np.int8]:
+@functools.lru_cache(maxsize=1)
+def _spread(counts: tuple[int, ...]) -> NDArray[np.int8]:
     """A line of part numbers in which each part is spread as evenly as its count allows."""
     places = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
     numbers = np.concatenate([np.full(c, n, np.int8) for n, c in enumerate(counts)])
@@ -257,10 +265,8 @@ def _k_fold(shard_set: ShardSet, pool: _Pool, seed: int, folds: int) -> list[Spl
     if folds < 3:
         raise ShardError("k-fold needs at least 3 folds: train, val and test", exit_code=2)
     part_sizes(pool.keys.size, [1 / folds] * folds)
-    noise = _noise(pool.keys, seed, 0)[pool.by_score]
-    stratum = np.arange(pool.keys.size) // _STRATUM
     fold_of = np.empty(pool.keys.size, np.int64)
-    fold_of[pool.by_score[np.lexsort((noise, stratum))]] = np.arange(pool.keys.size) % folds
+    fold_of[pool.shuffled(seed=seed, index=0)] = np.arange(pool.keys.size) % folds
     splits = []
     for index in range(folds):
         part_of = np.zeros(pool.keys.size, np.int8)
