@@ -21,6 +21,8 @@ from lmcl.metrics.correlation import (
 from lmcl.metrics.logistic import LogisticFit, fit_logistic
 
 FitOn = Literal["test", "val", "train", "other"]
+LEAST_GROUPS = 5
+"""With fewer groups than these a bootstrap over them says nothing; there is no interval then."""
 FIGURES = (
     "srcc",
     "krcc",
@@ -167,7 +169,10 @@ def _evaluate_clean(
         name: _reason(name, x, y, fit4, fit5) for name in FIGURES if math.isnan(figures[name])
     }
     n_groups = len(np.unique(groups))
-    if n_groups < len(y) and resamples > 0:
+    if resamples > 0 and n_groups < min(LEAST_GROUPS, len(y)):
+        # Too few to resample, and images of one group are no independent sample either.
+        intervals = {}
+    elif n_groups < len(y) and resamples > 0:
         signed = fit4.sign * mapped4
         intervals = bootstrap_intervals(x, signed, y, groups, resamples=resamples, seed=seed)
     else:

@@ -31,7 +31,10 @@ def shown(value: float, digits: int = 3) -> str:
     """A figure with a real minus sign; a dash if it is NaN."""
     if not math.isfinite(value):
         return UNKNOWN
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value:.{digits}f}"
+    return (text[1:] if float(text) == 0.0 and text[0] == "-" else text).replace(
+        "-", "\N{MINUS SIGN}"
+    )
 
 
 def span(evaluation: Evaluation, name: str, digits: int = 3) -> str:

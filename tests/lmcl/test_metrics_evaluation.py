@@ -73,6 +73,12 @@ def test_the_bootstrap_gives_the_same_interval_on_every_run() -> None:
     assert first.intervals == second.intervals
 
 
+def test_too_few_groups_give_no_interval_rather_than_a_narrow_one() -> None:
+    prediction, mos = scores(40)
+    assert evaluate(prediction, mos, group=np.arange(40) // 10).intervals == {}
+    assert evaluate(prediction, mos, group=np.arange(40) // 8).intervals != {}
+
+
 def test_outliers_are_counted_in_standard_deviations_of_the_ratings() -> None:
     mos = np.linspace(0, 10, 100)
     prediction = mos.copy()
