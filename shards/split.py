@@ -192,7 +192,8 @@ class _Pool:
         within = np.argsort(noise[:whole].reshape(-1, _STRATUM), axis=1, kind="stable")
         within += np.arange(0, whole, _STRATUM)[:, None]
         rest = whole + np.argsort(noise[whole:], kind="stable")
-        return self.by_score[np.concatenate([within.ravel(), rest])]
+        line: Ids = self.by_score[np.concatenate([within.ravel(), rest])]
+        return line
 
     def ids_of(self, part_of: NDArray[np.int8]) -> list[Ids]:
         parts = part_of[self.group_of]
