@@ -172,6 +172,8 @@ class ConvVit(Encoder):
         self.stem = stem
         self.project = nn.Linear(channels, self.width)
         self.cls = nn.Parameter(torch.randn(1, 1, self.width) * 0.02)
+        # Sines of full size would drown the features at first; where a crop lies matters little.
+        self.position_scale = nn.Parameter(torch.full((1,), 0.1))
         self.blocks = nn.ModuleList(
             Block(self.width, config.heads or 3, mlp_ratio=4.0, qkv_bias=True, init_values=None)
             for _ in range(config.depth or 3)
@@ -193,8 +195,10 @@ class ConvVit(Encoder):
         features = self.stem[self.frozen :](features)
         grid = (features.shape[2], features.shape[3])
         patches = self.project(features.flatten(2).transpose(1, 2))
-        patches = patches + _positions(grid, self.width, patches)
-        out = torch.cat([self.cls.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
+        patches = patches + self.position_scale * _positions(grid, self.width, patches)
+        out = torch.cat(
+            [self.cls.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1
+        )
         for block in self.blocks:
             out = block(out)
         return self.norm(out)  # type: ignore[no-any-return]
@@ -269,7 +273,8 @@ def _cls_row(attention: nn.Module, inputs: Float[Tensor, "n t d"]) -> Float[Tens
     qkv = attention.qkv(inputs).reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)  # type: ignore[operator]
     query, key = attention.q_norm(qkv[0]), attention.k_norm(qkv[1])  # type: ignore[operator]
     logits = (query[:, :, :1].float() * scale) @ key.float().transpose(-2, -1)
-    return logits.softmax(dim=-1)[:, :, 0].mean(dim=1)
+    row: Tensor = logits.softmax(dim=-1)[:, :, 0].mean(dim=1)
+    return row
 
 
 def _positions(grid: tuple[int, int], width: int, like: Tensor) -> Float[Tensor, "t d"]:
@@ -281,23 +286,31 @@ def _positions(grid: tuple[int, int], width: int, like: Tensor) -> Float[Tensor,
 
 
 def _small_stem(patch: int) -> tuple[nn.Sequential, int]:
-    """Stride-2 convolutions down to one cell per patch, and the channels they end in."""
+    """Convolutions from full resolution down to one cell per patch, and the channels they end in.
+
+    The first one keeps the resolution: the grid of a codec and single wrong pixels are gone after
+    half of it (docs/experiments.md).
+    """
     steps = patch.bit_length() - 1
     if patch != 2**steps or not 2 <= patch <= 32:
         raise ConfigError(f"encoder.patch for conv-vit must be 2, 4, 8, 16 or 32, got {patch}")
-    layers: list[nn.Module] = []
-    channels = 3
-    for step in range(steps):
-        out = min(32 * 2**step, 128)
-        layers += [
-            nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
-            # Measured on the demo: without it, or with a norm over each crop, learning takes
-            # several times as many steps (docs/experiments.md).
-            nn.BatchNorm2d(out),
-            nn.GELU(),
-        ]
+    layers = [*_convolution(3, 16, stride=1), nn.MaxPool2d(2)]
+    channels = 16
+    for step in range(1, steps):
+        out = min(16 * 2**step, 96)
+        layers += _convolution(channels, out, stride=2)
         channels = out
     return nn.Sequential(*layers), channels
+
+
+def _convolution(channels: int, out: int, *, stride: int) -> list[nn.Module]:
+    # Statistics over the batch: without them, or with a norm over each crop, learning takes
+    # several times as many steps on the demo (docs/experiments.md).
+    return [
+        nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(out),
+        nn.GELU(),
+    ]
 
 
 def _load_stem(encoder: Encoder, path: Path) -> None:

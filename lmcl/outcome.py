@@ -54,7 +54,7 @@ def write_outcome(run: Run) -> Outcome:
     parts = dict.fromkeys([part, *(["val"] if len(run.split.part("val")) else [])])
     judged = {name: _judge(run, model, name) for name in parts}
     looked = _look(run, model, part)
-    evaluations = {name: _evaluate(run.shard_set, found) for name, found in judged.items()}
+    evaluations = {name: evaluate_judged(run.shard_set, found) for name, found in judged.items()}
     if run.place.is_main:
         for name, found in judged.items():
             boxes = looked if name == part else None
@@ -169,7 +169,8 @@ def _look(run: Run, model: QualityModel, part: str) -> Looked:
     )
 
 
-def _evaluate(shard_set: ShardSet, judged: Judged) -> Evaluation:
+def evaluate_judged(shard_set: ShardSet, judged: Judged) -> Evaluation:
+    """Figures of predictions in the scale of the set they were made on."""
     samples, score = shard_set.samples, shard_set.score
     return evaluate(
         score.from_unit(judged.score) if score else judged.score,
@@ -188,7 +189,7 @@ def _by_portion(
         portion = Judged(
             ids=judged.ids[keep], score=judged.score[keep], embedding=judged.embedding[keep]
         )
-        found[name] = _evaluate(shard_set, portion).to_json()
+        found[name] = evaluate_judged(shard_set, portion).to_json()
     return found
 
 
