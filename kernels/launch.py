@@ -230,7 +230,7 @@ def backward(
         return rows.new_empty(0, width)
     row_scale, column_log, column_scale = statistics
     fixed = is_fixed(setting)
-    tile = setting.plan.pairs
+    tile = setting.plan.pairs if fixed else setting.plan.online_pairs
     grid = _grid(n, columns.shape[0], tile, rows.device)
     partial = empty(grid[1], n, width, dtype=torch.float32, device=rows.device)
     device.pair_gradient[grid](

@@ -29,6 +29,8 @@ class Plan:
     sums: Tile
     means: Tile
     pairs: Tile
+    online_pairs: Tile
+    """Pairs with two exponentials each, for temperatures that are cold or learned."""
     finish: Tile
 
     @property
@@ -73,7 +75,11 @@ def make_plan(d: int, dtype: str, capability: int) -> Plan:
     if dtype in HALF and sum(widths) == 256:
         # Eight warps spill 8 bytes a thread on sm_80, where the compiler aims at 128 registers.
         finish = dataclasses.replace(finish, warps=4)
-    return Plan(widths=widths, sums=sums, means=means, pairs=pairs, finish=finish)
+    # With two exponentials 64 columns spill 24 bytes a thread at 384 on sm_90 (Triton 3.9).
+    online = dataclasses.replace(pairs, columns=32) if sum(widths) > 256 else pairs
+    return Plan(
+        widths=widths, sums=sums, means=means, pairs=pairs, online_pairs=online, finish=finish
+    )
 
 
 def _half_tiles(width: int, capability: int) -> tuple[Tile, Tile, Tile]:

@@ -62,9 +62,14 @@ def arguments_of(variant: str, plan: Any) -> tuple[str, dict[str, Any], int, int
         wide = triton.next_power_of_2(plan.width)
         rows = 16 if name == "hub_gradient" else max(1, 4096 // wide)
         return name, {"D": plan.width, "D_OUT": plan.width, "BLOCK_D": wide, "BLOCK_N": rows}, 4, 3
-    tile = {"log_sums": plan.sums, "mean_columns": plan.means, "pair_gradient": plan.pairs}.get(
-        name, plan.finish
-    )
+    tiles = {
+        "log_sums": plan.sums,
+        "log_sums-online": plan.sums,
+        "mean_columns": plan.means,
+        "pair_gradient": plan.pairs,
+        "pair_gradient-online": plan.online_pairs,
+    }
+    tile = tiles.get(variant, plan.finish)
     sizes = {"D0": plan.widths[0], "D1": plan.widths[1], "STAGES": tile.stages}
     return name, sizes | {"BLOCK_N": tile.rows, "BLOCK_M": tile.columns}, tile.warps, 3
 
