@@ -38,6 +38,8 @@ def check_arguments(
     if overlap is not None:
         check_table(overlap.shape[0], overlap.shape[1])
     _check_options(temperature, intra_weight, backend)
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        _check_device("temperature", temperature, rows)
 
 
 def check_table(rows: int, most: int) -> None:
@@ -134,11 +136,16 @@ def _check_types(
         )
     named = (("hubs", hubs), ("group", group), ("overlap", overlap), ("keys", keys))
     for name, tensor in named:
-        if tensor is not None and tensor.device != rows.device:
-            raise TypeError(
-                f"{name}: asked for the device of rows, {rows.device}, got {tensor.device}; "
-                f"move it with {name}.to(rows.device)"
-            )
+        if tensor is not None:
+            _check_device(name, tensor, rows)
+
+
+def _check_device(name: str, tensor: Tensor, rows: Tensor) -> None:
+    if tensor.device != rows.device:
+        raise TypeError(
+            f"{name}: asked for the device of rows, {rows.device}, got {tensor.device}; "
+            f"move it with {name}.to(rows.device)"
+        )
 
 
 def _check_options(temperature: float | Tensor, intra_weight: float | str, backend: str) -> None:

@@ -91,7 +91,11 @@ def backward(
     else:
         d_rows = saved.d_rows * factor
     tau = temperature.float()
-    d_temperature = -(d_beta.sum().to(tau.device) / tau.square())
+    if temperature.device == rows.device:
+        d_temperature = -(d_beta.sum() / tau.square())
+    else:
+        # A plain number: nobody asks for its gradient, and fetching it would wait for the GPU.
+        d_temperature = torch.zeros_like(tau)
     return (
         d_rows.to(rows.dtype).contiguous(),
         d_hubs[:, :d].contiguous(),

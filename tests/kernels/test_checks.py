@@ -37,6 +37,11 @@ WRONG = {
     "keys-dtype": ({"keys": torch.ones(5, 8).double()}, TypeError, r"keys.to\(rows.dtype\)"),
     "float-group": ({"group": torch.zeros(5)}, TypeError, r"group.long\(\)"),
     "other-device": ({"hubs": torch.ones(2, 8, device="meta")}, TypeError, "device of rows, cpu"),
+    "learned-elsewhere": (
+        {"temperature": torch.ones((), device="meta", requires_grad=True)},
+        TypeError,
+        "temperature: asked for the device of rows",
+    ),
     "overlap-rows": ({"overlap": torch.ones(4, 3)}, ValueError, r"\[5, c\], got \[4, 3\]"),
     "overlap-dtype": ({"overlap": torch.ones(5, 3).long()}, TypeError, "floating-point IoU"),
     "temperature-0": ({"temperature": 0.0}, ValueError, "above 0, got 0.0"),
