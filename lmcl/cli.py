@@ -148,7 +148,7 @@ def demo(output: Path, again: bool, overrides: tuple[str, ...], no_progress: boo
     click.echo(run_demo(output, again=again, overrides=overrides, progress=not no_progress))
 
 
-@cli.group(cls=LazyGroup, elsewhere={name: f"lmcl.bench.{name}" for name in _BENCHES})
+@cli.group(cls=LazyGroup, elsewhere=_BENCHES)
 def bench() -> None:
     """Measure this machine; every figure stands beside its baseline from the same run."""
 
@@ -156,7 +156,8 @@ def bench() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors become one sentence on stderr and an exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("accelerate", "httpx", "timm", "torch", "urllib3"):
+    # A run opens a loader for every pass; which decoder it took is said once, by the session.
+    for noisy in ("accelerate", "httpx", "pipeline.loader", "timm", "torch", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         cli.main(arguments, standalone_mode=False)

@@ -89,7 +89,7 @@ def _next(output: Path) -> str:
     return f"""
 The set is synthetic; the figures say that the machinery works, not how well it judges photographs.
 Your own images next (labels.csv: columns path, score):
-  lmcl-shard build table labels.csv --images PHOTOS --output data/mine
+  lmcl-shard build table labels.csv --images PHOTOS --score-range 1 5 --output data/mine
   lmcl-shard split data/mine --protocol 70-10-20
   lmcl train --config configs/mine.toml --set data.root=data/mine
 Score a folder with the demo's model:

@@ -105,7 +105,8 @@ def evaluate_run(
     stem = f"{shard_set.name}-{name}" if other else name
     path = run / "predictions" / f"{stem}.csv"
     if place.is_main:
-        predictions(shard_set, judged, name, None).write_csv(path)
+        max_side = released.card.crops.max_side
+        predictions(shard_set, judged, name, None, max_side=max_side).write_csv(path)
         tree = metrics_tree(shard_set, {name: judged}, {name: found}, name)
         tree["trained_on"] = released.card.training_set
         text = msgspec.json.format(msgspec.json.encode(tree), indent=2)

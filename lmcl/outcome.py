@@ -19,6 +19,7 @@ from lmcl.metrics import Evaluation, evaluate
 from lmcl.model import QualityModel
 from lmcl.predictions import Predictions, make_predictions
 from lmcl.release import ModelCard, ScoreScale, save_model
+from pipeline.boxes import scaled_sizes
 from pipeline.decode import decode_rgb
 from shards.read import ShardSet
 
@@ -58,7 +59,9 @@ def write_outcome(run: Run) -> Outcome:
     if run.place.is_main:
         for name, found in judged.items():
             boxes = looked if name == part else None
-            table = predictions(run.shard_set, found, name, boxes)
+            table = predictions(
+                run.shard_set, found, name, boxes, max_side=run.config.crops.max_side
+            )
             table.write_csv(run.folder.predictions / f"{name}.csv")
         _write_metrics(run, judged, evaluations)
         _write_protocol(run, epoch)
@@ -84,7 +87,12 @@ def chosen_weights(run: Run) -> tuple[QualityModel, int]:
 
 
 def predictions(
-    shard_set: ShardSet, judged: Judged, part: str, looked: Looked | None
+    shard_set: ShardSet,
+    judged: Judged,
+    part: str,
+    looked: Looked | None,
+    *,
+    max_side: int | None,
 ) -> Predictions:
     """A part's predictions beside what the set knows of its images."""
     rows, samples, score = judged.ids, shard_set.samples, shard_set.score
@@ -100,7 +108,7 @@ def predictions(
         mos_std=samples.mos_std[rows],
         prediction=score.from_unit(judged.score) if score else judged.score,
         prediction_unit=judged.score,
-        size=np.stack([samples.height[rows], samples.width[rows]], axis=1),
+        size=scaled_sizes(samples.height[rows], samples.width[rows], max_side),
         box=looked.boxes if looked else None,
     )
 

@@ -236,6 +236,6 @@ def _write_environment(run: Run) -> None:
         world_size=run.place.world_size,
         decode=run.loader.recipe,
     )
-    logger.info("decoding with %s", run.loader.recipe)
+    logger.info("decoding with %s: %s", run.loader.recipe, run.loader.backend_reason)
     text = msgspec.json.format(msgspec.json.encode(found), indent=2)
     write_atomic(run.folder.root / "environment.json", text + b"\n")
