@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lmcl.errors import LmclError
-from lmcl.predictions import write_atomic
+from lmcl.files import write_atomic
 from lmcl.scoring.inputs import list_items
 from lmcl.scoring.scorer import Scorer, open_scorer
 from pipeline.normalize import normalize

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lmcl.errors import LmclError
-from lmcl.predictions import write_atomic
+from lmcl.files import write_atomic
 from lmcl.report.markup import section, shown
 from lmcl.report.page import page
 from pipeline.decode import decode_rgb

@@ -8,8 +8,6 @@ import csv
 import dataclasses
 import io
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmcl.errors import LmclError
+from lmcl.files import write_atomic
 
 COLUMNS = (
     "id",
@@ -241,23 +240,6 @@ def read_csv(path: Path) -> Predictions:
             )
         rows = list(reader)
     return _from_rows(rows, path)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that nobody ever sees half of it: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        # mkstemp makes the file private; the result should be as readable as any other file.
-        Path(name).chmod(0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _from_rows(rows: list[dict[str, str]], path: Path) -> Predictions:

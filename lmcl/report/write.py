@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmcl.predictions import write_atomic
+from lmcl.files import write_atomic
 from lmcl.report.analysis import Analysis, analyse
 from lmcl.report.compare import Comparison, compare
 from lmcl.report.compare_page import compare_page

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from lmcl.predictions import write_atomic
+from lmcl.files import write_atomic
 from lmcl.report.markup import section, shown
 from lmcl.report.page import page
 from lmcl.scoring.inputs import Item

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcl.errors import LmclError
-from lmcl.predictions import write_atomic
+from lmcl.files import write_atomic
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 COLUMNS = ("path", "score", "scale", "higher_is_better", "error", "quality")
