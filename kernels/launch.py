@@ -170,6 +170,9 @@ def forward(
     none = rows.new_empty(0, width)
     if n == 0:
         return stats, none
+    # Two rows are filled by other passes, or not at all: what an operation gives back may not hold
+    # stray memory, or two calls differ.
+    stats[LENGTH:] = 0.0
     if setting.normalize:
         stats[LENGTH] = prepared.length
     fixed = is_fixed(setting) and not with_gradient
