@@ -23,10 +23,11 @@ demo: $(STAMP) ## the whole method on an embedded synthetic set; leaves runs/dem
 	$(BIN)/lmcl demo
 
 test: $(STAMP) ## everything that needs no GPU, in under 12 minutes on two cores
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu"
 
 test-slow: $(STAMP) ## the long ones
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	LMCL_FUZZ_CASES=10000 $(BIN)/python -m pytest -q tests/shards/test_fuzz.py --timeout 3600
 
 test-gpu: $(STAMP) ## those that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu

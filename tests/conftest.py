@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+# Toy tensors are fastest on one thread, and two test workers share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Kernels run interpreted where there is no GPU; Triton reads this once, when a kernel is defined.
 if not os.path.exists("/dev/nvidia0"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
