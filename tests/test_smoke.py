@@ -13,7 +13,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def call(module: str, *arguments: object) -> str:
-    code = f"from {module} import main; import sys; main(sys.argv[1:])"
+    code = f"from {module} import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=REPO,
@@ -44,7 +44,7 @@ def test_from_a_folder_and_a_table_to_a_report_and_scores(tmp_path: Path) -> Non
     assert "test: SRCC" in said
     page = (run / "report.html").read_text()
     assert "<svg" in page
-    assert "http-equiv" not in page
+    assert "default-src 'none'" in page
     assert json.loads((run / "metrics.json").read_text())["n"] > 0
     assert "val: SRCC" in call("lmcl.cli", "eval", run, "--split", "val")
     scores = tmp_path / "scores.csv"
