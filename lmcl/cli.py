@@ -3,7 +3,8 @@
 import importlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,15 @@ def main(arguments: list[str] | None = None) -> None:
     # A run opens a loader for every pass; which decoder it took is said once, by the session.
     for noisy in ("accelerate", "httpx", "pipeline.loader", "timm", "torch", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
+    with report_errors():
         cli.main(arguments, standalone_mode=False)
+
+
+@contextmanager
+def report_errors() -> Iterator[None]:
+    """Turn our own exceptions, click's and an interrupt into a sentence and an exit code."""
+    try:
+        yield
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

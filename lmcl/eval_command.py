@@ -62,7 +62,7 @@ def evaluate_run(
     """
     config = load_config(run / "config.toml")
     released = load_model(run / "model")
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     place = Place(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,

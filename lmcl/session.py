@@ -73,9 +73,13 @@ def plan(config: Config, output: Path) -> str:
 def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run:
     """Everything a run needs, at the position it starts from."""
     accelerator = Accelerator(
-        mixed_precision="fp16" if config.runtime.precision == "fp16" else "no"
+        # Without this a machine without a GPU is taken for a single process (decision 0005).
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="fp16" if config.runtime.precision == "fp16" else "no",
     )
     place = _place(accelerator, config, progress=progress)
+    if not place.is_main:
+        logging.getLogger("lmcl").setLevel(logging.WARNING)  # every rank says its own errors only
     shard_set = open_set(config.data.root, cache=_cache(config))
     split = load_split(shard_set, config.data.split)
     _check_data(config, shard_set, split, place)

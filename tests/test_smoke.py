@@ -49,7 +49,8 @@ def test_from_a_folder_and_a_table_to_a_report_and_scores(tmp_path: Path) -> Non
     assert "val: SRCC" in call("lmcl.cli", "eval", run, "--split", "val")
     scores = tmp_path / "scores.csv"
     call("lmcl.cli", "score", images, "--model", run / "model", "--output", scores)
-    rows = list(csv.DictReader(scores.open()))
+    with scores.open() as lines:
+        rows = list(csv.DictReader(lines))
     assert len(rows) == 60
     assert all(row["score"] and not row["error"] for row in rows)
 

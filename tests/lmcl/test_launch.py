@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lmcl.launch import asked_processes
+
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -23,7 +25,7 @@ def command(
     launch = [sys.executable, "train.py"]
     if processes > 1:
         launch = [
-            *[sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--multi_cpu"],
+            *[sys.executable, "-m", "accelerate.commands.launch"],
             *["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"],
             *["--main_process_port", str(port), "--dynamo_backend", "no", "train.py"],
         ]
@@ -160,6 +162,21 @@ def test_several_processes_learn_what_one_does(
         for name in ("one", "many")
     )
     assert [line.split(",")[0] for line in left] == [line.split(",")[0] for line in right]
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        (["accelerate", "launch", "--num_processes", "2", "train.py"], 2),
+        (["accelerate", "launch", "--num-processes=3", "train.py"], 3),
+        (["accelerate", "launch", "train.py"], None),
+        (["accelerate", "launch", "--num_processes"], None),
+    ],
+)
+def test_the_number_of_processes_is_read_from_the_launchers_command_line(
+    words: list[str], count: int | None
+) -> None:
+    assert asked_processes(words) == count
 
 
 @pytest.mark.parametrize(
