@@ -116,16 +116,19 @@ def _candidates(
     same family without the linear term, so a monotone curve is always among the candidates.
     """
     curve, jacobian = _CURVES[form], _JACOBIANS[form]
-    found = [
-        optimize.leastsq(
-            lambda p: curve(x, p) - y,
-            start,
-            Dfun=lambda p: jacobian(x, p),
-            maxfev=_MAX_STEPS,
-            full_output=True,  # or scipy warns where we check the result ourselves
-        )[0]
-        for start in _starts(form, y, float(line[0]))
-    ]
+    # Of a degenerate fit scipy computes a covariance that overflows; we use the parameters alone,
+    # and check them ourselves.
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = [
+            optimize.leastsq(
+                lambda p: curve(x, p) - y,
+                start,
+                Dfun=lambda p: jacobian(x, p),
+                maxfev=_MAX_STEPS,
+                full_output=True,  # or scipy warns where we check the result ourselves
+            )[0]
+            for start in _starts(form, y, float(line[0]))
+        ]
     if form == "logistic5":
         four, refused = _best_curve(x, y, line, "logistic4")
         if not refused:
