@@ -213,14 +213,17 @@ def pair_gradient(
     scale = _exponent_scale(p_temperature, temperature, LEARNED)
     o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < N
+    # Beyond the end the last row stands in: zeros would be far more alike to a cold column than
+    # that column's own denominator allows for, and overflow half precision.
+    o_read = tl.minimum(o_row, N - 1)
     o_d0 = tl.arange(0, D0)
-    p_row = p_rows + o_row.to(tl.int64)[:, None] * D
-    b_row0 = tl.load(p_row + o_d0[None, :], mask=m_row[:, None], other=0.0)
+    p_row = p_rows + o_read.to(tl.int64)[:, None] * D
+    b_row0 = tl.load(p_row + o_d0[None, :])
     b_row1 = b_row0
     b_acc0 = tl.zeros((BLOCK_N, D0), dtype=tl.float32)
     if D1 > 0:
         o_d1 = D0 + tl.arange(0, D1)
-        b_row1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
+        b_row1 = tl.load(p_row + o_d1[None, :])
         b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
     b_row_scale = tl.load(p_row_scale + o_row, mask=m_row, other=0.0)
     b_row_log = b_row_scale
@@ -231,8 +234,8 @@ def pair_gradient(
     start = tiles * i_split // tl.num_programs(1)
     stop = tiles * (i_split + 1) // tl.num_programs(1)
     o_col = tl.arange(0, BLOCK_M)
-    b_first = OFFSET + tl.load(p_first + o_row, mask=m_row, other=0)
-    b_end = OFFSET + tl.load(p_end + o_row, mask=m_row, other=0)
+    b_first = OFFSET + tl.load(p_first + o_read)
+    b_end = OFFSET + tl.load(p_end + o_read)
     for t in tl.range(start, stop, num_stages=STAGES):
         o_here = t * BLOCK_M + o_col
         m_col = o_here < M

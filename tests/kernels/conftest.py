@@ -13,13 +13,18 @@ Batch = dict[str, Tensor]
 Result = dict[str, Tensor]
 
 
-def _make_batch(crops: list[int], *, d: int = 24, seed: int = 0, equal: bool = False) -> Batch:
+def _make_batch(
+    crops: list[int], *, d: int = 24, seed: int = 0, equal: bool = False, twice: bool = False
+) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     n, b = sum(crops), len(crops)
 
     def unit(count: int) -> Tensor:
         values = torch.randn(count, d, generator=generator, dtype=torch.float64)
         values = values[:1].expand_as(values) if equal else values
+        if twice:
+            # Each row stands in the batch again, in its own image or in another.
+            values = values[torch.arange(count) % ((count + 1) // 2)]
         # What half precision holds, so that every dtype sees the same numbers.
         return F.normalize(values, dim=1).bfloat16().double()
 
@@ -48,7 +53,7 @@ def _run(
     rows = batch["rows"].to(dtype, copy=True).requires_grad_()
     hubs = batch["hubs"].to(dtype, copy=True).requires_grad_()
     precise = torch.float64 if dtype == torch.float64 else torch.float32
-    tau = torch.tensor(temperature, dtype=precise, requires_grad=True)
+    tau = torch.tensor(temperature, dtype=precise, device=rows.device, requires_grad=True)
     chosen = dict(options)
     for name in ("keys", "overlap"):
         if chosen.get(name):

@@ -38,21 +38,6 @@ def test_chunked_is_the_definition_in_float64(crops, options, temperature, make_
         torch.testing.assert_close(got[name], value, rtol=1e-11, atol=1e-11, msg=name)
 
 
-@pytest.mark.parametrize("equal", [False, True], ids=["random", "all-equal-rows"])
-@pytest.mark.parametrize("temperature", [0.01, 0.1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_chunked_is_no_worse_than_plain_torch(
-    options, dtype, temperature, equal, make_batch, run, assert_no_worse
-) -> None:
-    batch = make_batch([5, 1, 31, 2, 67], equal=equal)
-    results = [
-        run(batch, options, backend=backend, temperature=temperature, dtype=of)
-        for backend, of in (("chunked", dtype), ("dense", dtype), ("dense", torch.float64))
-    ]
-    assert_no_worse(*results, dtype=dtype, temperature=temperature)
-
-
 def test_rows_larger_than_a_tile_agree_with_the_definition(make_batch, run, monkeypatch) -> None:
     monkeypatch.setattr("kernels.chunked.TILE", 16)
     batch = make_batch([7, 19, 3, 11, 16, 2, 40])

@@ -49,16 +49,25 @@ def test_opcheck_is_clean(backend, teacher, make_batch) -> None:
 
 ONE_GRAPH = """
 import sys, torch, kernels
-backend = sys.argv[1]
+backend, chosen = sys.argv[1:]
 torch.manual_seed(0)
 group = torch.tensor([4, 4, 4, 1, 1])
-tables = [torch.nn.functional.normalize(torch.randn(n, 16), dim=1) for n in (5, 2)]
+tables = [torch.nn.functional.normalize(torch.randn(n, 16), dim=1) for n in (5, 2, 5)]
+keys = tables.pop()
+tau = torch.tensor(0.1)
+options = {
+    "paper": {},
+    "all": {"overlap": torch.rand(5, 3), "intra_weight": "balanced", "include_positive": True,
+            "normalize": True},
+    "teacher": {"keys": keys, "overlap": torch.rand(5, 3)},
+}[chosen]
 
-def step(rows, hubs):
+def step(rows, hubs, tau):
     out = kernels.manifold_contrastive_loss(
-        rows * 1.0, hubs, group, temperature=0.1, backend=backend
+        rows * 1.0, hubs, group, temperature=0.1 if chosen == "paper" else tau, backend=backend,
+        **options,
     )
-    return out.loss * 2 + 0 * out.intra_share
+    return out.loss * 2 + 0 * out.intra_share + 0 * tau
 
 gradients = []
 compiled = [
@@ -66,7 +75,7 @@ compiled = [
     for dynamic in (False, True)
 ]
 for function in (step, *compiled):
-    leaves = [table.clone().requires_grad_() for table in tables]
+    leaves = [table.clone().requires_grad_() for table in (*tables, tau)]
     function(*leaves).backward()
     gradients.append([leaf.grad for leaf in leaves])
 torch.testing.assert_close(gradients[1], gradients[0])
@@ -74,11 +83,20 @@ torch.testing.assert_close(gradients[2], gradients[0])
 """
 
 
-@pytest.mark.parametrize("backend", ["chunked", pytest.param("triton", marks=pytest.mark.slow)])
-def test_one_graph_under_compile_with_static_and_dynamic_sizes(backend) -> None:
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("chunked", "all"), ("triton", "teacher")]
+    + [
+        pytest.param(backend, options, marks=pytest.mark.slow)
+        for backend in ("chunked", "triton")
+        for options in ("paper", "all", "teacher")
+        if (backend, options) not in (("chunked", "all"), ("triton", "teacher"))
+    ],
+)
+def test_one_graph_under_compile_with_static_and_dynamic_sizes(backend, options) -> None:
     # In a process of its own, because the checker of shapes cannot be traced.
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ONE_GRAPH, backend],
+        [sys.executable, "-W", "ignore", "-c", ONE_GRAPH, backend, options],
         capture_output=True, text=True, check=False, cwd=ROOT, env=dict(os.environ, PYTHONPATH="."),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
