@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lmcl.errors import LmclError
+from lmcl.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,10 @@ class State:
     """Its epoch; -1 before the first."""
     seconds: float
     """Time spent training so far."""
+    data: str = ""
+    """Hash of the split: the set's names and the ids of each part."""
+    collapsed_steps: int = 0
+    """Steps in a row, up to here, whose crops of one image looked alike."""
 
 
 def write_checkpoint(folder: Path, state: State, *, keep_last: int) -> Path:
@@ -69,6 +74,26 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a folder, the newest position first."""
     found = [path for path in folder.glob("epoch-*.pt") if _NAME.search(path.name)]
     return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def drop_checkpoints_after(folder: Path, position: Position) -> None:
+    """Remove what a run that goes on from `position` will write again.
+
+    Left there, a later file of the abandoned steps, whole or damaged, would count as the newest:
+    it would outlive the new ones, and the next resume would take it.
+    """
+    for path in list_checkpoints(folder):
+        if _position_of(path) > (position.epoch, position.step):
+            logger.warning("%s: removed, the run goes on from an earlier checkpoint", path)
+            path.unlink()
+            digest_path(path).unlink(missing_ok=True)
+
+
+def _position_of(path: Path) -> tuple[int, int]:
+    found = _NAME.search(path.name)
+    if found is None:
+        raise ValueError(f"{path}: not the name of a checkpoint")
+    return int(found[1]), int(found[2])
 
 
 def read_newest(folder: Path) -> State | None:
@@ -109,20 +134,32 @@ def read_checkpoint(path: Path) -> State:
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """torch.save under a temporary name, digest first, then rename: never half a file."""
+    """torch.save under a temporary name, digest first, then rename: never half a file.
+
+    Raises:
+        LmclError: If the file cannot be written; the ones before it stand.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(".*.pt.*.tmp"):
+        left.unlink()  # of a run that was killed while it wrote
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as out:
-        torch.save(content, out)
-        out.flush()
-        os.fsync(out.fileno())
-    # Without the old file a crash between the next two renames leaves nothing, not a mismatch.
-    path.unlink(missing_ok=True)
-    digest = digest_path(path)
-    partial = digest.with_name(digest.name + ".tmp")
-    partial.write_text(_sha256(temporary) + "\n", encoding="ascii")
-    partial.replace(digest)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as out:
+            torch.save(content, out)
+            out.flush()
+            os.fsync(out.fileno())
+        # Without the old file a crash between the next two renames leaves nothing, not a mismatch.
+        path.unlink(missing_ok=True)
+        write_atomic(digest_path(path), _sha256(temporary) + "\n")
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError of its own.
+        temporary.unlink(missing_ok=True)
+        raise LmclError(
+            f"{path}: the checkpoint could not be written ({str(error).splitlines()[0]}); the ones "
+            "before it stand. Make room, then go on with --resume auto"
+        ) from error
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -150,6 +187,15 @@ def load_tensors(path: Path) -> dict[str, Any]:
 def digest_path(path: Path) -> Path:
     """Where the sha256 of a checkpoint stands."""
     return path.with_name(path.name + ".sha256")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames last: older checkpoints are deleted next."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

@@ -24,6 +24,7 @@ from lmcl.objective import ObjectiveConfig
 from lmcl.saliency import SaliencyConfig
 from lmcl.schedule import ScheduleConfig
 from lmcl.teacher import TeacherConfig
+from lmcl.trackers import TRACKERS
 from pipeline.boxes import CropConfig
 
 
@@ -64,6 +65,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("clip", "weight_decay", "stem_lr_scale", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +98,34 @@ class RuntimeConfig:
     checkpoint_steps: int = 0
     """Write a checkpoint every so many steps; 0 = at the end of each epoch only."""
     keep_last: int = 2
-    """How many checkpoints are kept besides the best one."""
+    """How many checkpoints are kept, and how many weights of best epochs; at least 1. With 2 a
+    damaged newest one costs the steps since the one before."""
+    micro_batch: int = 0
+    """Images per rank and forward pass; 0 = all of a rank's share at once. Smaller saves memory at
+    the price of a second forward pass; the gradient is that of the undivided batch."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each transformer block for the backward pass and compute the rest
+    again: less memory, about a third more time, the same gradient."""
     compile: bool = False
     """Run the student through torch.compile."""
+    trackers: tuple[str, ...] = ()
+    """Where figures are shown besides log.jsonl: `tensorboard`, `wandb` and others by the names
+    Accelerate gives them. One that is missing or out of reach is said and left out."""
+    collapse_steps: int = 100
+    """Warn when the mean cosine of two crops of one image stays above .98 for so many steps in a
+    row; 0 = never."""
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise ValueError(f"runtime.keep_last must be >= 1, got {self.keep_last}")
+        for name in ("threads", "checkpoint_steps", "micro_batch", "collapse_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"runtime.{name} must be >= 0, got {getattr(self, name)}")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                near = difflib.get_close_matches(name, TRACKERS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TRACKERS)}"
+                raise ValueError(f"runtime.trackers: there is no tracker {name!r}; {hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +206,24 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     """Fields in which two configurations differ, as `key: ours / theirs` lines."""
     left, right = dict(_leaves(ours)), dict(_leaves(theirs))
     return [f"{key}: {left[key]!r} / {right[key]!r}" for key in left if left[key] != right[key]]
+
+
+def flatten(config: Config) -> dict[str, str]:
+    """Every field by its dotted key, as text."""
+    return {key: str(value) for key, value in _leaves(config)}
+
+
+def binding_differences(ours: Config, theirs: Config) -> list[str]:
+    """Those in fields that decide what a run is: what a resumed run may not change.
+
+    Where the data lie and how the machine is used may change, but for the precision.
+    """
+    free = ("runtime.", "data.root:", "data.cache:")
+    return [
+        line
+        for line in differences(ours, theirs)
+        if line.startswith("runtime.precision:") or not line.startswith(free)
+    ]
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -46,7 +46,7 @@ class EncoderConfig:
 
 
 class Encoder(nn.Module):
-    """What student and teacher see with; subclasses fill in `tokens` and `attentions`."""
+    """What student and teacher see with; subclasses fill in `tokens` and `layers`."""
 
     width: int
 
@@ -54,9 +54,13 @@ class Encoder(nn.Module):
         """CLS and patch tokens after the final norm; CLS first, patches in reading order."""
         raise TypeError(f"{type(self).__name__} is abstract; use make_encoder")
 
+    def layers(self) -> Sequence[nn.Module]:
+        """The transformer blocks, first to last."""
+        raise TypeError(f"{type(self).__name__} is abstract; use make_encoder")
+
     def attentions(self) -> Sequence[nn.Module]:
         """The attention modules of all layers, first to last."""
-        raise TypeError(f"{type(self).__name__} is abstract; use make_encoder")
+        return [layer.attn for layer in self.layers()]  # type: ignore[misc]
 
     @property
     def prefix(self) -> int:
@@ -155,9 +159,9 @@ class TimmEncoder(Encoder):
             return out
         return torch.cat([out[:, :1], out[:, self.prefix :]], dim=1)
 
-    def attentions(self) -> Sequence[nn.Module]:
-        """The attention modules of all blocks."""
-        return [block.attn for block in self.vit.blocks]
+    def layers(self) -> Sequence[nn.Module]:
+        """All blocks of the timm model."""
+        return list(self.vit.blocks)
 
 
 class ConvVit(Encoder):
@@ -203,9 +207,9 @@ class ConvVit(Encoder):
             out = block(out)
         return self.norm(out)  # type: ignore[no-any-return]
 
-    def attentions(self) -> Sequence[nn.Module]:
-        """The attention modules of all blocks."""
-        return [block.attn for block in self.blocks]  # type: ignore[misc]
+    def layers(self) -> Sequence[nn.Module]:
+        """The blocks above the stem."""
+        return list(self.blocks)
 
 
 def make_encoder(config: EncoderConfig, *, sizes: Sequence[int]) -> Encoder:

@@ -7,47 +7,44 @@ student sees them, the objective compares, the optimiser learns and the teacher 
 import dataclasses
 import logging
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
-from lmcl.checkpoint import Position, State, save_tensors, write_checkpoint
+from lmcl.checkpoint import (
+    Position,
+    State,
+    digest_path,
+    drop_checkpoints_after,
+    save_tensors,
+    write_checkpoint,
+)
 from lmcl.config import Config, dump_config
 from lmcl.errors import LmclError
-from lmcl.evaluate import Pixels, Place, autocast, judge, look
+from lmcl.evaluate import Pixels, Place, judge, look
 from lmcl.files import write_atomic
+from lmcl.journal import EpochEntry, Journal, StepEntry
 from lmcl.metrics import plcc, srcc
 from lmcl.model import QualityModel
-from lmcl.objective import Terms, objective
-from lmcl.runtime import RunFolder, seed_step
+from lmcl.objective import Terms, crop_errors, objective
+from lmcl.runtime import RunFolder
 from lmcl.saliency import make_table
 from lmcl.schedule import learning_rate
+from lmcl.sight import Seen, Sight
+from lmcl.stopping import InterruptedRunError, Stop
 from lmcl.teacher import Teacher
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, SaliencyTable, box_iou
 from pipeline.loader import Loader
-from pipeline.normalize import normalize
 from shards.read import ShardSet
 from shards.split import Split
 
 logger = logging.getLogger(__name__)
-
-
-class InterruptedRunError(LmclError):
-    """The run was asked to stop; its checkpoint is written."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, exit_code=130)
 
 
 @dataclass(kw_only=True)
@@ -66,14 +63,40 @@ class Run:
     core: QualityModel
     """The student without wrapping; shares its weights."""
     teacher: Teacher
+    sight: Sight
     optimizer: torch.optim.Optimizer
     loader: Loader
+    journal: Journal
     position: Position
+    stop: Stop = field(default_factory=Stop)
     saliency: SaliencyTable | None = None
     best_srcc: float = math.nan
     best_epoch: int = -1
     seconds: float = 0.0
-    stopping: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.config.train.epochs * self.loader.steps
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps behind the run's position."""
+        return self.position.epoch * self.loader.steps + self.position.step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What all ranks know of a step before the objective is taken; the same on each."""
+
+    images: int
+    """Images that count."""
+    l1: float
+    """Mean absolute error of their random crops."""
+    stop: bool
+    """Some rank was asked to stop."""
+    broken: tuple[int, ...]
+    """Ranks whose scores, labels or embeddings are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +104,10 @@ class StepOutput:
     """What one optimiser step did."""
 
     terms: Terms
+    agreed: Agreement
     lr: float
-    images: int
-    """Images of all ranks that counted."""
-    stop: bool
-    """Some rank was asked to stop."""
+    grad_norm: float | None
+    """Of the gradient over all ranks, before clipping; None if clipping is off."""
 
 
 def training_crops(config: Config) -> CropConfig:
@@ -105,15 +127,17 @@ def train(run: Run) -> None:
         InterruptedRunError: If a signal asked the run to stop; a checkpoint was written.
         LmclError: If the loss is not finite; the batch's keys are saved.
     """
-    with _stop_on_signals(run):
+    with run.stop.patiently():
         for epoch in range(run.position.epoch, run.config.train.epochs):
             if training_crops(run.config).salient:
                 teacher_looks(run, epoch)
-            train_epoch(run, epoch)
+            last = train_epoch(run, epoch)
             run.teacher.follow_epoch(run.core)
-            validate(run, epoch)
+            validate(run, epoch, last)
             run.position = Position(epoch=epoch + 1, step=0)
             save(run)
+            if _anyone_asked_to_stop(run):
+                raise _stopped(run)
 
 
 def teacher_looks(run: Run, epoch: int) -> None:
@@ -137,81 +161,105 @@ def teacher_looks(run: Run, epoch: int) -> None:
         run.saliency.write(run.folder.saliency / f"epoch-{epoch:02d}.parquet")
 
 
-def train_epoch(run: Run, epoch: int) -> None:
-    """The steps of one epoch, from where the run stands."""
+def train_epoch(run: Run, epoch: int) -> StepEntry | None:
+    """The steps of one epoch, from where the run stands; the last one's entry, if any was left."""
     run.student.train()
+    config, entry = run.config, None
     started, before, waited, seen = time.monotonic(), run.seconds, run.loader.wait_s, 0
-    batches = run.loader.epoch(epoch, start=run.position.step, saliency=run.saliency)
-    with _bar(run, epoch) as bar:
-        for batch in batches:
+    bar = run.journal.epoch(
+        epoch,
+        epochs=config.train.epochs,
+        images=len(run.split.part("train")),
+        seen=run.position.step * config.train.batch_size,
+        steps_done=run.steps_done,
+    )
+    with bar:
+        for batch in run.loader.epoch(epoch, start=run.position.step, saliency=run.saliency):
             out = step(run, batch)
             run.position = Position(epoch=epoch, step=batch.step + 1)
             run.seconds = before + time.monotonic() - started
             spent = max(run.seconds - before, 1e-9)
-            seen += out.images
-            _report_step(
-                run, batch, out, bar, wait=(run.loader.wait_s - waited) / spent, rate=seen / spent
-            )
-            every = run.config.runtime.checkpoint_steps
+            seen += out.agreed.images
+            wait = (run.loader.wait_s - waited) / spent
+            entry = _entry(run, batch, out, rate=seen / spent, wait=wait)
+            run.journal.step(entry, done=run.steps_done, steps=run.steps)
+            if out.agreed.stop:
+                save(run)
+                raise _stopped(run)
+            every = config.runtime.checkpoint_steps
             last = batch.step + 1 == run.loader.steps
-            if out.stop:
-                _stop(run)
             if every and (batch.step + 1) % every == 0 and not last:
                 save(run)
+    return entry
 
 
 def step(run: Run, batch: CropBatch) -> StepOutput:
     """See the crops, compare, learn, and let the teacher follow (method.md, steps 4 to 6)."""
-    config, epochs = run.config, run.config.train.epochs
-    seed_step(config.train.seed, epoch=batch.epoch, step=batch.step, rank=run.place.rank)
-    images, stop = _agree(run, batch)
-    lr = learning_rate(
-        config.schedule,
-        step=batch.epoch * run.loader.steps + batch.step,
-        steps_per_epoch=run.loader.steps,
-        epochs=epochs,
-    )
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
-    terms = compare(run, batch, images=images)
-    _check_finite(run, batch, terms)
-    run.accelerator.backward(terms.loss)
-    if config.train.clip:
-        run.accelerator.clip_grad_norm_(run.student.parameters(), config.train.clip)
+    lr = _set_rate(run, batch)
+    seen = run.sight.see(batch)
+    agreed = agree(run, batch, seen)
+    if agreed.broken:
+        raise _not_finite(run, batch, agreed.broken, "score")
+    terms = compare(run, batch, seen, images=agreed.images)
+    if not torch.isfinite(terms.loss):
+        # The contrastive term is one value over all ranks, so all of them stop here.
+        raise _not_finite(run, batch, tuple(range(run.place.world_size)), "contrastive")
+    run.sight.learn(batch, seen, terms.loss)
+    grad_norm = None
+    if run.config.train.clip:
+        norm = run.accelerator.clip_grad_norm_(run.student.parameters(), run.config.train.clip)
+        grad_norm = float(norm)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.teacher.follow_step(run.core, steps_per_epoch=run.loader.steps)
-    return StepOutput(terms=terms, lr=lr, images=images, stop=stop)
+    return StepOutput(terms=terms, agreed=agreed, lr=lr, grad_norm=grad_norm)
 
 
-def compare(run: Run, batch: CropBatch, *, images: int) -> Terms:
-    """The student's view of a batch and the objective on it; `images` count over all ranks."""
+def agree(run: Run, batch: CropBatch, seen: Seen) -> Agreement:
+    """One tiny all-reduce: images, errors, wishes and accidents of all ranks.
+
+    A rank that met a number that is not finite must not leave the others waiting for it in the
+    next exchange, so all learn of it here and stop together.
+    """
+    random = run.config.crops.random
+    errors = crop_errors(seen.output.score.detach(), batch.mos, batch.valid, random=random)
+    total = errors.double().sum()
+    is_finite = torch.isfinite(total) & torch.isfinite(seen.output.embedding.detach()).all()
+    here = torch.zeros(3 + run.place.world_size, dtype=torch.float64, device=run.place.device)
+    here[0] = batch.valid.sum()
+    here[1] = torch.where(is_finite, total, 0.0)
+    here[2] = run.stop.asked
+    here[3 + run.place.rank] = ~is_finite
+    summed: Tensor = run.accelerator.reduce(here, reduction="sum")
+    images, error, stop, *broken = summed.tolist()
+    return Agreement(
+        images=int(images),
+        l1=error / (images * random),
+        stop=stop > 0,
+        broken=tuple(rank for rank, flag in enumerate(broken) if flag),
+    )
+
+
+def compare(run: Run, batch: CropBatch, seen: Seen, *, images: int) -> Terms:
+    """The objective on what the student saw; `images` count over all ranks."""
     goal, random = run.config.objective, run.config.crops.random
-    pixels = normalize(batch.crops, mean=run.pixels.mean, std=run.pixels.std, dtype=torch.float32)
-    if run.config.train.flip:
-        pixels = _flip_half(pixels)
-    with autocast(run.place.device, run.pixels.precision):
-        output = run.student(pixels)
-        wants_keys = goal.keys == "teacher" and goal.contrastive_weight > 0
-        keys = run.teacher.embed(pixels) if wants_keys else None
-    here = int(batch.valid.sum())
     return objective(
-        output,
+        seen.output,
         batch.mos,
         batch.ids,
         batch.valid,
         goal,
         random=random,
         overlap=box_iou(batch.boxes[:, :random]) if goal.overlap_aware else None,
-        keys=keys,
-        rank_share=run.place.world_size * here / images,
+        keys=seen.keys,
+        rank_share=run.place.world_size * int(batch.valid.sum()) / images,
     )
 
 
-def validate(run: Run, epoch: int) -> None:
+def validate(run: Run, epoch: int, last: StepEntry | None) -> None:
     """Judge the val part, if there is one; remember the weights of the best epoch."""
-    entry: dict[str, object] = {"event": "epoch", "epoch": epoch, "time_s": run.seconds}
     ids = run.split.part("val")
+    value = value_plcc = None
     if len(ids):
         judged = judge(
             judged_model(run),
@@ -224,14 +272,12 @@ def validate(run: Run, epoch: int) -> None:
             title=f"epoch {epoch + 1}: validation",
         )
         mos = run.shard_set.unit_mos()[judged.ids]
-        value = srcc(judged.score, mos)
-        entry |= {"val_srcc": value, "val_plcc": plcc(judged.score, mos)}
+        value, value_plcc = srcc(judged.score, mos), plcc(judged.score, mos)
         if value > run.best_srcc or (math.isnan(run.best_srcc) and not math.isnan(value)):
             run.best_srcc, run.best_epoch = value, epoch
             _keep_best(run)
-        logger.info("epoch %d: validation SRCC %.4f", epoch + 1, value)
-    if run.place.is_main:
-        run.folder.append_log(entry)
+    entry = EpochEntry(epoch=epoch, time_s=run.seconds, val_srcc=value, val_plcc=value_plcc)
+    run.journal.epoch_end(entry, last, done=(epoch + 1) * run.loader.steps)
 
 
 def judged_model(run: Run) -> QualityModel:
@@ -246,6 +292,7 @@ def save(run: Run) -> None:
         state = State(
             position=run.position,
             config=dump_config(run.config),
+            data=run.split.hash,
             student=run.core.state_dict(),
             teacher=run.teacher.model.state_dict(),
             optimizer=run.optimizer.state_dict(),
@@ -255,6 +302,7 @@ def save(run: Run) -> None:
             best_srcc=run.best_srcc,
             best_epoch=run.best_epoch,
             seconds=run.seconds,
+            collapsed_steps=run.journal.watch.streak,
         )
         write_checkpoint(run.folder.checkpoints, state, keep_last=run.config.runtime.keep_last)
     run.accelerator.wait_for_everyone()
@@ -274,33 +322,52 @@ def restore(run: Run, state: State) -> None:
     run.position = state.position
     run.best_srcc, run.best_epoch = state.best_srcc, state.best_epoch
     run.seconds = state.seconds
+    run.journal.watch.streak = state.collapsed_steps
     if run.place.is_main:
+        drop_checkpoints_after(run.folder.checkpoints, state.position)
         run.folder.rewind_log(epoch=state.position.epoch, step=state.position.step)
 
 
-def _agree(run: Run, batch: CropBatch) -> tuple[int, bool]:
-    """Valid images over all ranks, and whether any rank wants to stop: one tiny all-reduce."""
-    here = torch.tensor([float(batch.valid.sum()), float(run.stopping)], dtype=torch.float64)
-    everywhere: Tensor = run.accelerator.reduce(here.to(run.place.device), reduction="sum")
-    return int(everywhere[0]), bool(everywhere[1] > 0)
+def _set_rate(run: Run, batch: CropBatch) -> float:
+    """Give the optimiser this step's learning rate."""
+    rate = learning_rate(
+        run.config.schedule,
+        step=batch.epoch * run.loader.steps + batch.step,
+        steps_per_epoch=run.loader.steps,
+        epochs=run.config.train.epochs,
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+    return rate
 
 
-def _flip_half(pixels: Tensor) -> Tensor:
-    mirrored = torch.rand(len(pixels), device=pixels.device) < 0.5
-    return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+def _anyone_asked_to_stop(run: Run) -> bool:
+    asked = torch.tensor(float(run.stop.asked), device=run.place.device)
+    return bool(run.accelerator.reduce(asked, reduction="sum") > 0)
 
 
-def _check_finite(run: Run, batch: CropBatch, terms: Terms) -> None:
-    if torch.isfinite(terms.loss):
-        return
-    wrong = "l1" if not torch.isfinite(terms.l1) else "contrastive"
-    keys = run.folder.root / f"nonfinite-rank{run.place.rank}.txt"
-    write_atomic(keys, "\n".join(map(str, batch.ids.tolist())) + "\n")
-    raise LmclError(
-        f"{run.folder.root}: the {wrong} term is {float(getattr(terms, wrong))} at epoch "
-        f"{batch.epoch}, step {batch.step}, rank {run.place.rank}; the batch's sample ids are in "
-        f"{keys.name}. Lower schedule.lr or raise objective.temperature, or look at these images "
-        "with `lmcl-shard verify --deep`"
+def _stopped(run: Run) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"{run.folder.root}: stopped as asked at epoch {run.position.epoch}, step "
+        f"{run.position.step}; the checkpoint is written, and --resume auto goes on from there"
+    )
+
+
+def _not_finite(run: Run, batch: CropBatch, broken: tuple[int, ...], term: str) -> LmclError:
+    """Save the ids of this rank's batch, if it is to blame, and name what happened where."""
+    if run.place.rank in broken:
+        write_atomic(
+            run.folder.root / f"nonfinite-rank{run.place.rank}.txt",
+            "\n".join(map(str, batch.ids.tolist())) + "\n",
+        )
+    ranks = ", ".join(map(str, broken))
+    files = ", ".join(f"nonfinite-rank{rank}.txt" for rank in broken)
+    what = "the l1 term or an embedding" if term == "score" else f"the {term} term"
+    return LmclError(
+        f"{run.folder.root}: {what} is not finite at epoch {batch.epoch}, step {batch.step}, rank "
+        f"{ranks}; the sample ids of the batch are in {files}. Lower schedule.lr or raise "
+        "objective.temperature, set runtime.precision = 'no', or look at these images with "
+        "`lmcl-shard verify --deep`"
     )
 
 
@@ -309,9 +376,11 @@ def _keep_best(run: Run) -> None:
         return
     weights = judged_model(run).state_dict()
     save_tensors(best_path(run.folder, run.best_epoch), {"model": weights})
-    for old in run.folder.checkpoints.glob("best-*"):
-        if f"best-{run.best_epoch:04d}.pt" not in old.name:
-            old.unlink()
+    # An older checkpoint, should the run fall back to it, names an older best: as many are kept.
+    found = sorted(run.folder.checkpoints.glob("best-*.pt"), reverse=True)
+    for old in found[run.config.runtime.keep_last :]:
+        old.unlink()
+        digest_path(old).unlink(missing_ok=True)
 
 
 def best_path(folder: RunFolder, epoch: int) -> Path:
@@ -319,75 +388,22 @@ def best_path(folder: RunFolder, epoch: int) -> Path:
     return folder.checkpoints / f"best-{epoch:04d}.pt"
 
 
-def _report_step(
-    run: Run, batch: CropBatch, out: StepOutput, bar: tqdm, *, wait: float, rate: float
-) -> None:
-    if not run.place.is_main:
-        return
-    values = {
-        "l1": float(out.terms.l1),
-        "contrastive": float(out.terms.contrastive),
-        "intra_share": float(out.terms.intra_share),
-        "intra_similarity": float(out.terms.intra_similarity),
-        "positive_similarity": float(out.terms.positive_similarity),
-    }
-    bar.set_postfix(
-        {"l1": f"{values['l1']:.3f}", "con": f"{values['contrastive']:.2f}", "wait": f"{wait:.0%}"},
-        refresh=False,
+def _entry(run: Run, batch: CropBatch, out: StepOutput, *, rate: float, wait: float) -> StepEntry:
+    terms, weight = out.terms, run.config.objective.contrastive_weight
+    contrastive = float(terms.contrastive)
+    return StepEntry(
+        epoch=batch.epoch,
+        step=batch.step,
+        images=out.agreed.images,
+        loss=(1 - weight) * out.agreed.l1 + weight * contrastive,
+        l1=out.agreed.l1,
+        contrastive=contrastive,
+        intra_share=float(terms.intra_share),
+        intra_similarity=float(terms.intra_similarity),
+        positive_similarity=float(terms.positive_similarity),
+        grad_norm=out.grad_norm,
+        lr=out.lr,
+        images_per_s=round(rate, 2),
+        data_wait=round(wait, 4),
+        time_s=round(run.seconds, 3),
     )
-    bar.update(out.images)
-    run.folder.append_log(
-        {
-            "event": "step",
-            "epoch": batch.epoch,
-            "step": batch.step,
-            "images": out.images,
-            "loss": float(out.terms.loss.detach()),
-            **values,
-            "lr": out.lr,
-            "images_per_s": round(rate, 2),
-            "data_wait": round(wait, 4),
-            "time_s": round(run.seconds, 3),
-        }
-    )
-
-
-def _bar(run: Run, epoch: int) -> tqdm:
-    return tqdm(
-        total=len(run.split.part("train")),
-        initial=run.position.step * run.config.train.batch_size,
-        desc=f"epoch {epoch + 1}/{run.config.train.epochs}",
-        unit="img",
-        disable=None if run.place.progress else True,
-    )
-
-
-def _stop(run: Run) -> None:
-    save(run)
-    raise InterruptedRunError(
-        f"{run.folder.root}: stopped as asked at epoch {run.position.epoch}, step "
-        f"{run.position.step}; --resume auto goes on from there"
-    )
-
-
-@contextmanager
-def _stop_on_signals(run: Run) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into a checkpoint at the end of the step; a second one kills."""
-    taken = (signal.SIGTERM, signal.SIGINT)
-
-    def ask(_signum: int, _frame: FrameType | None) -> None:
-        run.stopping = True
-        for signum in taken:
-            signal.signal(signum, before[signum])
-
-    try:
-        before = {signum: signal.signal(signum, ask) for signum in taken}
-    except ValueError:
-        # Not the main thread (a notebook, a server): signals are the owner's business.
-        yield
-        return
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -5,12 +5,14 @@ training set's own range, higher = better; nothing squashes them, so they may le
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from lmcl.encoders import Encoder, EncoderConfig, make_encoder
 
@@ -59,7 +61,7 @@ class QualityModel(nn.Module):
     def forward(self, pixels: Float[Tensor, "n 3 s s"]) -> StudentOutput:
         """Embeddings and scores of crops; both leave autocast in float32."""
         tokens = self.encoder.tokens(pixels)
-        embedding = functional.normalize(tokens[:, 0].float(), dim=-1)
+        embedding = functional.normalize(_at_least_float32(tokens[:, 0]), dim=-1)
         return StudentOutput(embedding, self.panel(tokens))
 
 
@@ -89,5 +91,21 @@ class AttentionPanel(nn.Module):
         queries = self.members + tokens[:, :1]
         opinions = self.norm(self.layer(queries, tokens[:, 1:]))
         with torch.autocast(tokens.device.type, enabled=False):
-            votes = self.head(opinions.float())
+            votes = self.head(_at_least_float32(opinions))
         return votes.mean(dim=1)[:, 0]  # type: ignore[no-any-return]
+
+
+def keep_block_inputs_only(encoder: Encoder) -> None:
+    """Gradient checkpointing: the backward pass runs each transformer block forward once more.
+
+    The convolutional stem is left alone: its batch norms would count every batch twice.
+
+    Source: [Chen, Xu, Zhang, Guestrin, 2016], "Training Deep Nets with Sublinear Memory Cost".
+    """
+    for block in encoder.layers():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def _at_least_float32(values: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Out of autocast's half precision; float64 stays what it is."""
+    return values if values.dtype == torch.float64 else values.float()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from kernels import LossOutput, manifold_contrastive_loss
@@ -66,7 +66,7 @@ class Terms(NamedTuple):
 
 def objective(
     output: StudentOutput,
-    mos: Float32[Tensor, " b"],
+    mos: Float[Tensor, " b"],
     ids: Int64[Tensor, " b"],
     valid: Bool[Tensor, " b"],
     config: ObjectiveConfig,
@@ -92,9 +92,7 @@ def objective(
 
     Source: [Local Manifold Learning, 2024]; options are ours (method.md, section 2).
     """
-    images = len(ids)
-    score = output.score.reshape(images, -1)[:, :random][valid]
-    error = (score - mos[valid, None]).abs()
+    error = crop_errors(output.score, mos, valid, random=random)
     # A rank whose images are all padding still needs a graph through every weight.
     l1 = error.mean() if len(error) else output.score.sum() * 0.0
     regression = l1 * rank_share
@@ -113,6 +111,14 @@ def objective(
         found.intra_similarity,
         found.positive_similarity,
     )
+
+
+def crop_errors(
+    score: Float[Tensor, " n"], mos: Float[Tensor, " b"], valid: Bool[Tensor, " b"], *, random: int
+) -> Float[Tensor, "k h"]:
+    """Absolute error of every random crop of the images that count."""
+    scores = score.reshape(len(mos), -1)[:, :random][valid]
+    return (scores - mos[valid, None]).abs()
 
 
 def _contrast(

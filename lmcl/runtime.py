@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lmcl.bench.record import installed_versions
-from lmcl.config import Config, differences, dump_config, load_config
+from lmcl.config import Config, binding_differences, dump_config, load_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.files import write_atomic
 
@@ -77,7 +77,7 @@ class RunFolder:
 
     def _check_same(self, config: Config) -> None:
         theirs = load_config(self.config)
-        changed = differences(config, theirs)
+        changed = binding_differences(config, theirs)
         if changed:
             raise ConfigError(
                 f"{self.root}: holds a run of another configuration (asked / found there): "
@@ -87,12 +87,13 @@ class RunFolder:
             )
 
 
-def seed_step(seed: int, *, epoch: int, step: int, rank: int) -> None:
-    """Make torch's randomness in one step a function of its position.
+def seed_step(seed: int, *, epoch: int, step: int, rank: int, part: int = 0) -> None:
+    """Make torch's randomness in one step, or one part of it, a function of its position.
 
     Nothing has to be saved for resuming, and ranks differ (docs/decisions/0003-randomness.md).
     """
-    state = np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0]
+    place = [seed, epoch, step, rank, *([part] if part else [])]
+    state = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(state >> np.uint64(1)))
 
 

@@ -2,23 +2,29 @@
 
 import logging
 import os
+import tomllib
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from lmcl.checkpoint import Position, State, read_checkpoint, read_newest
-from lmcl.config import Config
+from lmcl.config import Config, binding_differences, flatten, parse_config
 from lmcl.encoders import load_weights
 from lmcl.engine import Run, restore, train, training_crops
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place
 from lmcl.files import write_atomic
-from lmcl.model import MEAN, STD, QualityModel
+from lmcl.journal import CollapseWatch, Journal
+from lmcl.model import MEAN, STD, QualityModel, keep_block_inputs_only
 from lmcl.outcome import Outcome, write_outcome
 from lmcl.runtime import RunFolder, describe_environment
+from lmcl.sight import Sight, check_divisible
+from lmcl.stopping import stop_on_signals
 from lmcl.teacher import Teacher
+from lmcl.trackers import Trackers
 from pipeline.loader import Loader
 from shards.read import ShardSet, open_set
 from shards.split import Split, load_split
@@ -45,12 +51,15 @@ def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True
         ConfigError: If configuration, data and machine do not fit each other.
         LmclError: If something is missing or a run goes wrong.
     """
-    run = prepare(config, output, resume=resume, progress=progress)
-    try:
-        train(run)
-        return write_outcome(run)
-    finally:
-        run.loader.close()
+    with stop_on_signals() as stop:
+        run = prepare(config, output, resume=resume, progress=progress)
+        run.stop = stop
+        try:
+            train(run)
+            return write_outcome(run)
+        finally:
+            run.journal.close()
+            run.loader.close()
 
 
 def plan(config: Config, output: Path) -> str:
@@ -72,6 +81,11 @@ def plan(config: Config, output: Path) -> str:
 
 def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run:
     """Everything a run needs, at the position it starts from."""
+    if config.runtime.precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError(
+            "runtime.precision = 'fp16' needs a GPU, and there is none here; set it to 'bf16' or "
+            "'no'"
+        )
     accelerator = Accelerator(
         # Without this a machine without a GPU is taken for a single process (decision 0005).
         cpu=not torch.cuda.is_available(),
@@ -97,6 +111,10 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
     load_weights(student.encoder, config.encoder)
     student.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher = Teacher(student, config.teacher)
+    if config.runtime.micro_batch:
+        check_divisible(student)
+    if config.runtime.gradient_checkpointing:
+        keep_block_inputs_only(student.encoder)
     if config.runtime.compile:
         student.compile()
     optimizer = torch.optim.AdamW(
@@ -115,12 +133,15 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
         student=wrapped,
         core=student,
         teacher=teacher,
+        sight=_sight(config, wrapped, teacher, accelerator, place),
         optimizer=prepared,
         loader=loader,
+        journal=_journal(config, folder, place),
         position=Position(epoch=0, step=0),
     )
     state = _state_to_resume(folder, resume)
     if state is not None:
+        _check_state(run, state)
         restore(run, state)
         logger.info("resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step)
     if place.is_main:
@@ -165,12 +186,22 @@ def _check_data(config: Config, shard_set: ShardSet, split: Split, place: Place)
             "one or make a split with `lmcl-shard split`",
             exit_code=3,
         )
-    if config.train.batch_size > len(split.part("train")):
+    world, images = place.world_size, len(split.part("train"))
+    # One image a rank is always allowed: padding fills what is missing, and counts nowhere.
+    most = -(-images // world) * world
+    if config.train.batch_size > most:
         raise ConfigError(
-            f"train.batch_size is {config.train.batch_size} images, but {where} has "
-            f"{len(split.part('train'))} to train on; set it to at most "
-            f"{len(split.part('train'))}"
+            f"train.batch_size is {config.train.batch_size} images, but {where} has {images} to "
+            f"train on; set it to at most {most}"
         )
+    for part in ("train", "val", "test"):
+        unlabelled = split.part(part)[np.isnan(shard_set.unit_mos()[split.part(part)])]
+        if len(unlabelled):
+            raise LmclError(
+                f"{where}: {len(unlabelled)} images of the {part} part have no score (ids "
+                f"{unlabelled[:5].tolist()}); leave them out of the split or give them one",
+                exit_code=3,
+            )
     if config.evaluation.select == "best" and not len(split.part("val")):
         raise ConfigError(
             f"{where}: evaluation.select = 'best' needs a val part, and this split has none; set "
@@ -200,6 +231,38 @@ def _training_loader(config: Config, shard_set: ShardSet, split: Split, place: P
     )
 
 
+def _sight(
+    config: Config,
+    student: torch.nn.Module,
+    teacher: Teacher,
+    accelerator: Accelerator,
+    place: Place,
+) -> Sight:
+    goal = config.objective
+    has_teacher_keys = goal.keys == "teacher" and goal.contrastive_weight > 0
+    return Sight(
+        student=student,
+        key_teacher=teacher if has_teacher_keys else None,
+        accelerator=accelerator,
+        pixels=_pixels(config),
+        place=place,
+        flip=config.train.flip,
+        micro_batch=config.runtime.micro_batch,
+        seed=config.train.seed,
+    )
+
+
+def _journal(config: Config, folder: RunFolder, place: Place) -> Journal:
+    names = config.runtime.trackers if place.is_main else ()
+    return Journal(
+        folder,
+        Trackers(names, folder.root, settings=flatten(config)),
+        CollapseWatch(limit=config.runtime.collapse_steps),
+        speaks=place.is_main,
+        progress=place.progress,
+    )
+
+
 def _pixels(config: Config) -> Pixels:
     return Pixels(mean=MEAN, std=STD, precision=_PRECISION[config.runtime.precision])
 
@@ -211,7 +274,7 @@ def _parameter_groups(student: QualityModel, config: Config) -> list[dict[str, o
         if not parameter.requires_grad:
             continue
         spared = parameter.ndim <= 1 or any(part in name for part in _SPARED)
-        groups.setdefault((name.startswith("encoder.stem."), spared), []).append(parameter)
+        groups.setdefault((name.startswith("encoder.stem.layers."), spared), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -228,6 +291,30 @@ def _state_to_resume(folder: RunFolder, resume: str) -> State | None:
     if resume == "auto":
         return read_newest(folder.checkpoints)
     return read_checkpoint(Path(resume))
+
+
+def _check_state(run: Run, state: State) -> None:
+    """Refuse a checkpoint of another experiment or other data.
+
+    Raises:
+        ConfigError: With exit code 5.
+    """
+    theirs = parse_config(tomllib.loads(state.config), where="the checkpoint's configuration")
+    changed = binding_differences(run.config, theirs)
+    if changed:
+        raise ConfigError(
+            f"the checkpoint is of another configuration (asked / found there): "
+            f"{'; '.join(changed[:5])}; resume with that run's own config.toml, or start a new run "
+            "in another --output",
+            exit_code=5,
+        )
+    if state.data and state.data != run.split.hash:
+        raise ConfigError(
+            f"the checkpoint was trained on other data than {run.config.data.root}, split "
+            f"{run.split.name!r}: the set's names or the parts differ; name the set it was trained "
+            "on, or start a new run in another --output",
+            exit_code=5,
+        )
 
 
 def _cache(config: Config) -> Path | None:

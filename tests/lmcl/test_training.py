@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from lmcl.config import Config
-from lmcl.engine import InterruptedRunError, step, train
+from lmcl.engine import step, train
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place, judge
 from lmcl.predictions import read_csv
 from lmcl.release import load_model
 from lmcl.session import fit, prepare
+from lmcl.stopping import InterruptedRunError
 from pipeline.boxes import SaliencyTable
 from shards.read import open_set
 from shards.split import load_split
@@ -123,7 +124,7 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
     def stop_after_five(run: object, batch: object) -> object:
         nonlocal calls
         calls += 1
-        run.stopping = calls == 5
+        run.stop.asked = calls == 5
         return step(run, batch)
 
     monkeypatch.setattr("lmcl.engine.step", stop_after_five)
@@ -175,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(
     run = prepare(tiny(), tmp_path / "nan", resume="", progress=False)
     with torch.no_grad():
         run.core.panel.head.weight.fill_(math.nan)
-    with pytest.raises(LmclError, match="l1 term is nan at epoch 0, step 0, rank 0") as error:
+    with pytest.raises(LmclError, match="not finite at epoch 0, step 0, rank 0") as error:
         train(run)
     run.loader.close()
     assert "nonfinite-rank0.txt" in str(error.value)
