@@ -24,6 +24,7 @@ _BENCHES = {
     "contrastive": ("lmcl.bench.contrastive", "The loss against eager, compiled and chunked."),
     "loader": ("lmcl.bench.loader", "Images per second against what people use today."),
     "score": ("lmcl.bench.score", "Scoring a folder against the bare model."),
+    "step": ("lmcl.bench.step", "One optimiser step, part by part, beside the usual loop."),
 }
 
 
