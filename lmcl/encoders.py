@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import timm
 import torch
-import torchvision
 from jaxtyping import Float
 from timm.layers import build_sincos2d_pos_embed
 from timm.models import load_checkpoint, load_pretrained
@@ -21,6 +19,7 @@ from timm.models.vision_transformer import Block, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from lmcl.errors import ConfigError, LmclError
+from lmcl.stems import Cells, SqueezeLevels, small_stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +27,9 @@ class EncoderConfig:
     """Which encoder, and where its first weights come from."""
 
     name: str = "deit3_small_patch16_224"
-    """Any timm vision transformer, `squeezenet-vit` (ImageNet SqueezeNet 1.1 convolutions as the
-    patch embedding) or `conv-vit` (a small convolutional stem, to be trained from scratch)."""
+    """Any timm vision transformer, `squeezenet-vit` (ImageNet SqueezeNet 1.1 convolutions, read at
+    four depths, as the patch embedding) or `conv-vit` (a small convolutional stem, to be trained
+    from scratch)."""
     weights: str = ""
     """Empty: random. A file (.safetensors, .pth; .npz with torchvision's names for the SqueezeNet
     part), or `timm` for the named model's weights from the hub."""
@@ -170,11 +170,11 @@ class ConvVit(Encoder):
     Positions are fixed two-dimensional sines, so any crop size can be used.
     """
 
-    def __init__(self, stem: nn.Sequential, channels: int, config: EncoderConfig) -> None:
+    def __init__(self, stem: SqueezeLevels | Cells, config: EncoderConfig) -> None:
         super().__init__()
         self.width = config.width or 192
         self.stem = stem
-        self.project = nn.Linear(channels, self.width)
+        self.project = nn.Linear(stem.channels, self.width)
         self.cls = nn.Parameter(torch.randn(1, 1, self.width) * 0.02)
         # Sines of full size would drown the features at first; where a crop lies matters little.
         self.position_scale = nn.Parameter(torch.full((1,), 0.1))
@@ -183,22 +183,11 @@ class ConvVit(Encoder):
             for _ in range(config.depth or 3)
         )
         self.norm = nn.LayerNorm(self.width)
-        self.frozen = config.frozen
-        if config.frozen > len(stem):
-            raise ConfigError(
-                f"encoder.frozen is {config.frozen}, but the stem has {len(stem)} modules"
-            )
-        for module in list(stem)[: config.frozen]:
-            module.requires_grad_(False)
 
     def tokens(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t d"]:
         """CLS and patch tokens."""
-        with torch.no_grad():
-            # No graph is kept for the frozen part: its activations are most of the memory.
-            features = self.stem[: self.frozen](pixels)
-        features = self.stem[self.frozen :](features)
-        grid = (features.shape[2], features.shape[3])
-        patches = self.project(features.flatten(2).transpose(1, 2))
+        patches = self.project(self.stem(pixels))
+        grid = round(patches.shape[1] ** 0.5)
         patches = patches + self.position_scale * _positions(grid, self.width, patches)
         out = torch.cat(
             [self.cls.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1
@@ -223,17 +212,14 @@ def make_encoder(config: EncoderConfig, *, sizes: Sequence[int]) -> Encoder:
         ConfigError: If the name is unknown or cannot serve the method.
     """
     if config.name == "squeezenet-vit":
-        # weights=None: torchvision would otherwise go to the network.
-        stem = torchvision.models.squeezenet1_1(weights=None).features
-        return ConvVit(stem, 512, config)
+        return ConvVit(SqueezeLevels(frozen=config.frozen), config)
     if config.frozen:
         raise ConfigError(
             f"encoder.frozen = {config.frozen} is for squeezenet-vit, not {config.name!r}; "
             "set it to 0"
         )
     if config.name == "conv-vit":
-        stem, channels = _small_stem(config.patch or 16)
-        return ConvVit(stem, channels, config)
+        return ConvVit(small_stem(config.patch or 16), config)
     return TimmEncoder(config, sizes=sizes)
 
 
@@ -281,48 +267,19 @@ def _cls_row(attention: nn.Module, inputs: Float[Tensor, "n t d"]) -> Float[Tens
     return row
 
 
-def _positions(grid: tuple[int, int], width: int, like: Tensor) -> Float[Tensor, "t d"]:
+def _positions(grid: int, width: int, like: Tensor) -> Float[Tensor, "t d"]:
     table: Tensor = build_sincos2d_pos_embed(
-        list(grid), dim=width, interleave_sin_cos=True, device=like.device, dtype=torch.float32
+        [grid, grid], dim=width, interleave_sin_cos=True, device=like.device, dtype=torch.float32
     )
     found: Tensor = table.to(like.dtype)
     return found
 
 
-def _small_stem(patch: int) -> tuple[nn.Sequential, int]:
-    """Convolutions from full resolution down to one cell per patch, and the channels they end in.
-
-    The first one keeps the resolution: the grid of a codec and single wrong pixels are gone after
-    half of it (docs/experiments.md).
-    """
-    steps = patch.bit_length() - 1
-    if patch != 2**steps or not 2 <= patch <= 32:
-        raise ConfigError(f"encoder.patch for conv-vit must be 2, 4, 8, 16 or 32, got {patch}")
-    layers = [*_convolution(3, 16, stride=1), nn.MaxPool2d(2)]
-    channels = 16
-    for step in range(1, steps):
-        out = min(16 * 2**step, 96)
-        layers += _convolution(channels, out, stride=2)
-        channels = out
-    return nn.Sequential(*layers), channels
-
-
-def _convolution(channels: int, out: int, *, stride: int) -> list[nn.Module]:
-    # Statistics over the batch: without them, or with a norm over each crop, learning takes
-    # several times as many steps on the demo (docs/experiments.md).
-    return [
-        nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(out),
-        nn.GELU(),
-    ]
-
-
 def _load_stem(encoder: Encoder, path: Path) -> None:
-    if not isinstance(encoder, ConvVit):
+    stem = encoder.stem if isinstance(encoder, ConvVit) else None
+    if not isinstance(stem, SqueezeLevels):
         raise ValueError("an .npz file holds the SqueezeNet part of squeezenet-vit only")
-    with np.load(path) as arrays:
-        state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    encoder.stem.load_state_dict(state)
+    stem.load(path)
 
 
 def _load_vit(encoder: Encoder, path: Path) -> None:

@@ -81,7 +81,7 @@ def test_frozen_modules_keep_their_weights() -> None:
     config = EncoderConfig(name="squeezenet-vit", width=48, depth=1, heads=3, frozen=5)
     model = build(config).train()
     model(torch.randn(2, 3, 64, 64)).score.sum().backward()
-    stem = model.encoder.stem
+    stem = model.encoder.stem.layers
     assert stem[0].weight.grad is None
     assert stem[6].squeeze.weight.grad is not None
 
@@ -101,7 +101,7 @@ def test_squeezenet_weights_come_from_a_file_and_are_used(
     assert load_weights(encoder, config) == "file"
     with np.load(path) as arrays:
         expected = torch.from_numpy(arrays["3.squeeze.weight"])
-    torch.testing.assert_close(encoder.stem[3].squeeze.weight.detach(), expected)
+    torch.testing.assert_close(encoder.stem.layers[3].squeeze.weight.detach(), expected)
 
 
 def test_local_vit_weights_load_without_their_classifier(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""Convolutions in front of a short vision transformer: pixels become one feature vector a cell.
+
+`SqueezeLevels` reads pretrained convolutions at four depths, as what a codec, a lens or a sensor
+did to a picture is gone from the last one (docs/decisions/0006). `small_stem` learns from scratch.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lmcl.errors import ConfigError
+
+_TAPS = {4: (128, 7, 4), 7: (256, 3, 2), 9: (384, 1, 1), 12: (512, 1, 1)}
+"""Module of SqueezeNet 1.1 -> its channels, and the window and stride in its own pixels whose means
+lie on the cells of the last level: those of the pools that stand between."""
+_LEAST_VARIANCE = 1e-4
+"""A flat region has no deviation, and the square root no slope there."""
+
+
+class SqueezeLevels(nn.Module):
+    """ImageNet SqueezeNet 1.1, read at four depths: mean and deviation under every last cell.
+
+    Args:
+        frozen: How many of the first modules keep their weights; no graph is kept for them, as
+            their activations are most of the memory.
+    """
+
+    channels = sum(count * (2 if window > 1 else 1) for count, window, _ in _TAPS.values())
+
+    def __init__(self, *, frozen: int) -> None:
+        super().__init__()
+        # weights=None: torchvision would otherwise go to the network.
+        self.layers = torchvision.models.squeezenet1_1(weights=None).features
+        if frozen > len(self.layers):
+            raise ConfigError(
+                f"encoder.frozen is {frozen}, but the stem has {len(self.layers)} modules"
+            )
+        self.frozen = frozen
+        self.layers[:frozen].requires_grad_(False)
+        # A norm each: otherwise the level with the largest activations drowns the others.
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(count * (2 if window > 1 else 1)) for count, window, _ in _TAPS.values()
+        )
+
+    def forward(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t c"]:
+        """Features of every cell, in reading order, float32."""
+        levels, x = [], pixels
+        for place, layer in enumerate(self.layers):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and place >= self.frozen):
+                x = layer(x)
+            if place in _TAPS:
+                _, window, stride = _TAPS[place]
+                levels.append(_under_cells(x.float(), window, stride))
+        return torch.cat(
+            [
+                norm(level.flatten(2).transpose(1, 2))
+                for norm, level in zip(self.norms, levels, strict=True)
+            ],
+            dim=-1,
+        )
+
+    def load(self, path: Path) -> None:
+        """Fill the convolutions from an .npz file with torchvision's names.
+
+        Raises:
+            RuntimeError: If names or shapes do not fit.
+        """
+        with np.load(path) as arrays:
+            state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        self.layers.load_state_dict(state)
+
+
+class Cells(nn.Module):
+    """A stack of layers whose output map is read cell by cell.
+
+    Args:
+        layers: Pixels -> [n, channels, g, g].
+        channels: Of the last layer.
+    """
+
+    def __init__(self, layers: nn.Sequential, channels: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.channels = channels
+
+    def forward(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t c"]:
+        """Features of every cell, in reading order."""
+        out: Tensor = self.layers(pixels).flatten(2).transpose(1, 2)
+        return out
+
+
+def small_stem(patch: int) -> Cells:
+    """Convolutions from full resolution down to one cell per `patch` x `patch` pixels.
+
+    The first one keeps the resolution: the grid of a codec and single wrong pixels are gone after
+    half of it (docs/experiments.md).
+
+    Raises:
+        ConfigError: If the patch is not a power of two from 2 to 32.
+    """
+    steps = patch.bit_length() - 1
+    if patch != 2**steps or not 2 <= patch <= 32:
+        raise ConfigError(f"encoder.patch for conv-vit must be 2, 4, 8, 16 or 32, got {patch}")
+    layers = [*_convolution(3, 16, stride=1), nn.MaxPool2d(2)]
+    channels = 16
+    for step in range(1, steps):
+        out = min(16 * 2**step, 96)
+        layers += _convolution(channels, out, stride=2)
+        channels = out
+    return Cells(nn.Sequential(*layers), channels)
+
+
+def _under_cells(x: Float[Tensor, "n c h w"], window: int, stride: int) -> Float[Tensor, "n k g g"]:
+    """The map itself if it has the cells already, else mean and deviation under each of them."""
+    if window == 1:
+        return x
+    mean = functional.avg_pool2d(x, window, stride, ceil_mode=True)
+    square = functional.avg_pool2d(x * x, window, stride, ceil_mode=True)
+    return torch.cat([mean, (square - mean * mean).clamp_min(_LEAST_VARIANCE).sqrt()], dim=1)
+
+
+def _convolution(channels: int, out: int, *, stride: int) -> list[nn.Module]:
+    # Statistics over the batch: without them, or with a norm over each crop, learning takes
+    # several times as many steps on the demo (docs/experiments.md).
+    return [
+        nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(out),
+        nn.GELU(),
+    ]
