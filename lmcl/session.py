@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from lmcl.checkpoint import Position, State, read_checkpoint, read_newest
 from lmcl.config import Config, binding_differences, flatten, parse_config
-from lmcl.encoders import load_weights
+from lmcl.encoders import load_weights, suit_attention
 from lmcl.engine import Run, restore, train, training_crops
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place
@@ -110,6 +110,7 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
     )
     load_weights(student.encoder, config.encoder)
     student.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    suit_attention(student.encoder, accelerator.device)
     teacher = Teacher(student, config.teacher)
     if config.runtime.micro_batch:
         check_divisible(student)

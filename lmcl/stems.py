@@ -1,6 +1,6 @@
 """Convolutions in front of a short vision transformer: pixels become one feature vector a cell.
 
-`SqueezeLevels` reads pretrained convolutions at four depths, as what a codec, a lens or a sensor
+`SqueezeLevels` reads pretrained convolutions at three depths, as what a codec, a lens or a sensor
 did to a picture is gone from the last one (docs/decisions/0006). `small_stem` learns from scratch.
 """
 
@@ -15,15 +15,18 @@ from torch.nn import functional
 
 from lmcl.errors import ConfigError
 
-_TAPS = {4: (128, 7, 4), 7: (256, 3, 2), 9: (384, 1, 1), 12: (512, 1, 1)}
+_TAPS = {4: (128, 7, 4), 7: (256, 3, 2), 12: (512, 1, 1)}
 """Module of SqueezeNet 1.1 -> its channels, and the window and stride in its own pixels whose means
 lie on the cells of the last level: those of the pools that stand between."""
-_LEAST_VARIANCE = 1e-4
-"""A flat region has no deviation, and the square root no slope there."""
+_LEAST_SQUARE = 1e-4
+"""Where nothing fires the square root would have no slope."""
 
 
 class SqueezeLevels(nn.Module):
-    """ImageNet SqueezeNet 1.1, read at four depths: mean and deviation under every last cell.
+    """ImageNet SqueezeNet 1.1 at three depths: means and root mean squares under each last cell.
+
+    Root mean squares rather than deviations: after a ReLU they say the same beside the mean, and no
+    difference of two near numbers is lost in bfloat16.
 
     Args:
         frozen: How many of the first modules keep their weights; no graph is kept for them, as
@@ -48,14 +51,14 @@ class SqueezeLevels(nn.Module):
         )
 
     def forward(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t c"]:
-        """Features of every cell, in reading order, float32."""
+        """Features of every cell, in reading order."""
         levels, x = [], pixels
         for place, layer in enumerate(self.layers):
             with torch.set_grad_enabled(torch.is_grad_enabled() and place >= self.frozen):
                 x = layer(x)
             if place in _TAPS:
                 _, window, stride = _TAPS[place]
-                levels.append(_under_cells(x.float(), window, stride))
+                levels.append(_under_cells(x, window, stride))
         return torch.cat(
             [
                 norm(level.flatten(2).transpose(1, 2))
@@ -116,12 +119,12 @@ def small_stem(patch: int) -> Cells:
 
 
 def _under_cells(x: Float[Tensor, "n c h w"], window: int, stride: int) -> Float[Tensor, "n k g g"]:
-    """The map itself if it has the cells already, else mean and deviation under each of them."""
+    """The map itself if it has the cells already, else mean and root mean square under each."""
     if window == 1:
         return x
     mean = functional.avg_pool2d(x, window, stride, ceil_mode=True)
     square = functional.avg_pool2d(x * x, window, stride, ceil_mode=True)
-    return torch.cat([mean, (square - mean * mean).clamp_min(_LEAST_VARIANCE).sqrt()], dim=1)
+    return torch.cat([mean, square.clamp_min(_LEAST_SQUARE).sqrt()], dim=1)
 
 
 def _convolution(channels: int, out: int, *, stride: int) -> list[nn.Module]:

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from lmcl.encoders import EncoderConfig, TimmEncoder, load_weights, make_encoder
+from lmcl.encoders import EncoderConfig, TimmEncoder, load_weights, make_encoder, suit_attention
 from lmcl.errors import ConfigError, LmclError
 from lmcl.model import DecoderConfig, QualityModel
 
@@ -59,6 +59,17 @@ def test_attention_is_what_the_layers_use() -> None:
     qkv = attention.qkv(x).reshape(1, x.shape[1], 3, 3, 16).permute(2, 0, 3, 1, 4)
     weights = ((qkv[0] * attention.scale) @ qkv[1].transpose(-2, -1)).softmax(dim=-1)
     torch.testing.assert_close(maps.flatten(1), weights.mean(dim=1)[:, 0, 1:])
+
+
+@ALL
+def test_attention_spelled_out_gives_what_the_fused_one_gives(config: EncoderConfig) -> None:
+    model, crops = build(config), torch.randn(2, 3, 64, 64)
+    fused = model(crops)
+    suit_attention(model.encoder, torch.device("cpu"))
+    assert not any(attention.fused_attn for attention in model.encoder.attentions())
+    spelled = model(crops)
+    torch.testing.assert_close(spelled.score, fused.score, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(spelled.embedding, fused.embedding, atol=1e-5, rtol=1e-4)
 
 
 @ALL
