@@ -44,6 +44,9 @@ def krcc(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Kendall's tau-b, the form that reproduces TID2013's published table; NaN as `plcc`."""
     if len(x) < 2 or is_constant(x) or is_constant(y):
         return math.nan
+    if len(x) == 2:
+        # scipy divides by n - 2 for a p-value that nobody asked for.
+        return plcc(x, y)
     return float(stats.kendalltau(x, y, variant="b", method="asymptotic").statistic)
 
 

@@ -94,3 +94,8 @@ def test_no_interval_where_none_is_defined() -> None:
     assert plcc_interval(1.0, 50) is None
     assert srcc_interval(math.nan, 50) is None
     assert krcc_interval(0.5, 4) is None
+
+
+@pytest.mark.parametrize(("second", "tau"), [(3.0, 1.0), (0.5, -1.0)])
+def test_two_images_agree_or_disagree(second: float, tau: float) -> None:
+    assert krcc(np.array([1.0, 2.0]), np.array([1.0, second])) == tau
