@@ -1,10 +1,16 @@
 """`lmcl bench score`: a folder of JPEGs through `lmcl score`, beside the bare model on ready crops.
 
-Both cases run in one process on the same cores, in turns. The model is a ViT-S of random weights,
-ten crops of 224 pixels an image: what it answers does not matter here, what it costs does.
+All cases run in turns in one sitting on the same cores: `bare_model` and `lmcl_score` in this
+process, with `--pyiqa` also pyiqa's own command in the other environment's process. The model is a
+ViT-S of random weights: what it answers does not matter here, what it costs does. On a machine that
+others use, trust the processor time and not the clock.
 """
 
+import dataclasses
+import json
+import subprocess
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
@@ -12,18 +18,30 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lmcl.bench.record import append, cpu_seconds, make_record, timed, to_json
+from lmcl.bench import pyiqa_driver
+from lmcl.bench.record import append, make_record, timed, to_json
 from lmcl.encoders import EncoderConfig
+from lmcl.errors import LmclError
 from lmcl.model import DecoderConfig
 from lmcl.release import ModelCard, ReleasedModel, ScoreScale, build_model
 from lmcl.saliency import SaliencyConfig
 from lmcl.scoring.inputs import list_items
 from lmcl.scoring.job import Job, score_items
-from lmcl.scoring.scorer import Scorer
+from lmcl.scoring.scorer import Precision, Scorer
 from pipeline.boxes import CropConfig
 
+SIDE = 512
 
-def make_photos(folder: Path, count: int, *, side: int = 512) -> None:
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What one round of one case took."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def make_photos(folder: Path, count: int, *, side: int = SIDE) -> None:
     """JPEGs with a photograph's size in bytes: low frequencies and a little noise."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
@@ -34,13 +52,15 @@ def make_photos(folder: Path, count: int, *, side: int = 512) -> None:
         Image.fromarray(noisy.astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
 
 
-def make_scorer(encoder: str, device: str) -> Scorer:
-    """A model of random weights with the paper's crops."""
+def make_scorer(
+    encoder: str, device: str, *, crops: int = 10, precision: Precision = "float32"
+) -> Scorer:
+    """A model of random weights with the paper's crops, `crops` of them an image."""
     torch.manual_seed(0)
     card = ModelCard(
         encoder=EncoderConfig(name=encoder),
         decoder=DecoderConfig(),
-        crops=CropConfig(),
+        crops=CropConfig(evaluation=crops),
         saliency=SaliencyConfig(),
         score=ScoreScale(kind="mos", low=0.0, high=100.0, higher_is_better=True),
         training_set="benchmark",
@@ -48,7 +68,8 @@ def make_scorer(encoder: str, device: str) -> Scorer:
         split_hash="",
         decode="torch-pillow",
     )
-    return Scorer(ReleasedModel(model=build_model(card), card=card), device=device)
+    released = ReleasedModel(model=build_model(card), card=card)
+    return Scorer(released, device=device, precision=precision)
 
 
 def bare(scorer: Scorer, images: int) -> None:
@@ -56,7 +77,7 @@ def bare(scorer: Scorer, images: int) -> None:
     crops = scorer.card.crops
     shape = (scorer.batch_images * crops.evaluation, 3, crops.size, crops.size)
     ready = torch.randn(shape, device=scorer.device).to(memory_format=torch.channels_last)
-    with torch.inference_mode():
+    with torch.inference_mode(), scorer.autocast():
         for _ in range(-(-images // scorer.batch_images)):
             scorer.model(ready).score.cpu()
 
@@ -68,50 +89,126 @@ def whole(scorer: Scorer, folder: Path, output: Path, threads: int) -> None:
     score_items(scorer, list_items([str(folder)]), job)
 
 
+def pyiqa(python: Path, metric: str, folder: Path, crops: int) -> Spent:
+    """Run pyiqa's command on the folder, in its own environment; timed from the loaded metric on.
+
+    Raises:
+        LmclError: If it fails; exit code 1.
+    """
+    done = subprocess.run(
+        [python, pyiqa_driver.__file__, metric, str(folder), str(crops)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,  # away from this project, whose packages must not be found
+    )
+    if done.returncode:
+        raise LmclError(
+            f"{python}: pyiqa did not run; `python -m venv ENV && ENV/bin/pip install pyiqa`, then "
+            f"--pyiqa ENV/bin/python. It said:\n{done.stderr[-800:]}",
+            exit_code=1,
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Spent(wall_s=found["seconds"], cpu_s=found["cpu_seconds"])
+
+
+def run_rounds(cases: Mapping[str, Callable[[], Spent]], rounds: int) -> dict[str, list[Spent]]:
+    """All cases in turns, so that what disturbs the machine disturbs them alike."""
+    spent: dict[str, list[Spent]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            spent[name].append(case())
+    return spent
+
+
 @click.command()
 @click.option("--images", default=24, show_default=True, help="Images per round.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds; both cases in each.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds; every case in each.")
+@click.option("--crops", default=10, show_default=True, help="Crops an image, in every case.")
 @click.option("--encoder", default="deit3_small_patch16_224", show_default=True, help="Model.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of bare_model and lmcl_score.",
+)
 @click.option("--threads", default=2, show_default=True, help="Decoding threads.")
+@click.option(
+    "--pyiqa",
+    "python",
+    type=click.Path(path_type=Path),
+    help="Python of an environment with pyiqa: its command runs beside ours.",
+)
+@click.option(
+    "--pyiqa-metric",
+    type=click.Choice(["hyperiqa", "vit-s"]),
+    default="hyperiqa",
+    show_default=True,
+    help="hyperiqa: ResNet-50 on 224 crops; vit-s: our size of network in pyiqa's loop.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Append records there.")
 def command(
-    images: int, rounds: int, encoder: str, device: str, threads: int, json_file: Path | None
+    images: int,
+    rounds: int,
+    crops: int,
+    encoder: str,
+    device: str,
+    precision: Precision,
+    threads: int,
+    python: Path | None,
+    pyiqa_metric: str,
+    json_file: Path | None,
 ) -> None:
     """Score a folder of 512 x 512 JPEGs, and the bare model on the same number of crops."""
-    scorer = make_scorer(encoder, device)
-    crops = images * scorer.card.crops.evaluation
-    speeds: dict[str, list[float]] = {"bare_model": [], "lmcl_score": []}
-    used = dict.fromkeys(speeds, 0.0)
+    scorer = make_scorer(encoder, device, crops=crops, precision=precision)
     with tempfile.TemporaryDirectory() as place:
         folder, output = Path(place) / "photos", Path(place) / "scores.csv"
         make_photos(folder, images)
         bare(scorer, scorer.batch_images)
         whole(scorer, folder, output, threads)
-        for _ in range(rounds):
-            for name, call in (
-                ("bare_model", lambda: bare(scorer, images)),
-                ("lmcl_score", lambda: whole(scorer, folder, output, threads)),
-            ):
-                start = cpu_seconds()
-                seconds, _ = timed(call)
-                speeds[name].append(crops / seconds)
-                used[name] += cpu_seconds() - start
+        cases = {
+            "bare_model": lambda: Spent(*timed(lambda: bare(scorer, images))),
+            "lmcl_score": lambda: Spent(*timed(lambda: whole(scorer, folder, output, threads))),
+        }
+        if python is not None:
+            cases[f"pyiqa_{pyiqa_metric}"] = lambda: pyiqa(python, pyiqa_metric, folder, crops)
+        spent = run_rounds(cases, rounds)
     records = [
         make_record(
             "score",
             name,
-            values,
+            [images * crops / s.wall_s for s in found],
             unit="crops/s",
-            params={"images": images, "encoder": encoder, "side": 512, "threads": threads},
-            cpu_ms_per_image=1000.0 * used[name] / (rounds * images),
+            params={
+                "images": images,
+                "crops": crops,
+                "encoder": encoder,
+                "side": SIDE,
+                "threads": threads,
+                "precision": precision,
+            },
+            cpu_ms_per_image=1000.0 * float(np.median([s.cpu_s for s in found])) / images,
             device=None if device == "cpu" else torch.cuda.get_device_name(),
         )
-        for name, values in speeds.items()
+        for name, found in spent.items()
     ]
     for record in records:
         click.echo(to_json(record))
-    share = [s / b for s, b in zip(speeds["lmcl_score"], speeds["bare_model"], strict=True)]
-    click.echo(f"lmcl score reaches {np.median(share):.1%} of the bare model (median of rounds)")
+    for name in spent:
+        if name != "lmcl_score":
+            click.echo(_against(spent, name))
     if json_file is not None:
         append(records, json_file)
+
+
+def _against(spent: Mapping[str, list[Spent]], other: str) -> str:
+    """`lmcl_score` beside another case: median over the rounds of the paired ratios."""
+    pairs = list(zip(spent["lmcl_score"], spent[other], strict=True))
+    wall = float(np.median([theirs.wall_s / ours.wall_s for ours, theirs in pairs]))
+    cpu = float(np.median([theirs.cpu_s / ours.cpu_s for ours, theirs in pairs]))
+    return (
+        f"lmcl_score / {other}: {wall:.3f} by the clock, {cpu:.3f} by processor time "
+        f"(above 1: lmcl_score is faster; median of {len(pairs)} paired rounds)"
+    )

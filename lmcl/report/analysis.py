@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lmcl.metrics import Evaluation, evaluate
 from lmcl.predictions import NO_LEVEL, Predictions
 from lmcl.report.run import RunData
+from lmcl.report.scope import Scope
 
 FEW = 10
 """Below this many images a figure is printed in grey."""
@@ -39,6 +40,17 @@ class Cell:
     """Mean of prediction minus score."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Other:
+    """Predictions beside the headline part: another part, or another set."""
+
+    name: str
+    """Of the predictions file."""
+    evaluation: Evaluation
+    scope: Scope | None
+    """What they are about, if that was written down."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Analysis:
     """The headline part of one run, taken apart."""
@@ -51,7 +63,7 @@ class Analysis:
     """Prediction minus score per image; NaN if unlabelled."""
     portions: tuple[Portion, ...]
     cells: tuple[Cell, ...]
-    others: tuple[tuple[str, Evaluation], ...]
+    others: tuple[Other, ...]
     """Other parts, and other sets, of the same run."""
     best: NDArray[np.int64]
     """Rows of the smallest absolute errors, smallest first."""
@@ -78,7 +90,9 @@ def analyse(run: RunData, *, pictures: int = 16) -> Analysis:
         portions=(*_portions(p, "subset"), *_portions(p, "distortion")),
         cells=tuple(_cells(p)),
         others=tuple(
-            (name, _evaluate(other)) for name, other in run.predictions.items() if name != run.part
+            Other(name=name, evaluation=_evaluate(table), scope=run.scopes.get(name))
+            for name, table in run.predictions.items()
+            if name != run.part
         ),
         best=order[:pictures],
         worst=order[::-1][:pictures],

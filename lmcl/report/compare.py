@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from lmcl import statistics
 from lmcl.report.analysis import Analysis
+from lmcl.report.matrix import Entry, matrix
 from lmcl.statistics import Difference, Verdict
 
 # Runs that differ in nothing but these are one model on several splits.
 _NOT_THE_MODEL = ("split", "seed", "root", "cache", "output", "backend", "threads")
+
+_OTHER_IMAGES = "different test images; only their splits can be compared"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +71,10 @@ class Comparison:
     models: tuple[Model, ...]
     pairs: tuple[Pair, ...]
     split_pairs: tuple[SplitPair, ...]
+    matrix: tuple[Entry, ...]
+    """Every model on its own set and on those `lmcl eval` judged it on."""
     refusals: tuple[str, ...]
-    """Pairs that cannot be compared, and why."""
+    """Pairs that cannot be compared, and why; one sentence per reason."""
     differing: tuple[tuple[str, tuple[str, ...]], ...]
     """Settings that are not the same in all runs, with the value of each run."""
 
@@ -83,6 +88,7 @@ class Comparison:
                     {"name": m.name, "runs": [a.run.name for a in m.runs], **summary(m)}
                     for m in self.models
                 ],
+                "matrix": [{**dataclasses.asdict(e), "column": e.column} for e in self.matrix],
                 "refusals": list(self.refusals),
                 "differing_settings": {name: list(values) for name, values in self.differing},
             }
@@ -93,15 +99,20 @@ class Comparison:
 def compare(analyses: Sequence[Analysis]) -> Comparison:
     """Compare every run with every other one on the images they share entirely."""
     pairs: list[Pair] = []
-    refusals: list[str] = []
+    refused: dict[str, list[str]] = {}
+    models = _models(analyses)
+    repeated = {a.run.root for m in models if len(m.runs) > 1 for a in m.runs}
     for a, b in itertools.combinations(analyses, 2):
         why = _why_not(a, b)
+        split_of = [x.run.protocol.get("split", "") for x in (a, b)]
+        on_splits = {a.run.root, b.run.root} <= repeated and split_of[0] != split_of[1]
+        if why == _OTHER_IMAGES and on_splits:
+            continue  # splits of one model, or of two: the section on splits compares those
         if why:
-            refusals.append(f"{a.run.name} and {b.run.name}: {why}")
+            refused.setdefault(why, []).append(f"{a.run.name} and {b.run.name}")
         else:
             pairs.append(_pair(a, b))
     corrected = statistics.holm([p.difference.p for p in pairs])
-    models = _models(analyses)
     return Comparison(
         analyses=tuple(analyses),
         models=models,
@@ -109,7 +120,8 @@ def compare(analyses: Sequence[Analysis]) -> Comparison:
             dataclasses.replace(p, p_holm=q) for p, q in zip(pairs, corrected, strict=True)
         ),
         split_pairs=tuple(_split_pairs(models)),
-        refusals=tuple(refusals),
+        matrix=matrix([(m.name, m.runs) for m in models]),
+        refusals=tuple(f"{_few(names)}: {why}" for why, names in refused.items()),
         differing=_differing(analyses),
     )
 
@@ -131,7 +143,7 @@ def _why_not(a: Analysis, b: Analysis) -> str:
     if a.run.set_name != b.run.set_name:
         return "different sets"
     if not np.array_equal(p.id, q.id):
-        return "different test images; only their splits can be compared"
+        return _OTHER_IMAGES
     if not np.array_equal(p.mos, q.mos, equal_nan=True):
         return "the same images with different scores: the label files differ"
     bad = [x.run.name for x in (a, b) if "srcc" in x.evaluation.reasons]
@@ -165,6 +177,8 @@ def _models(analyses: Sequence[Analysis]) -> tuple[Model, ...]:
         kept = ((k, v) for k, v in a.run.config.items() if k.split(".")[-1] not in _NOT_THE_MODEL)
         # Without a configuration nothing says that two runs are the same model.
         key = tuple(sorted(kept)) if a.run.config else (("", a.run.name),)
+        # The set stands in the settings as a place only, and places do not count.
+        key = (("trained on", a.run.set_name), *key)
         groups.setdefault(key, []).append(a)
     return tuple(Model(name=runs[0].run.name, runs=tuple(runs)) for runs in groups.values())
 
@@ -199,6 +213,11 @@ def _split_pairs(models: Sequence[Model]) -> list[SplitPair]:
             )
         )
     return found
+
+
+def _few(names: Sequence[str], most: int = 6) -> str:
+    rest = f" and {len(names) - most} more pairs" if len(names) > most else ""
+    return "; ".join(names[:most]) + rest
 
 
 def _differing(analyses: Sequence[Analysis]) -> tuple[tuple[str, tuple[str, ...]], ...]:

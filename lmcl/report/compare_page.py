@@ -8,10 +8,11 @@ import numpy as np
 
 from lmcl.report import figures as draw
 from lmcl.report.analysis import FEW, Analysis
-from lmcl.report.compare import Comparison, summary
+from lmcl.report.compare import Comparison, Model, summary
 from lmcl.report.markup import UNKNOWN, figure, row, section, shown, span, table
+from lmcl.report.matrix import Entry, columns
 from lmcl.report.page import page
-from lmcl.report.published import published_for
+from lmcl.report.published import published_across, published_for
 from lmcl.statistics import Verdict
 
 _NO_IMAGES = '{"rows":[],"thumbs":{}}'
@@ -185,17 +186,27 @@ def _portions(c: Comparison) -> str:
     names = dict.fromkeys((p.kind, p.name) for a in c.analyses for p in a.portions)
     if not names:
         return ""
-    found = [{(p.kind, p.name): p.evaluation for p in a.portions} for a in c.analyses]
     rows = []
     for key in names:
-        values = [f[key].srcc if key in f else math.nan for f in found]
-        n = max(f[key].n for f in found if key in f)
+        found = [_portion(m, key) for m in c.models]
+        values = [value for value, _ in found]
+        n = max(count for _, count in found)
         top = max((v for v in values if math.isfinite(v)), default=math.nan)
         cells = [f"<b>{shown(v)}</b>" if v == top and n >= FEW else shown(v) for v in values]
         rows.append(row([escape(key[1]), key[0], str(n), *cells], "few" if n < FEW else ""))
-    head = ["", "", "Images", *(escape(a.run.name) for a in c.analyses)]
-    note = "Rank correlation inside each group; the highest of a row is bold."
+    head = ["", "", "Images", *(escape(m.name) for m in c.models)]
+    several = any(len(m.runs) > 1 for m in c.models)
+    over = "; medians over the splits, and the most images of a split" if several else ""
+    note = f"Rank correlation inside each group{over}. The highest of a row is bold."
     return section("portions", "By subset and distortion", note, table(head, rows))
+
+
+def _portion(m: Model, key: tuple[str, str]) -> tuple[float, int]:
+    """Median rank correlation of a model's runs inside a group, and the images of the largest."""
+    found = [p.evaluation for a in m.runs for p in a.portions if (p.kind, p.name) == key]
+    values = [e.srcc for e in found if math.isfinite(e.srcc)]
+    middle = float(np.median(values)) if values else math.nan
+    return middle, max((e.n for e in found), default=0)
 
 
 def _scatters(c: Comparison) -> str:
@@ -221,27 +232,76 @@ def _scatters(c: Comparison) -> str:
 
 def _sets(c: Comparison) -> str:
     """Cross-set matrix: trained on one set, tested on others."""
-    others = dict.fromkeys(
-        name for a in c.analyses for name, _ in a.others if name not in ("train", "val", "test")
-    )
-    if not others:
+    if all(e.own for e in c.matrix):
         return ""
+    names = columns(c.matrix)
     rows = []
-    for a in c.analyses:
-        found = dict(a.others)
-        cells = [
-            f"{shown(found[o].srcc)} <small>{shown(found[o].plcc_fit4)}</small>"
-            if o in found
-            else UNKNOWN
-            for o in others
-        ]
-        own = f"{shown(a.evaluation.srcc)} <small>{shown(a.evaluation.plcc_raw)}</small>"
-        rows.append(
-            row([f"{escape(a.run.name)} <small>({escape(a.run.set_name)})</small>", own, *cells])
+    for model in dict.fromkeys(e.model for e in c.matrix):
+        entries = {e.column: e for e in c.matrix if e.model == model}
+        own = next(e for e in entries.values() if e.own)
+        runs = f", median of {own.runs} runs" if own.runs > 1 else ""
+        title = f"{escape(own.trained_on)} <small>({escape(model)}{runs})</small>"
+        cells = "".join(_set_cell(entries.get(name)) for name in names)
+        rows.append(f"<tr><td>{title}</td>{cells}</tr>")
+    note = (
+        "Large: SRCC. Small: PLCC, raw on a model's own test part (framed), after the mapping on "
+        "other sets; below, what others have published, under their protocols."
+    )
+    body = table(["Trained on", *(escape(n) for n in names)], rows, "matrix")
+    body += _set_facts(c, names)
+    return section("sets", "Across sets", note, body)
+
+
+def _set_cell(e: Entry | None) -> str:
+    if e is None:
+        return f"<td>{UNKNOWN}</td>"
+    pearson = e.plcc_raw if e.own else e.plcc_fit4
+    others = (
+        ""
+        if e.own
+        else "".join(
+            f"<br><small>{escape(p.model)} {shown(p.srcc)}</small>"
+            for p in published_across(e.trained_on, e.tested_on)
         )
-    note = "SRCC, and small beside it PLCC: raw on the own set, after the mapping on others."
-    head = ["Trained on", "Own test part", *(escape(o) for o in others)]
-    return section("sets", "Across sets", note, table(head, rows))
+    )
+    kind = "own" if e.own else ""
+    return (
+        f'<td class="{kind}" title="{escape(_set_title(e))}">{shown(e.srcc)} '
+        f"<small>{shown(pearson)}</small>{others}</td>"
+    )
+
+
+def _set_title(e: Entry) -> str:
+    over = f", median of {e.splits} splits" if e.splits > 1 else ""
+    return f"{e.n} images{over}; {e.direction}; mapping {e.mapping}"
+
+
+def _set_facts(c: Comparison, names: Sequence[str]) -> str:
+    """What each column is about, in words: hovering is not for everybody."""
+    rows = []
+    for name in names:
+        here = [e for e in c.matrix if e.column == name]
+        across = [e for e in here if not e.own]
+        scale = next((e.scale for e in here if math.isfinite(e.scale.low)), here[0].scale)
+        turned = sorted({f"from {e.trained_on}: {e.direction}" for e in across})
+        counts = sorted({e.n for e in across})
+        which = sorted({e.rule if e.splits > 1 else "all images" for e in across})
+        left = max((e.left_out for e in across), default=0)
+        judged = f"{', '.join(which)}, {counts[0]} images" if across else UNKNOWN
+        cells = [
+            escape(name),
+            escape(scale.label),
+            escape(judged + (f", {left} training images left out" if left else "")),
+            escape("; ".join(turned)) or UNKNOWN,
+            escape("; ".join(sorted({e.mapping for e in across}))) or UNKNOWN,
+        ]
+        rows.append(f"<tr><td>{cells[0]}</td>{''.join(_words(x) for x in cells[1:])}</tr>")
+    head = ["Tested on", "<Scale", "<Judged across sets", "<Direction", "<Mapping"]
+    return table(head, rows)
+
+
+def _words(text: str) -> str:
+    return f'<td class="text">{text}</td>'
 
 
 def _settings(c: Comparison) -> str:

@@ -14,27 +14,9 @@ from numpy.typing import NDArray
 
 from lmcl.errors import LmclError
 from lmcl.predictions import Predictions, read_csv
+from lmcl.report.scope import Scale, Scope, read_scope
 
 _PARTS = ("test", "val", "train")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scale:
-    """The scale scores and predictions stand in."""
-
-    kind: str
-    """mos, dmos, or empty if unknown."""
-    low: float
-    """Lower end of the set's own range; NaN if unknown."""
-    high: float
-    """Upper end."""
-    higher_is_better: bool
-    """False for DMOS sets in which larger means worse."""
-
-    @property
-    def name(self) -> str:
-        """How the scores are called on axes."""
-        return self.kind.upper() or "score"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +40,8 @@ class RunData:
     """The part the headline is about."""
     predictions: Mapping[str, Predictions]
     """By part, or by data set for cross-set evaluations."""
+    scopes: Mapping[str, Scope]
+    """Where `lmcl eval` wrote down what a predictions file is about; by its name."""
     scale: Scale
     config: Mapping[str, str]
     """Flattened configuration: `train.seed` -> `123`."""
@@ -101,7 +85,9 @@ def read_run(root: Path) -> RunData:
     if not root.is_dir():
         raise LmclError(f"{root}: no such run folder; `lmcl train` makes one", exit_code=4)
     missing: list[str] = []
-    predictions = _read_predictions(root)
+    files = _prediction_files(root)
+    predictions = {file.stem: read_csv(file) for file in files}
+    scopes = {file.stem: scope for file in files if (scope := read_scope(file))}
     protocol = _flatten(_read_json(root / "protocol.json", missing, "the protocol box"))
     part = _headline_part(predictions, protocol.get("part", ""))
     run = RunData(
@@ -109,6 +95,7 @@ def read_run(root: Path) -> RunData:
         name=root.resolve().name,
         part=part,
         predictions=predictions,
+        scopes=scopes,
         scale=_scale(protocol),
         config=_flatten(_read_toml(root / "config.toml", missing)),
         environment=_flatten(_read_json(root / "environment.json", missing, "the machine")),
@@ -121,7 +108,7 @@ def read_run(root: Path) -> RunData:
     return dataclasses.replace(run, missing=(*missing, *_missing_pictures(run)))
 
 
-def _read_predictions(root: Path) -> dict[str, Predictions]:
+def _prediction_files(root: Path) -> list[Path]:
     files = sorted((root / "predictions").glob("*.csv"))
     if not files:
         raise LmclError(
@@ -129,7 +116,7 @@ def _read_predictions(root: Path) -> dict[str, Predictions]:
             f"`lmcl train --resume auto` or evaluate it with `lmcl eval {root}`",
             exit_code=4,
         )
-    return {file.stem: read_csv(file) for file in files}
+    return files
 
 
 def _headline_part(predictions: Mapping[str, Predictions], asked: str) -> str:

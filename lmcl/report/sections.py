@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcl.report import figures as draw
-from lmcl.report.analysis import FEW, Analysis, Cell, Portion
+from lmcl.report.analysis import FEW, Analysis, Cell, Other, Portion
 from lmcl.report.markup import (
     UNKNOWN,
     facts,
@@ -23,7 +23,7 @@ from lmcl.report.markup import (
     table,
 )
 from lmcl.report.pictures import shot
-from lmcl.report.published import Published, published_for
+from lmcl.report.published import Published, published_across, published_for
 from lmcl.report.svg import colour
 
 _RAMP = '<span class="key"><i class="ramp"></i>scores, worst to best</span>'
@@ -77,7 +77,8 @@ def portions(a: Analysis) -> str:
         if some:
             parts.append(f"<h3>{title}</h3>" + _portion_table(some, a))
     if a.cells:
-        parts.append("<h3>Mean absolute error by distortion and level</h3>" + _heat_map(a))
+        heading = "<h3>Mean absolute error by distortion and level; small: images</h3>"
+        parts.append(heading + _heat_map(a))
     if not parts:
         return ""
     note = (
@@ -181,7 +182,7 @@ def protocol(a: Analysis) -> str:
     machine = {
         "Trained for": _duration(p.get("train_seconds", "")),
         "Images per second": _rate(a),
-        **{k: v for k, v in env.items() if k not in ("decode", "git_dirty")},
+        **{_machine_name(k): v for k, v in env.items() if k not in ("decode", "git_dirty")},
         "Uncommitted changes": {"true": "yes", "false": "no"}.get(env.get("git_dirty", ""), ""),
     }
     config = facts(a.run.config)
@@ -200,21 +201,40 @@ def others(a: Analysis) -> str:
     if not a.others:
         return ""
     rows = [
-        row(
-            [
-                escape(name),
-                str(e.n),
-                *(shown(e.figure(f)) for f in ("srcc", "plcc_raw", "plcc_fit4")),
-            ]
-        )
-        for name, e in a.others
+        row(_other_cells(other)).replace("</tr>", f"{_other_words(a, other)}</tr>")
+        for other in a.others
     ]
     note = (
         f"The same weights, trained on {escape(a.run.set_name)}. For other sets look at the fitted "
         "PLCC: their scale is not the one the model answers in."
     )
-    head = ["", "Images", "SRCC", "PLCC, raw", "PLCC, fitted"]
+    head = ["", "Images", "SRCC", "PLCC, raw", "PLCC, fitted", "<Scale, direction, mapping"]
     return section("others", "Other parts and other sets", note, table(head, rows))
+
+
+def _other_cells(other: Other) -> list[str]:
+    e = other.evaluation
+    figures = (shown(e.figure(f)) for f in ("srcc", "plcc_raw", "plcc_fit4"))
+    return [escape(other.name), str(e.n), *figures]
+
+
+def _other_words(a: Analysis, other: Other) -> str:
+    scope = other.scope
+    if scope is None:
+        return f'<td class="text">{UNKNOWN}</td>'
+    words = [scope.scale.label, scope.direction, f"mapping {scope.mapping}"]
+    if scope.splits:
+        middle = float(np.median([math.nan if s.srcc is None else s.srcc for s in scope.splits]))
+        words.append(f"median SRCC of {len(scope.splits)} splits {shown(middle)}")
+    if scope.left_out:
+        words.append(f"{scope.left_out} training images left out")
+    if not scope.left_out_known:
+        words.append("not searched for training images")
+    words += [
+        f"{p.model} {shown(p.srcc)} (published)"
+        for p in published_across(a.run.set_name, scope.tested_on)
+    ]
+    return f'<td class="text">{escape("; ".join(words))}</td>'
 
 
 def hero(a: Analysis) -> str:
@@ -318,6 +338,13 @@ def _heat_map(a: Analysis) -> str:
     return table(["", *(f"level {level}" for level in levels)], rows, "map")
 
 
+def _machine_name(key: str) -> str:
+    if key.startswith("versions."):
+        return key.removeprefix("versions.")
+    known = {"git_commit": "Commit", "world_size": "Processes", "cores": "Processor cores"}
+    return known.get(key, key.replace("_", " ").capitalize())
+
+
 def _heat_cell(cell: Cell | None, most: float) -> str:
     if cell is None or not math.isfinite(cell.mae):
         return f"<td>{UNKNOWN}</td>"
@@ -328,7 +355,8 @@ def _heat_cell(cell: Cell | None, most: float) -> str:
     title = f"{cell.n} images, mean error {shown(cell.bias, 2)}"
     back = f"background:color-mix(in srgb, {tint} {'18' if few else '46'}%, transparent)"
     return (
-        f'<td class="heat{few}" style="{back}" title="{title}">{filter_button(label, where)}</td>'
+        f'<td class="heat{few}" style="{back}" title="{title}">{filter_button(label, where)}'
+        f"<small>{cell.n}</small></td>"
     )
 
 

@@ -1,6 +1,7 @@
 """The report without pictures: Markdown for people, JSON and CSV for programs."""
 
 import csv
+import dataclasses
 import io
 import json
 from typing import Any
@@ -11,6 +12,7 @@ from lmcl.report.analysis import Analysis
 from lmcl.report.compare import Comparison
 from lmcl.report.markup import figure_name, shown, span
 from lmcl.report.published import published_for
+from lmcl.report.scope import SplitFigures
 
 SCHEMA = "lmcl-report/1"
 """Name and version of results.json; the number rises when a field changes its meaning."""
@@ -77,6 +79,7 @@ def comparison_markdown(c: Comparison) -> str:
             f"{' | '.join(shown(t.p) for t in p.tests)} |"
             for p in c.split_pairs
         ]
+    lines += _matrix_lines(c)
     lines += ["", *(f"* not compared: {r}" for r in c.refusals)] if c.refusals else []
     lines += ["", "## Settings that differ", ""]
     lines += [f"* {name}: {' / '.join(values)}" for name, values in c.differing] or ["none"]
@@ -95,7 +98,14 @@ def results(a: Analysis) -> dict[str, Any]:
             {"kind": p.kind, "name": p.name, "bias": _null(p.bias), **p.evaluation.to_json()}
             for p in a.portions
         ],
-        "others": [{"name": name, **e.to_json()} for name, e in a.others],
+        "others": [
+            {
+                "name": o.name,
+                "scope": dataclasses.asdict(o.scope) if o.scope else None,
+                **o.evaluation.to_json(),
+            }
+            for o in a.others
+        ],
         "missing": list(a.run.missing),
     }
 
@@ -117,8 +127,11 @@ def results_csv(analyses: list[Analysis]) -> str:
         writer.writerow([*place, a.run.part, "all", "", *_cells(a.evaluation)])
         for p in a.portions:
             writer.writerow([*place, a.run.part, p.kind, p.name, *_cells(p.evaluation)])
-        for name, e in a.others:
-            writer.writerow([*place, name, "all", "", *_cells(e)])
+        for o in a.others:
+            tested = o.scope.tested_on if o.scope else a.run.set_name
+            writer.writerow([a.run.name, tested, o.name, "all", "", *_cells(o.evaluation)])
+            for s in o.scope.splits if o.scope else ():
+                writer.writerow([a.run.name, tested, o.name, "split", s.name, *_split_cells(s)])
     return out.getvalue()
 
 
@@ -141,6 +154,32 @@ def _cells(e: Evaluation) -> list[str]:
     interval = e.intervals.get("srcc")
     ends = [f"{interval.low:.6f}", f"{interval.high:.6f}"] if interval else ["", ""]
     return [str(e.n), str(e.n_groups), *("" if v != v else f"{v:.6f}" for v in figures), *ends]
+
+
+def _split_cells(s: SplitFigures) -> list[str]:
+    values = [getattr(s, name, None) for name in FIGURES]
+    return [str(s.n), "", *("" if v is None else f"{v:.6f}" for v in values), "", ""]
+
+
+def _matrix_lines(c: Comparison) -> list[str]:
+    if all(e.own for e in c.matrix):
+        return []
+    head = (
+        "| trained on | tested on | images | SRCC | PLCC raw | PLCC fitted | direction | mapping |"
+    )
+    return [
+        "",
+        "## Across sets",
+        "",
+        head,
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {e.trained_on} ({e.model}) | {e.column}{', own test part' if e.own else ''} | "
+            f"{e.n} | {shown(e.srcc)} | {shown(e.plcc_raw)} | {shown(e.plcc_fit4)} | "
+            f"{e.scale.label}; {e.direction} | {e.mapping} |"
+            for e in c.matrix
+        ),
+    ]
 
 
 def _portion_lines(a: Analysis) -> list[str]:

@@ -182,6 +182,7 @@ def _note(scorer: Scorer, job: Job) -> dict[str, str]:
         "scale": scorer.scale.label,
         "crops": f"{crops.evaluation} x {crops.size}, {crops.evaluation_layout}",
         "max_side": str(crops.max_side),
+        "precision": scorer.precision,
         "columns": json.dumps({"box": job.box, "crops": job.crops}),
     }
 

@@ -11,6 +11,7 @@ import io
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from pipeline.normalize import normalize
 
 MOST_PIXELS = 250_000_000
 """Larger images are refused before they are decoded: a header may promise anything."""
+Precision = Literal["float32", "bfloat16"]
+"""What the network computes in; the head and the mean over crops are float32 or wider always."""
 _LARGE = 25_000_000
 """Images of more pixels are decoded one at a time: four at once took 7.3 GB, one takes 2.6."""
 _UNREADABLE = (
@@ -95,9 +98,15 @@ class Scorer:
     """Judges images; open one with `lmcl.load`."""
 
     def __init__(
-        self, released: ReleasedModel, *, device: str | torch.device = "cpu", fingerprint: str = ""
+        self,
+        released: ReleasedModel,
+        *,
+        device: str | torch.device = "cpu",
+        fingerprint: str = "",
+        precision: Precision = "float32",
     ) -> None:
         self.card = released.card
+        self.precision = precision
         self.device = torch.device(device)
         # Channels-last changes which convolution is picked; it must be the same on every day.
         self.model = released.model.eval().requires_grad_(False).to(self.device)
@@ -182,11 +191,17 @@ class Scorer:
             crops = np.concatenate([crops, np.zeros((missing, *crops.shape[1:]), np.uint8)])
         pixels = torch.from_numpy(crops).to(self.device)
         card = self.card
-        with torch.inference_mode():
+        with torch.inference_mode(), self.autocast():
             flat = normalize(pixels, mean=card.mean, std=card.std, dtype=torch.float32)
             quality = self.model(flat).score.double().cpu().numpy()
         rows = quality.reshape(len(crops), -1)
         return np.asarray(rows[: len(rows) - max(missing, 0)])
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The region the network runs in: products in bfloat16 if that was asked for."""
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _scored(self, prepared: Prepared, crops: list[float]) -> Scored:
         quality = float(np.mean(np.asarray(crops, dtype=np.float64)))
@@ -216,7 +231,7 @@ class Scorer:
         return box[0], box[1], box[2], box[3]
 
 
-def open_scorer(folder: Path, *, device: str = "auto") -> Scorer:
+def open_scorer(folder: Path, *, device: str = "auto", precision: Precision = "float32") -> Scorer:
     """Open a model folder (or a run folder that holds one).
 
     Raises:
@@ -230,7 +245,7 @@ def open_scorer(folder: Path, *, device: str = "auto") -> Scorer:
     for name in ("config.json", "model.safetensors"):
         with (place / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return Scorer(released, device=chosen, fingerprint=digest.hexdigest())
+    return Scorer(released, device=chosen, fingerprint=digest.hexdigest(), precision=precision)
 
 
 def _pixels(image: object) -> tuple[UInt8[np.ndarray, "h w 3"], int]:

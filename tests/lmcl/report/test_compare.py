@@ -55,6 +55,37 @@ def test_other_images_are_refused_with_the_reason(tmp_path: Path, make_run, runs
     assert "different test images" in found.refusals[0]
 
 
+def test_splits_of_two_models_are_compared_by_split_and_not_refused_pair_by_pair(
+    tmp_path: Path, make_run
+) -> None:
+    folders = []
+    for index in range(3):
+        for name, lr in (("a", "2e-4"), ("b", "3e-4")):
+            folder = make_run(
+                tmp_path / f"{name}{index}",
+                seed=index,
+                contents=6 + index,
+                split=f"s-0{index}",
+                pictures=False,
+            )
+            text = (folder / "config.toml").read_text().replace("2e-4", lr)
+            (folder / "config.toml").write_text(text)
+            folders.append(folder)
+    found = compare([analyse(read_run(f)) for f in folders])
+    assert found.refusals == ()
+    assert [(p.a, p.b) for p in found.pairs] == [("a0", "b0"), ("a1", "b1"), ("a2", "b2")]
+    assert found.split_pairs[0].splits == 3
+
+
+def test_one_configuration_on_two_sets_is_two_models(tmp_path: Path, make_run) -> None:
+    folders = [make_run(tmp_path / n, pictures=False) for n in ("a", "b")]
+    text = (folders[1] / "protocol.json").read_text().replace('"demo"', '"livec"')
+    (folders[1] / "protocol.json").write_text(text)
+    found = compare([analyse(read_run(f)) for f in folders])
+    assert [len(m.runs) for m in found.models] == [1, 1]
+    assert "a and b: different sets" in found.refusals
+
+
 def test_the_comparison_is_written_side_by_side(tmp_path: Path, runs) -> None:
     page = write_report(runs, tmp_path).read_text()
     tree = json.loads((tmp_path / "results.json").read_text())

@@ -1,0 +1,129 @@
+"""A trained model on another set: direction, shared images, splits, and the matrix made of them."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from lmcl.errors import LmclError
+from lmcl.eval_command import Asked, command, evaluate_run
+from lmcl.predictions import read_csv
+from lmcl.report import write_report
+from lmcl.report.scope import ON_TRAIN
+from lmcl.session import fit
+from shards.datasets.demo import write_demo
+from shards.datasets.table import open_table
+from shards.read import open_set
+from shards.sample import Score
+from shards.split import load_split, make_splits, write_split
+from shards.write import build
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    fit(tiny("train.epochs=1"), folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory, demo_set: Path) -> Path:
+    """Another set beside the first: new contents, some shared images, lower = better in 0..100."""
+    folder = demo_set.parent / "turned-source"
+    labels = write_demo(folder, contents=4, seed=5)
+    packed = open_set(demo_set)
+    rows = [(r["path"], float(r["score"]), r["group"]) for r in _rows(labels)]
+    images = next(folder.rglob(rows[0][0])).parent
+    for id in load_split(packed, "70-10-20-seed123-00").train[:3].tolist():
+        name = f"shared-{Path(packed.samples.path[id]).name}"
+        (images / name).write_bytes(packed.read_bytes(id))
+        rows.append((name, float(packed.samples.mos[id]), f"shared-{id}"))
+    table = folder / "turned.csv"
+    with table.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["path", "score", "group"])
+        writer.writerows((p, round(125.0 - 25.0 * s, 4), g) for p, s, g in rows)
+    shards = demo_set.parent / "turned"
+    score = Score(kind="dmos", low=0.0, high=100.0, higher_is_better=False)
+    dataset = open_table(table, images=images, name="turned", score=score)
+    build(dataset, shards, workers=1)
+    for split in make_splits(open_set(shards), repeats=2):
+        write_split(shards, split)
+    return shards
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_predictions_come_in_the_direction_and_range_of_the_other_set(run, turned) -> None:
+    found, scope, path = evaluate_run(run, Asked(data="turned"), batch_size=8, progress=False)
+    table = read_csv(path)
+    assert path.name == "turned-all.csv"
+    np.testing.assert_allclose(table.prediction, 100.0 - 100.0 * table.prediction_unit)
+    assert found.srcc == pytest.approx(stats.spearmanr(table.prediction, table.mos).statistic)
+    assert (scope.tested_on, scope.trained_on) == ("turned", "demo")
+    assert scope.direction == "direction turned"
+    assert not scope.scale.higher_is_better
+
+
+def test_images_the_model_was_trained_on_are_left_out_and_counted(run, turned) -> None:
+    found, scope, path = evaluate_run(run, Asked(data=str(turned)), batch_size=8, progress=False)
+    assert scope.left_out == 3
+    assert found.n == scope.images == 40
+    assert not [p for p in read_csv(path).path if str(p).startswith("shared-")]
+
+
+def test_a_protocol_of_splits_fits_on_train_and_counts_the_test_part(run, turned) -> None:
+    said = CliRunner().invoke(
+        command,
+        [str(run), "--set", "turned", "--protocol", "70-10-20", "--no-progress"],
+        catch_exceptions=False,
+    )
+    assert said.exit_code == 0
+    assert "direction turned; 3 training images left out" in said.output
+    assert "median of 10 splits: srcc" in said.output
+    tree = json.loads((run / "predictions" / "turned-70-10-20.metrics.json").read_text())
+    scope = tree["scope"]
+    table = read_csv(run / "predictions" / "turned-70-10-20.csv")
+    first = load_split(open_set(turned), "70-10-20-seed123-00")
+    row = next(s for s in scope["splits"] if s["name"] == first.name)
+    keep = np.isin(table.id, first.test)
+    truth = stats.spearmanr(table.prediction[keep], table.mos[keep]).statistic
+    assert scope["mapping"] == ON_TRAIN
+    assert row["hash"] == first.hash
+    assert row["n"] == int(keep.sum())
+    assert row["n_fit"] == int(np.isin(table.id, first.train).sum())
+    assert row["srcc"] == pytest.approx(truth)
+
+
+def test_splits_of_the_own_set_are_refused_since_they_leak(run) -> None:
+    with pytest.raises(LmclError, match="training images; train one run per split") as caught:
+        evaluate_run(run, Asked(protocol="70-10-20"), batch_size=8, progress=False)
+    assert caught.value.exit_code == 2
+
+
+def test_the_matrix_states_sets_direction_and_mapping(run, turned, tmp_path, tiny) -> None:
+    other = tmp_path / "b"
+    fit(tiny(f"data.root='{turned}'", "train.epochs=1"), other, progress=False)
+    own = str(run.parent / "a")
+    evaluate_run(Path(own), Asked(data="turned"), batch_size=8, progress=False)
+    evaluate_run(other, Asked(data="shards"), batch_size=8, progress=False)
+    write_report([run, other], tmp_path / "out")
+    tree = json.loads((tmp_path / "out" / "results.json").read_text())
+    cells = {(e["trained_on"], e["column"]): e for e in tree["comparison"]["matrix"]}
+    assert {("demo", "demo"), ("demo", "turned"), ("turned", "turned"), ("turned", "demo")} <= set(
+        cells
+    )
+    assert cells["demo", "turned"]["direction"] == "direction turned"
+    assert cells["demo", "turned"]["left_out"] == 3
+    assert cells["turned", "turned"]["own"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "DMOS 0 to 100, lower is better" in page
+    assert "from demo: direction turned" in page
+    assert "| demo (a) | turned |" in (tmp_path / "out" / "report.md").read_text()
