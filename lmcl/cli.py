@@ -18,6 +18,8 @@ _ELSEWHERE = {
     "gmad": ("lmcl.gmad", "Pairs of images on which two models contradict each other."),
     "score": ("lmcl.score", "Score images, folders, tables and shards; a quality gate."),
     "report": ("lmcl.report.command", "Write or compare reports of finished runs."),
+    "saliency": ("lmcl.saliency_command", "Draw where a model looks in photographs."),
+    "sweep": ("lmcl.sweep.command", "The 10-split protocol, seeds, ladders of configurations."),
 }
 _BENCHES = {
     "build": ("lmcl.bench.build", "Packing shards against reading, hashing and decoding alone."),

@@ -156,25 +156,14 @@ class Config:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file and apply `key=value` overrides, the last one winning.
 
+    A file may begin with `base = "FILE"`: it then only says what differs from that file, which is
+    found from its own folder.
+
     Raises:
         ConfigError: If the file is missing (exit code 4) or no TOML, a key is unknown, or a value
             has the wrong type or breaks a rule (exit code 2).
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: there is no such configuration file; `ls configs` shows the ones that come "
-            "with the project",
-            exit_code=4,
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a configuration file: {error}") from error
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    tree = _read_tree(Path(path), above=())
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree, where=str(path))
@@ -224,6 +213,40 @@ def binding_differences(ours: Config, theirs: Config) -> list[str]:
         for line in differences(ours, theirs)
         if line.startswith("runtime.precision:") or not line.startswith(free)
     ]
+
+
+def _read_tree(path: Path, *, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's tables upon those of its base; `above` are the files that led here."""
+    led_here = f" (the base of {above[-1]})" if above else ""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}{led_here}: is its own base; name another file, or none")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}{led_here}: there is no such configuration file; `ls configs` shows the ones "
+            "that come with the project",
+            exit_code=4,
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration file: {error}") from error
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f'{path}: base = {base!r} is no file name; write base = "other.toml"')
+    return _merged(_read_tree(path.parent / base, above=(*above, path.resolve())), tree)
+
+
+def _merged(below: dict[str, Any], upon: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in upon.items():
+        under = merged.get(key)
+        both = isinstance(under, dict) and isinstance(value, dict)
+        merged[key] = _merged(under, value) if both else value
+    return merged
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
