@@ -1,45 +1,177 @@
 #!/usr/bin/env bash
-# Everything the loss wants to know of a GPU, in one call of at most ten minutes: correctness of
-# every configuration first, then timings. No network; needs PyTorch >= 2.11, Triton >= 3.6, click,
-# jaxtyping, numpy, tqdm. Results are JSON lines in the folder named by the argument.
+# Everything this project wants to know of a GPU, in calls of at most ten minutes. No network.
 #
-#   scripts/gpu_check.sh FOLDER              on a GPU
-#   scripts/gpu_check.sh FOLDER --rehearse   the same steps, tiny and interpreted, on a CPU
+#   scripts/gpu_check.sh FOLDER [kernels|loader|step|score|all] [--rehearse]
 #
-# Exit code: 0 all correct and every target met; 1 something is wrong or missed, summary.txt says what.
+# kernels  correctness of every configuration first, then compute-sanitizer, the targets, the loss's
+#          share of a training step, all baselines, a profile, other tiles, a CUDA graph, counters.
+#          Needs PyTorch >= 2.11, Triton >= 3.6, numpy, click, jaxtyping, tqdm (timm for the share).
+# loader   images per second by decoder (hardware, CUDA cores, CPU) beside webdataset with Pillow and
+#          beside DALI's reader; pixels and scores by decoder.        These three need DALI and
+# step     whole training steps of ViT-S/16 by batch size, beside the usual loop.   webdataset too:
+# score    `lmcl score` beside the bare model.                                   docs/kernels.md.
+#
+# What a call does not finish the next one goes on with: give the same FOLDER. It holds at most
+# eight files: JSON lines per part, log.txt, about.txt, summary.txt. --rehearse does the same steps,
+# tiny, on a CPU (kernels interpreted). GPU_CHECK_SECONDS: the call's time, 570 unless told.
+# GPU_CHECK_MODEL: a released model for the scores by decoder. PYTHON: the interpreter.
+#
+# Exit code: 0 all done, correct, and every target met; 1 something wrong or missed (summary.txt);
+# 2 wrong arguments or nothing to run on; 3 time was up, call again.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 
-folder=${1:?usage: scripts/gpu_check.sh FOLDER [--rehearse]}
-rehearse=${2:-}
-python=${PYTHON:-python3}
-check=("$python" -W ignore scripts/gpu_check_kernels.py --output "$folder" ${rehearse:+--rehearse})
-
-mkdir -p "$folder"
-rm -f "$folder"/*.jsonl "$folder"/summary.txt
-export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$PWD TRITON_DEFAULT_FP_FUSION=1 PYTHONUNBUFFERED=1
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$folder/triton-cache}
-if [ "$rehearse" = --rehearse ]; then export TRITON_INTERPRET=1; else unset TRITON_INTERPRET; fi
-
-# Correctness: the three element types at once, because compiling is what takes the time.
-pids=()
-for dtype in bf16 fp16 fp32; do
-    timeout 240 "${check[@]}" correctness --dtype "$dtype" >"$folder/correctness-$dtype.log" 2>&1 &
-    pids+=($!)
+usage="usage: scripts/gpu_check.sh FOLDER [kernels|loader|step|score|all] [--rehearse]"
+folder="" part="" rehearse=""
+for argument in "$@"; do
+    case $argument in
+        --rehearse) rehearse=--rehearse ;;
+        kernels | loader | step | score | all) part=$argument ;;
+        -*) echo "$argument: no such option; $usage" >&2; exit 2 ;;
+        *) [ -z "$folder" ] || { echo "$argument: no such part; $usage" >&2; exit 2; }
+           folder=$argument ;;
+    esac
 done
-correct=0
-for pid in "${pids[@]}"; do wait "$pid" || correct=1; done
-if [ $correct -ne 0 ]; then
-    echo "correctness failed or ran out of time; no timing is taken of a wrong kernel" |
-        tee "$folder/summary.txt"
-    tail -n 5 "$folder"/correctness-*.log
-    exit 1
+[ -n "$folder" ] || { echo "$usage" >&2; exit 2; }
+parts=${part:-all}
+[ "$parts" = all ] && parts="kernels loader step score"
+
+python=${PYTHON:-python3}
+deadline=$((SECONDS + ${GPU_CHECK_SECONDS:-570}))
+mkdir -p "$folder" && folder=$(cd "$folder" && pwd) || exit 2
+log=$folder/log.txt
+work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} TRITON_DEFAULT_FP_FUSION=1 PYTHONUNBUFFERED=1
+if [ -n "$rehearse" ]; then export TRITON_INTERPRET=1; else unset TRITON_INTERPRET; fi
+
+# Results of two versions of the code must not stand in one file.
+version="$(cat kernels/*.py lmcl/*.py lmcl/bench/*.py pipeline/*.py scripts/gpu_check* | sha256sum | cut -c1-16) ${rehearse:-gpu}"
+if [ -f "$folder/about.txt" ] && [ "$(head -n 1 "$folder/about.txt")" != "$version" ]; then
+    echo "$folder: holds results of another version or mode (see its about.txt); give a new folder" >&2
+    exit 2
+fi
+if [ ! -f "$folder/about.txt" ]; then
+    { echo "$version"; date -u; git log -1 --format=%H 2>/dev/null; uname -sr; nproc
+      nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null
+      "$python" -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
+    } >"$folder/about.txt" 2>>"$log"
 fi
 
-# Timings, one process at a time so that each has the GPU to itself. 240 + 60 + 150 + 60 + 40 s.
-timeout 60 "${check[@]}" targets >"$folder/targets.log" 2>&1
-timeout 150 "${check[@]}" cases >"$folder/cases.log" 2>&1
-timeout 60 "${check[@]}" sweep >"$folder/sweep.log" 2>&1
-timeout 40 "${check[@]}" graph >"$folder/graph.log" 2>&1
-"${check[@]}" summary | tee "$folder/summary.txt"
-exit "${PIPESTATUS[0]}"
+wrong=() unfinished=() skipped=()
+
+finished() { grep -qs "^{\"finished\": \"$1\"}" "$folder/$current.jsonl"; }
+
+# step NAME SECONDS COMMAND...: unless it is done, run it for so long, or for what is left.
+step() {
+    local name=$1 most=$2 left=$((deadline - SECONDS)) code
+    shift 2
+    finished "$name" && return 0
+    if [ "$left" -lt 20 ]; then unfinished+=("$current/$name"); return 3; fi
+    echo "$current/$name: at most $((most < left ? most : left)) s" | tee -a "$log"
+    timeout --kill-after=10 $((most < left ? most : left)) "$@" >>"$log" 2>&1
+    code=$?
+    case $code in
+        0) ;;
+        124 | 137) unfinished+=("$current/$name") ;;
+        *) wrong+=("$current/$name") ;;
+    esac
+    return $code
+}
+
+# A command that keeps no book of its own: its step is finished when it succeeds.
+plain_step() {
+    local name=$1
+    step "$@" && { finished "$name" || printf '{"finished": "%s"}\n' "$name" >>"$folder/$current.jsonl"; }
+}
+
+kernels() {
+    local check=("$python" -W ignore scripts/gpu_check_kernels.py --book "$folder/kernels.jsonl")
+    [ -n "$rehearse" ] && check+=(--rehearse)
+    local pids=() dtype pid status=0
+    # The three element types at once, because compiling is what takes the time.
+    for dtype in bf16 fp16 fp32; do
+        (step correctness-$dtype 300 "${check[@]}" correctness-$dtype) & pids+=($!)
+    done
+    for pid in "${pids[@]}"; do
+        wait "$pid"
+        # A subshell's lists are its own.
+        case $? in
+            0) ;;
+            3 | 124 | 137) status=1; unfinished+=(kernels/correctness) ;;
+            *) status=1; wrong+=(kernels/correctness) ;;
+        esac
+    done
+    if [ $status -ne 0 ]; then
+        echo "kernels: correctness failed or is not finished; no timing is taken before" | tee -a "$log"
+        return
+    fi
+    sanitized "${check[@]}"
+    step targets 90 "${check[@]}" targets
+    if "$python" -c 'import timm' 2>/dev/null; then step share 90 "${check[@]}" share
+    else echo "kernels/share: this machine lacks timm" | tee -a "$log"; fi
+    step stages 60 "${check[@]}" stages
+    step cases 240 "${check[@]}" cases
+    step sweep 120 "${check[@]}" sweep
+    step graph 60 "${check[@]}" graph
+    step counters 120 "${check[@]}" counters
+}
+
+sanitized() {
+    local tool=(compute-sanitizer --tool memcheck --error-exitcode 9)
+    if [ -n "$rehearse" ]; then tool=()
+    elif ! command -v compute-sanitizer >/dev/null; then
+        echo "kernels/sanitized: compute-sanitizer is not on this machine" | tee -a "$log"; return
+    fi
+    # Without torch's pool every tensor is an allocation of its own, whose borders are watched.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step sanitized 180 "${tool[@]}" "$@" sanitized
+}
+
+loader() {
+    local check=("$python" -W ignore scripts/gpu_check_loader.py --book "$folder/loader.jsonl" --work "$work")
+    [ -n "$rehearse" ] && check+=(--rehearse)
+    [ -n "${GPU_CHECK_MODEL:-}" ] && check+=(--model "$GPU_CHECK_MODEL")
+    step rates 420 "${check[@]}" rates
+    step parity 200 "${check[@]}" parity
+}
+
+step_part() {
+    local bench=("$python" -W ignore -m lmcl bench step --no-progress --output "$folder/step.jsonl") size
+    if [ -n "$rehearse" ]; then
+        plain_step step-2 300 "${bench[@]}" --batch-sizes 2 --steps 1 --rounds 1 --workers 1 --no-compile \
+            --set encoder.name=conv-vit --set crops.size=64 --set crops.random=2 --set runtime.precision=no
+        return
+    fi
+    for size in 64 32 128 16 256; do
+        plain_step "step-$size" 280 "${bench[@]}" --device cuda --batch-sizes $size --steps 10 --workers 16 \
+            --set encoder.name=deit3_small_patch16_224 --set runtime.precision=bf16
+    done
+}
+
+score() {
+    local bench=("$python" -W ignore -m lmcl bench score --json "$folder/score.jsonl")
+    if [ -n "$rehearse" ]; then
+        plain_step score 200 "${bench[@]}" --images 2 --rounds 1 --encoder conv-vit --threads 1
+        return
+    fi
+    plain_step score 280 "${bench[@]}" --images 512 --rounds 5 --device cuda --threads 16
+}
+
+for current in $parts; do
+    if ! sentence=$("$python" -W ignore scripts/gpu_check_needs.py "$current" $rehearse 2>&1); then
+        echo "$sentence" | tee -a "$log"
+        skipped+=("$current")
+        continue
+    fi
+    case $current in step) step_part ;; *) $current ;; esac
+done
+[ "${skipped[*]}" = "$parts" ] && exit 2
+
+"$python" scripts/gpu_check_summary.py "$folder" $rehearse | tee "$folder/summary.txt"
+met=${PIPESTATUS[0]}
+[ ${#skipped[@]} -gt 0 ] && echo "left out: ${skipped[*]} (see above)" | tee -a "$folder/summary.txt"
+[ ${#wrong[@]} -gt 0 ] && echo "wrong: ${wrong[*]} (log.txt)" | tee -a "$folder/summary.txt"
+if [ ${#unfinished[@]} -gt 0 ]; then
+    echo "time was up in: ${unfinished[*]}; call again with the same folder" | tee -a "$folder/summary.txt"
+    exit 3
+fi
+[ ${#wrong[@]} -eq 0 ] && [ ${#skipped[@]} -eq 0 ] && [ "$met" -eq 0 ]

@@ -1,14 +1,19 @@
-"""The steps of scripts/gpu_check.sh; each appends JSON lines to a file of its own name.
+"""The kernel steps of scripts/gpu_check.sh; each appends lines to kernels.jsonl.
 
 `--rehearse` runs the same code on a CPU, with tiny sizes and interpreted kernels: it proves that
 the script works, and its times mean nothing (they are marked so).
 """
 
 import argparse
+import contextlib
+import csv
 import dataclasses
 import functools
-import json
+import io
+import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from gpu_check_book import Book, Figures, Task
 from torch import Tensor
 
 from kernels import launch, manifold_contrastive_loss, tuning
@@ -31,19 +37,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "overlap": {"overlap": True, "intra_weight": 0.5},
     "teacher": {"keys": True},
+    "teacher-all": {
+        "keys": True, "overlap": True, "include_positive": True, "intra_weight": "balanced",
+        "normalize": True,
+    },
 }  # fmt: skip
-
-# docs/kernels.md, item 7: what an H200 has to reach with bf16 rows of width 256.
-TARGETS: dict[str, tuple[str, float]] = {
-    "forward_tflops": (">=", 400),
-    "backward_tflops": (">=", 430),
-    "total_ms_20480": ("<=", 1.6),
-    "times_naive_amp": (">=", 10),
-    "times_careful_compiled": (">=", 1.4),
-    "memory_times_naive_20480": (">=", 60),
-    "total_ms_81920": ("<=", 25),
-    "peak_gib_81920": ("<", 0.3),
-}
+AUTOCAST = "autocast"
+COMPILED = "compiled"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Place:
 
     device: str
     rows: tuple[int, ...]
-    """Rows for correctness; the second is odd in every way."""
+    """Rows for correctness; the middle one is odd in every way."""
     widths: tuple[int, ...]
     target_rows: tuple[int, int]
     case_rows: tuple[int, ...]
@@ -64,12 +64,11 @@ GPU = Place(
     case_rows=(5120, 10240, 20480), rounds=20,
 )  # fmt: skip
 REHEARSAL = Place(
-    device="cpu", rows=(40, 73), widths=(32, 48), target_rows=(60, 120), case_rows=(40, 60),
-    rounds=1,
+    device="cpu", rows=(37,), widths=(48,), target_rows=(40, 60), case_rows=(40,), rounds=1,
 )  # fmt: skip
 
 
-def correctness(place: Place, dtype: str) -> Iterator[dict[str, Any]]:
+def correctness(place: Place, dtype: str) -> Iterator[Task]:
     """Each width, size and option against float64: values, gradients, bits, poisoned buffers."""
     launch.empty = _poisoned
     for width in place.widths:
@@ -77,18 +76,42 @@ def correctness(place: Place, dtype: str) -> Iterator[dict[str, Any]]:
             continue
         for rows in place.rows:
             for name, options in OPTIONS.items():
-                yield _compare(place, rows, width, dtype, name, options)
+                yield (
+                    f"{dtype}-{rows}x{width}-{name}",
+                    functools.partial(_compare, place, rows, width, dtype, options),
+                )
+    if dtype == "fp32":
+        return
+    for name in (AUTOCAST, COMPILED):
+        rows, width = place.rows[len(place.rows) // 2], place.widths[-1]
+        yield (
+            f"{dtype}-{rows}x{width}-{name}",
+            functools.partial(_compare, place, rows, width, dtype, {}, called=name),
+        )
+
+
+def sanitized(place: Place) -> Iterator[Task]:
+    """What compute-sanitizer watches: small and odd, every kernel and every flag once."""
+    for width in (place.widths[0], place.widths[-1]):
+        for name, options in OPTIONS.items():
+            batch = _ragged_batch(73, width, place.device)
+            yield f"{width}-{name}", functools.partial(_finite, batch, options)
+
+
+def _finite(batch: dict[str, Tensor], options: dict[str, Any]) -> Figures:
+    found = _run(batch, torch.bfloat16, "triton", options)
+    return {"wrong": [name for name, value in found.items() if not bool(value.isfinite().all())]}
 
 
 def _compare(
-    place: Place, m: int, d: int, dtype: str, name: str, options: dict[str, Any]
-) -> dict[str, Any]:
+    place: Place, m: int, d: int, dtype: str, options: dict[str, Any], *, called: str = ""
+) -> Figures:
     batch = _ragged_batch(m, d, place.device)
     if dtype == "fp32":
         # Kernels of float32 rows are TF32 unless torch says otherwise; compare like with like.
         torch.set_float32_matmul_precision("high")
     temperature = options.get("temperature", 0.1)
-    fused, again = (_run(batch, DTYPES[dtype], "triton", options) for _ in range(2))
+    fused, again = (_run(batch, DTYPES[dtype], "triton", options, called=called) for _ in range(2))
     plain = _run(batch, DTYPES[dtype], "dense", options)
     truth = _run(batch, torch.float64, "dense", options)
     eps = 2.0**-11 if dtype == "fp32" else torch.finfo(DTYPES[dtype]).eps
@@ -104,9 +127,7 @@ def _compare(
             wrong.append(f"{key}: off by {far:.3g}, plain torch by {allowed:.3g}")
         if not torch.equal(fused[key], again[key]):
             wrong.append(f"{key}: two runs differ")
-    return {
-        "rows": m, "width": d, "dtype": dtype, "options": name, "wrong": wrong, "error": worst,
-    }  # fmt: skip
+    return {"rows": m, "width": d, "dtype": dtype, "wrong": wrong, "error": worst}
 
 
 def _ragged_batch(m: int, d: int, device: str) -> dict[str, Tensor]:
@@ -132,9 +153,17 @@ def _ragged_batch(m: int, d: int, device: str) -> dict[str, Tensor]:
 
 
 def _run(
-    batch: dict[str, Tensor], dtype: torch.dtype, backend: str, options: dict[str, Any]
+    batch: dict[str, Tensor],
+    dtype: torch.dtype,
+    backend: str,
+    options: dict[str, Any],
+    *,
+    called: str = "",
 ) -> dict[str, Tensor]:
-    rows, hubs = (batch[name].to(dtype, copy=True).requires_grad_() for name in ("rows", "hubs"))
+    """Value, figures and gradients; `called` is how the fused loss is called: "" is directly."""
+    # Under autocast the rows arrive as float32, and the operation rounds them itself.
+    given = torch.float32 if called == AUTOCAST else dtype
+    rows, hubs = (batch[name].to(given, copy=True).requires_grad_() for name in ("rows", "hubs"))
     chosen = dict(options)
     learned = chosen.pop("learned", False)
     temperature: float | Tensor = chosen.pop("temperature", 0.1)
@@ -145,11 +174,22 @@ def _run(
         )
     for name in ("keys", "overlap"):
         if chosen.get(name):
-            chosen[name] = batch[name].to(dtype)
-    out = manifold_contrastive_loss(
-        rows, hubs, batch["group"], temperature=temperature, backend=backend, **chosen
-    )
-    out.loss.backward()  # type: ignore[no-untyped-call]
+            chosen[name] = batch[name].to(given)
+
+    def loss(rows: Tensor, hubs: Tensor, group: Tensor) -> Any:
+        return manifold_contrastive_loss(
+            rows, hubs, group, temperature=temperature, backend=backend, **chosen
+        )
+
+    if called == COMPILED:
+        maker = "inductor" if rows.is_cuda else "aot_eager"
+        loss = torch.compile(loss, fullgraph=True, backend=maker)
+    context: Any = contextlib.nullcontext()
+    if called == AUTOCAST:
+        context = torch.autocast(rows.device.type, dtype=dtype)
+    with context:
+        out = loss(rows, hubs, batch["group"])
+    out.loss.backward()
     result = {name: value.detach() for name, value in out._asdict().items()}
     assert rows.grad is not None
     assert hubs.grad is not None
@@ -163,30 +203,33 @@ def _poisoned(*shape: int, **options: Any) -> Tensor:
     return torch.full(shape, torch.nan, **options)
 
 
-def targets(place: Place) -> Iterator[dict[str, Any]]:
+def targets(place: Place) -> Iterator[Task]:
     """The fused loss alone at the two sizes of the targets, width 256, bf16."""
     for rows in place.target_rows:
-        yield _timed("fused", rows, place)
+        yield f"fused-{rows}", functools.partial(_timed, "fused", rows, place)
+    yield "matmul", functools.partial(_matmul, place)
 
 
-def cases(place: Place) -> Iterator[dict[str, Any]]:
-    """All ways of computing the loss, medians and peaks; one that fails says why."""
-    for rows in place.case_rows:
+def _matmul(place: Place) -> Figures:
+    dtype = "bf16" if place.device == "cuda" else "fp32"
+    return {"tflops": bench.matmul_rate(place.device, dtype) / 1e12}
+
+
+def cases(place: Place) -> Iterator[Task]:
+    """All ways of computing the loss, medians and peaks, the largest size first."""
+    for rows in sorted(place.case_rows, reverse=True):
         for name in CASES:
-            yield _timed(name, rows, place)
+            yield f"{name}-{rows}", functools.partial(_timed, name, rows, place)
 
 
-def _timed(name: str, rows: int, place: Place) -> dict[str, Any]:
-    line: dict[str, Any] = {"case": name, "rows": rows, "rehearsal": place is REHEARSAL}
-    try:
-        if place.device == "cuda":
-            figures = bench._measure_on_gpu(name, rows, 256, 10, torch.bfloat16, place.rounds)
-        elif "compiled" in name:
-            return line | {"left_out": "compilers are not rehearsed"}
-        else:
-            figures = _rehearsed(name, rows)
-    except RuntimeError as error:
-        return line | {"left_out": str(error).splitlines()[0]}
+def _timed(name: str, rows: int, place: Place) -> Figures:
+    line: Figures = {"case": name, "rows": rows, "rehearsal": place is REHEARSAL}
+    if place.device == "cuda":
+        figures = bench._measure_on_gpu(name, rows, 256, 10, torch.bfloat16, place.rounds)
+    elif "compiled" in name:
+        return line | {"left_out": "compilers are not rehearsed"}
+    else:
+        figures = _rehearsed(name, rows)
     for phase in bench.PHASES:
         seconds = statistics.median(figures[phase])
         line[f"{phase}_ms"] = seconds * 1e3
@@ -200,7 +243,7 @@ def _rehearsed(name: str, rows: int) -> bench.Figures:
     return {phase: [wall] for phase, (wall, _) in spans.items()} | {"peak_bytes": [1.0]}
 
 
-def sweep(place: Place) -> Iterator[dict[str, Any]]:
+def sweep(place: Place) -> Iterator[Task]:
     """Other tiles than the shipped ones, by the shipped sizes: is the table still right?"""
     tile = tuning.Tile
     sums = [
@@ -213,14 +256,19 @@ def sweep(place: Place) -> Iterator[dict[str, Any]]:
         tile(rows=64, columns=64, warps=4, stages=2),
         tile(rows=64, columns=64, warps=8, stages=2),
     ]
-    make_plan = tuning.make_plan
     for field, tiles in (("sums", sums), ("pairs", pairs)):
-        for chosen in tiles:
-            tuning.make_plan = functools.partial(_replan, make_plan, field, chosen)
-            yield {"kernel": field, "tile": dataclasses.astuple(chosen)} | _timed(
-                "fused", place.case_rows[-1], place
-            )
-    tuning.make_plan = make_plan
+        for chosen in tiles[:1] if place is REHEARSAL else tiles:
+            shape = "x".join(str(size) for size in dataclasses.astuple(chosen))
+            yield f"{field}-{shape}", functools.partial(_with_tile, field, chosen, place)
+
+
+def _with_tile(field: str, chosen: tuning.Tile, place: Place) -> Figures:
+    make_plan = tuning.make_plan
+    tuning.make_plan = functools.partial(_replan, make_plan, field, chosen)
+    try:
+        return {"kernel": field} | _timed("fused", place.case_rows[-1], place)
+    finally:
+        tuning.make_plan = make_plan
 
 
 def _replan(
@@ -239,8 +287,12 @@ def _replan(
     )
 
 
-def graph(place: Place) -> Iterator[dict[str, Any]]:
+def graph(place: Place) -> Iterator[Task]:
     """A CUDA graph of a small forward and backward, beside the same calls launched singly."""
+    yield "small", functools.partial(_graph, place)
+
+
+def _graph(place: Place) -> Figures:
     rows = min(1280, place.case_rows[0])
     loss = ours("triton")
     dtype = torch.bfloat16 if place.device == "cuda" else torch.float32
@@ -252,8 +304,7 @@ def graph(place: Place) -> Iterator[dict[str, Any]]:
     step()
     line = {"rows": rows, "launched_ms": _clock(step, place), "rehearsal": place is REHEARSAL}
     if place.device != "cuda":
-        yield line | {"left_out": "a CPU has no CUDA graphs"}
-        return
+        return line | {"left_out": "a CPU has no CUDA graphs"}
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -262,7 +313,155 @@ def graph(place: Place) -> Iterator[dict[str, Any]]:
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured):
         step()
-    yield line | {"graph_ms": _clock(captured.replay, place)}
+    return line | {"graph_ms": _clock(captured.replay, place)}
+
+
+def share(place: Place) -> Iterator[Task]:
+    """The loss's share of a training step: ViT-S/16 in bf16, 128 images of 10 crops and a hub."""
+    yield "vit-s16", functools.partial(_share, place)
+
+
+def _share(place: Place) -> Figures:
+    """Encoder forward and backward, and the loss on what comes out, each by itself.
+
+    The encoder runs uncompiled; the step part has the share of a compiled step with everything in
+    it. A smaller model or a faster one makes the loss's share larger.
+    """
+    import timm
+
+    on_gpu = place.device == "cuda"
+    name = "deit3_small_patch16_224" if on_gpu else "test_vit"
+    images, side = (128, 224) if on_gpu else (2, 160)
+    model = timm.create_model(name, num_classes=0).to(place.device)
+    pixels = torch.randn(images * 11, 3, side, side, device=place.device)
+    group = torch.arange(images, device=place.device).repeat_interleave(10)
+    precise = torch.autocast(place.device, dtype=torch.bfloat16)
+    with torch.no_grad(), precise:
+        embedded = model(pixels[:22])
+    width = embedded.shape[1]
+    tables = F.normalize(torch.randn(images * 11, width, device=place.device), dim=1)
+    upstream = torch.randn(images * 11, width, device=place.device, dtype=embedded.dtype)
+
+    def encode() -> None:
+        model.zero_grad()
+        with precise:
+            model(pixels).backward(upstream)
+
+    def compare() -> None:
+        leaves = tables.clone().requires_grad_()
+        with precise:
+            out = manifold_contrastive_loss(
+                leaves[: images * 10], leaves[images * 10 :], group, temperature=0.1,
+                backend="triton", validate=False,
+            )  # fmt: skip
+        out.loss.backward()
+
+    encode_ms, compare_ms = (_on_its_own(work, place) for work in (encode, compare))
+    return {
+        "encoder": name, "images": images, "width": width, "encoder_ms": encode_ms,
+        "loss_ms": compare_ms, "share": compare_ms / (compare_ms + encode_ms),
+        "rehearsal": not on_gpu,
+    }  # fmt: skip
+
+
+def _on_its_own(work: Callable[[], None], place: Place) -> float:
+    """Milliseconds of the GPU, with the host kept ahead of it as in a training loop."""
+    for _ in range(3 if place.device == "cuda" else 1):
+        work()
+    if place.device != "cuda":
+        return _clock(work, place)
+    times = []
+    for _ in range(place.rounds):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(bench.AHEAD_CYCLES)
+        start.record()
+        work()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop))
+    return statistics.median(times)
+
+
+def stages(place: Place) -> Iterator[Task]:
+    """Where the fused loss spends its time: milliseconds of each kernel, by torch's profiler."""
+    for rows in place.target_rows:
+        yield f"fused-{rows}", functools.partial(_stages, rows, place)
+
+
+def _stages(rows: int, place: Place) -> Figures:
+    on_gpu = place.device == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    inputs = make_inputs(rows, 256, 10, dtype=dtype, device=place.device)
+    loss = ours("triton")
+    activity = torch.profiler.ProfilerActivity
+    kinds = [activity.CPU, *([activity.CUDA] if on_gpu else [])]
+    loss(*inputs, 0.1).backward()  # type: ignore[no-untyped-call]
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(place.rounds):
+            loss(*inputs, 0.1).backward()  # type: ignore[no-untyped-call]
+        bench._synchronize(place.device)
+    spent = {
+        event.key: (event.device_time_total if on_gpu else event.cpu_time_total)
+        / place.rounds / 1e3
+        for event in profile.key_averages()
+    }  # fmt: skip
+    longest = dict(sorted(spent.items(), key=lambda item: -item[1])[:16])
+    products = {"log_sums": 1, "pair_gradient": 2}
+    rates = {
+        name: 2 * count * rows**2 * 256 / (longest[name] / 1e3) / 1e12
+        for name, count in products.items()
+        if longest.get(name)
+    }
+    return {"rows": rows, "ms": longest, "tflops": rates, "rehearsal": not on_gpu}
+
+
+NCU_METRICS = (
+    "gpu__time_duration.sum",
+    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "launch__registers_per_thread",
+    "launch__occupancy_limit_shared_mem",
+    "smsp__warp_issue_stalled_math_pipe_throttle_per_warp_active.pct",
+    "smsp__warp_issue_stalled_barrier_per_warp_active.pct",
+    "smsp__warp_issue_stalled_long_scoreboard_per_warp_active.pct",
+)
+
+
+def counters(place: Place) -> Iterator[Task]:
+    """Hardware counters of the two heavy kernels, where ncu is there and may read them."""
+    yield "ncu", functools.partial(_counters, place)
+
+
+def _counters(place: Place) -> Figures:
+    tool = shutil.which("ncu")
+    if tool is None or place.device != "cuda":
+        return {"left_out": "ncu is not on this machine, or there is no GPU"}
+    done = subprocess.run(
+        [tool, "--csv", "--clock-control", "none", "--metrics", ",".join(NCU_METRICS),
+         "--kernel-name", "regex:log_sums|pair_gradient", "--launch-count", "4",
+         sys.executable, "-W", "ignore", __file__, "--book", "unused", "once"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    text = done.stdout[done.stdout.find('"ID"') :] if '"ID"' in done.stdout else ""
+    if not text:
+        tail = (done.stdout + done.stderr).strip().splitlines()[-3:]
+        return {"left_out": f"ncu gave no counters: {' '.join(tail)}"}
+    table = [
+        {key: row[key] for key in ("ID", "Kernel Name", "Metric Name", "Metric Value")}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+    return {"counters": table}
+
+
+def run_once(place: Place) -> None:
+    """One forward and backward at the first target's size: what ncu looks at."""
+    dtype = torch.bfloat16 if place.device == "cuda" else torch.float32
+    inputs = make_inputs(place.target_rows[0], 256, 10, dtype=dtype, device=place.device)
+    ours("triton")(*inputs, 0.1).backward()  # type: ignore[no-untyped-call]
+    bench._synchronize(place.device)
 
 
 def _clock(function: Callable[[], None], place: Place) -> float:
@@ -276,97 +475,30 @@ def _clock(function: Callable[[], None], place: Place) -> float:
     return statistics.median(times)
 
 
-def summarise(folder: Path, place: Place) -> bool:
-    """Print what was wrong and every target with its figure; True if all is well."""
-    checked = [line for dtype in DTYPES for line in _read(folder / f"correctness-{dtype}.jsonl")]
-    wrong = [line for line in checked if line["wrong"]]
-    print(f"correctness: {len(checked)} configurations, {len(wrong)} wrong")
-    for line in wrong:
-        place_of = f"{line['dtype']} {line['rows']} x {line['width']} {line['options']}"
-        print(f"  {place_of}: {line['wrong']}")
-    figures = _figures(folder, place)
-    met = True
-    for name, (sign, bound) in TARGETS.items():
-        if name not in figures:
-            print(f"{name}: not measured (see the logs)")
-            met = False
-            continue
-        value = figures[name]
-        good = value >= bound if sign == ">=" else value <= bound
-        met = met and good
-        print(f"{name}: {value:.4g} (target {sign} {bound:g}) {'met' if good else 'MISSED'}")
-    if place is REHEARSAL:
-        print("rehearsal on a CPU: the figures above mean nothing")
-        return bool(checked) and not wrong
-    return met and bool(checked) and not wrong
-
-
-def _figures(folder: Path, place: Place) -> dict[str, float]:
-    small, large = place.target_rows
-    fused = {line["rows"]: line for line in _read(folder / "targets.jsonl") if "both_ms" in line}
-    others = {
-        line["case"]: line
-        for line in _read(folder / "cases.jsonl")
-        if line["rows"] == place.case_rows[-1] and "both_ms" in line
-    }
-    figures = {}
-    if small in fused:
-        line = fused[small]
-        figures["forward_tflops"] = line["forward_tflops"]
-        figures["backward_tflops"] = line["backward_tflops"]
-        figures["total_ms_20480"] = line["both_ms"]
-    if large in fused:
-        figures["total_ms_81920"] = fused[large]["both_ms"]
-        figures["peak_gib_81920"] = fused[large]["peak_bytes"] / 2**30
-    if "fused" in others:
-        ours_ms = others["fused"]["both_ms"]
-        for name, case in (
-            ("times_naive_amp", "naive_eager"),
-            ("times_careful_compiled", "careful_compiled"),
-        ):
-            if case in others:
-                figures[name] = others[case]["both_ms"] / ours_ms
-        if "naive_eager" in others:
-            figures["memory_times_naive_20480"] = (
-                others["naive_eager"]["peak_bytes"] / others["fused"]["peak_bytes"]
-            )
-    return figures
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--book", type=Path, required=True, help="File of results.")
     parser.add_argument("--rehearse", action="store_true")
-    names = ["correctness", "targets", "cases", "sweep", "graph", "summary"]
-    parser.add_argument("step", choices=names)
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
+    steps: dict[str, Callable[[Place], Iterator[Task]]] = {
+        **{f"correctness-{dtype}": functools.partial(correctness, dtype=dtype) for dtype in DTYPES},
+        "sanitized": sanitized,
+        "targets": targets,
+        "share": share,
+        "cases": cases,
+        "stages": stages,
+        "sweep": sweep,
+        "graph": graph,
+        "counters": counters,
+    }
+    parser.add_argument("step", choices=[*steps, "once"])
     asked = parser.parse_args()
     place = REHEARSAL if asked.rehearse else GPU
-    if asked.step == "summary":
-        raise SystemExit(not summarise(asked.output, place))
-    steps: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
-        "correctness": lambda: correctness(place, asked.dtype),
-        "targets": lambda: targets(place),
-        "cases": lambda: cases(place),
-        "sweep": lambda: sweep(place),
-        "graph": lambda: graph(place),
-    }
-    suffix = f"-{asked.dtype}" if asked.step == "correctness" else ""
-    failed = False
-    with (asked.output / f"{asked.step}{suffix}.jsonl").open("a", encoding="utf-8") as out:
-        for line in steps[asked.step]():
-            failed = failed or bool(line.get("wrong"))
-            out.write(json.dumps(line) + "\n")
-            out.flush()
-            print(json.dumps(line), flush=True)
-    raise SystemExit(failed)
+    if asked.step == "once":
+        run_once(place)
+        return
+    good = Book(asked.book).fill(asked.step, steps[asked.step](place))
+    raise SystemExit(not good)
 
 
 if __name__ == "__main__":

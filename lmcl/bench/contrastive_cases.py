@@ -32,18 +32,20 @@ def make_inputs(
 
 
 def naive_eager(rows: Tensor, hubs: Tensor, group: Tensor, temperature: float) -> Tensor:
-    """Masks and log-softmax, as most public implementations have it."""
-    logits = rows @ rows.T / temperature
-    positive = (rows * hubs[group]).sum(1, keepdim=True) / temperature
-    same = group[:, None] == group[None, :]
-    itself = torch.eye(rows.shape[0], device=rows.device, dtype=torch.bool)
-    intra = torch.where(same & ~itself, logits, -torch.inf)
-    inter = torch.where(same, -torch.inf, logits)
-    both = torch.maximum(intra, inter)
-    peak = both.amax(1, keepdim=True).detach()
-    exponentials = torch.exp(both - peak) * (~itself).to(logits.dtype)
-    log_sum = torch.log(exponentials.sum(1, keepdim=True)) + peak
-    return (log_sum - positive).mean()
+    """Masks and log-softmax, as most public implementations have it; half precision by AMP."""
+    half = rows.dtype in (torch.float16, torch.bfloat16)
+    with torch.autocast(rows.device.type, dtype=rows.dtype if half else None, enabled=half):
+        logits = rows @ rows.T / temperature
+        positive = (rows * hubs[group]).sum(1, keepdim=True) / temperature
+        same = group[:, None] == group[None, :]
+        itself = torch.eye(rows.shape[0], device=rows.device, dtype=torch.bool)
+        intra = torch.where(same & ~itself, logits, -torch.inf)
+        inter = torch.where(same, -torch.inf, logits)
+        both = torch.maximum(intra, inter)
+        peak = both.amax(1, keepdim=True).detach()
+        exponentials = torch.exp(both - peak) * (~itself).to(logits.dtype)
+        log_sum = torch.log(exponentials.sum(1, keepdim=True)) + peak
+        return (log_sum - positive).mean()
 
 
 def careful_eager(rows: Tensor, hubs: Tensor, group: Tensor, temperature: float) -> Tensor:
