@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from pipeline.dali_feed import Flow, Inputs
-from pipeline.dali_graph import Decode, build_graph
+from pipeline.dali_graph import Decode, build_graph, decodes_rows_only
 from pipeline.errors import PipelineError
 from pipeline.prepare import frame_pixels
 from pipeline.request import Request, ViewSpec
@@ -52,6 +52,7 @@ class DaliBackend:
         self._spec = spec
         self._prefetch = prefetch
         self._device = device
+        self._rows_only = decodes_rows_only(spec, decode)
         self._graph_of = functools.partial(
             build_graph,
             spec,
@@ -85,6 +86,7 @@ class DaliBackend:
             self._readers,
             requests,
             ahead=self._prefetch,
+            rows_only=self._rows_only,
             buffers=self._buffers,
         )
         feed.flow = flow

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 
 from pipeline.errors import PipelineError
-from pipeline.prepare import frame_pixels, wants_preparing, wrap_ppm
+from pipeline.prepare import frame_pixels, is_endless_jpeg, wants_preparing, wrap_ppm
 from pipeline.request import Request, ViewSpec
 from pipeline.source import Source
 
@@ -25,6 +25,11 @@ class Inputs:
     """Memory that most of `encoded` lies in."""
     encoded: list[UInt8[np.ndarray, " _size"]]
     corners: Int32[np.ndarray, "b v 2"]
+    """y, x of each crop within the rows that are decoded."""
+    starts: Int32[np.ndarray, "b 2"]
+    """y, x where the decoded part of each image begins; x is 0."""
+    extents: Int32[np.ndarray, "b 2"]
+    """Height and width of the decoded part; the width is the image's."""
     sizes: Int64[np.ndarray, "b 2"]
     """Height and width that each image must decode to."""
     targets: Float32[np.ndarray, "b 2"]
@@ -55,10 +60,12 @@ class Flow:
         requests: Iterator[Request],
         *,
         ahead: int,
+        rows_only: bool,
         buffers: deque[UInt8[np.ndarray, " _room"]],
     ) -> None:
         self._source = source
         self._spec = spec
+        self._rows_only = rows_only
         self._readers = readers
         self._requests = requests
         self._ahead = ahead + 1
@@ -93,14 +100,16 @@ class Flow:
         if self._spec.whole:
             return (inputs.encoded,)
         arrays: tuple[Any, ...] = (inputs.encoded, inputs.corners, _indices(self._spec))
-        return (*arrays, inputs.targets) if self._spec.scales else arrays
+        if self._spec.scales:
+            return (*arrays, inputs.targets)
+        return (*arrays, inputs.starts, inputs.extents) if self._rows_only else arrays
 
     def _read(self, request: Request) -> Inputs:
         try:
             buffer = self._free.popleft()
         except IndexError:
             buffer = None
-        return _read_inputs(self._source, request, self._spec, buffer)
+        return _read_inputs(self._source, request, self._spec, buffer, rows_only=self._rows_only)
 
     def take(self) -> tuple[Request, Inputs]:
         """The request that DALI's next output belongs to, and what it was made from."""
@@ -134,7 +143,12 @@ def _indices(spec: ViewSpec) -> Int32[np.ndarray, "b v"]:
 
 
 def _read_inputs(
-    source: Source, request: Request, spec: ViewSpec, buffer: UInt8[np.ndarray, " _room"] | None
+    source: Source,
+    request: Request,
+    spec: ViewSpec,
+    buffer: UInt8[np.ndarray, " _room"] | None,
+    *,
+    rows_only: bool,
 ) -> Inputs:
     room = source.room(request.ids)
     if buffer is None or buffer.size < room:
@@ -147,14 +161,35 @@ def _read_inputs(
         pixels = _prepare(source, request, row, encoded[row], least)
         encoded[row] = wrap_ppm(pixels)
         sizes[row] = targets[row] = pixels.shape[:2]
-    corners = np.ascontiguousarray(request.boxes[..., :2])
+    starts, extents = np.zeros_like(sizes), sizes.copy()
+    if rows_only:
+        starts[:, 0], extents[:, 0] = _rows_needed(request, sizes, encoded)
+    corners = np.ascontiguousarray(request.boxes[..., :2] - starts[:, None, :], dtype=np.int32)
     return Inputs(
         buffer=buffer,
         encoded=encoded,
         corners=corners,
+        starts=starts.astype(np.int32),
+        extents=extents.astype(np.int32),
         sizes=sizes,
         targets=targets.astype(np.float32),
     )
+
+
+def _rows_needed(
+    request: Request, sizes: Int64[np.ndarray, "b 2"], encoded: list[UInt8[np.ndarray, " _size"]]
+) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"]]:
+    """First row and number of rows that an image's boxes lie in.
+
+    A JPEG's rows above are only skimmed and those below are not read at all; the rest keeps its
+    bits, whatever the subsampling (`test_rows_of_an_image_are_those_of_the_whole`). One without an
+    end marker is decoded to where it ends, so that a cut file is found wherever the boxes are.
+    """
+    top = request.boxes[..., 0].min(axis=1).astype(np.int64)
+    bottom = (request.boxes[..., 0] + request.boxes[..., 2]).max(axis=1).astype(np.int64)
+    cut = np.asarray([is_endless_jpeg(data) for data in encoded], dtype=bool)
+    top[cut], bottom[cut] = 0, sizes[cut, 0]
+    return top, bottom - top
 
 
 def _prepare(

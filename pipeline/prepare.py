@@ -37,6 +37,11 @@ def wants_preparing(
     return np.asarray(small | np.asarray(extended, dtype=bool))
 
 
+def is_endless_jpeg(data: UInt8[np.ndarray, " _size"]) -> bool:
+    """Whether the bytes begin as a JPEG and do not end as one: cut off, or followed by others."""
+    return data[:2].tobytes() == b"\xff\xd8" and data[-2:].tobytes() != b"\xff\xd9"
+
+
 def wrap_ppm(pixels: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, " _size"]:
     """Pixels as an uncompressed file that every decoder reads back bit for bit."""
     header = f"P6\n{pixels.shape[1]} {pixels.shape[0]}\n255\n".encode()

@@ -65,6 +65,25 @@ def test_a_damaged_image_is_named(packed: ShardSet, backend: str, how: str, id: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_jpeg_cut_off_below_its_boxes_is_named(
+    pack: Pack, photograph: Callable[..., Image.Image], encode: Callable[..., bytes], backend: str
+) -> None:
+    # The boxes need the upper half alone, which is there.
+    images = [(f"{one}.jpg", encode(photograph(200, 64, seed=one), "JPEG")) for one in range(4)]
+    shard_set = pack(images)
+    _damage(shard_set, 2, "truncated")
+    crops = CropConfig(size=64, random=1, salient=False)
+    with _loader(shard_set, backend, crops=crops, mode="train") as loader:
+        epoch = next(
+            epoch
+            for epoch in range(1000)
+            if loader.request(epoch, 0).boxes[loader.request(epoch, 0).ids == 2, 0, 0] < 4
+        )
+        with pytest.raises(PipelineError, match="sample 2"):
+            list(loader.epoch(epoch))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_loader_goes_on_after_an_error(packed: ShardSet, backend: str) -> None:
     with _loader(packed, backend) as loader:
         expected = [batch.crops.clone() for batch in loader.epoch(0)]

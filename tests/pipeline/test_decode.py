@@ -48,6 +48,8 @@ CASES: dict[str, Callable[[Image.Image, Callable[..., bytes]], bytes]] = {
     "jpeg-420": lambda image, encode: _jpeg(image, quality=90),
     "jpeg-422": lambda image, encode: _jpeg(image, quality=90, subsampling=1),
     "jpeg-444": lambda image, encode: _jpeg(image, quality=95, subsampling=0),
+    "jpeg-411": lambda image, encode: _jpeg(image, quality=90, subsampling="4:1:1"),
+    "jpeg-restarts": lambda image, encode: _jpeg(image, quality=90, restart_marker_blocks=3),
     "jpeg-progressive": lambda image, encode: _jpeg(image, progressive=True),
     "jpeg-grey": lambda image, encode: _jpeg(image.convert("L")),
     "jpeg-cmyk": lambda image, encode: _jpeg(image.convert("CMYK")),
@@ -93,6 +95,49 @@ def test_dali_decodes_by_the_same_rule(
     ours, theirs = decode_rgb(data), _decode_with_dali(data)
     assert ours.shape == theirs.shape
     assert np.abs(ours.astype(int) - theirs).max() == 0
+
+
+def _bands(height: int) -> list[tuple[int, int]]:
+    """Every first row, and numbers of rows around the sizes that codecs work in."""
+    wanted = (1, 7, 8, 16, 17, 40, height)
+    return [(top, min(rows, height - top)) for top in range(height) for rows in wanted]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_of_an_image_are_those_of_the_whole(
+    case: str, photograph: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    dali = pytest.importorskip("nvidia.dali")
+    data = CASES[case](photograph(97, 131), encode)
+    whole = decode_rgb(data)
+    bands = _bands(whole.shape[0])
+    starts = np.array([(top, 0) for top, _ in bands], np.int32)
+    extents = np.array([(rows, whole.shape[1]) for _, rows in bands], np.int32)
+    pipe = dali.Pipeline(len(bands), num_threads=1, device_id=None, prefetch_queue_depth=1)
+    with pipe:
+        encoded, start, extent = dali.fn.external_source(
+            source=lambda: ([np.frombuffer(data, np.uint8)] * len(bands), starts, extents),
+            num_outputs=3,
+            dtype=[dali.types.UINT8, dali.types.INT32, dali.types.INT32],
+            ndim=[1, 1, 1],
+        )
+        part = dali.fn.decoders.image_slice(
+            encoded,
+            start,
+            extent,
+            axis_names="HW",
+            normalized_anchor=False,
+            normalized_shape=False,
+        )
+        pipe.set_outputs(part, dali.fn.peek_image_shape(encoded))
+    parts, shapes = pipe.run()
+    assert (np.asarray(shapes.as_tensor()) == whole.shape).all()
+    wrong = [
+        (top, rows)
+        for index, (top, rows) in enumerate(bands)
+        if not np.array_equal(parts.at(index), whole[top : top + rows])
+    ]
+    assert not wrong
 
 
 def test_all_filters_of_a_16_bit_png_are_undone(
