@@ -148,12 +148,15 @@ step_part() {
 }
 
 score() {
-    local bench=("$python" -W ignore -m lmcl bench score --json "$folder/score.jsonl")
+    local bench=("$python" -W ignore -m lmcl bench score --json "$folder/score.jsonl") precision
     if [ -n "$rehearse" ]; then
         plain_step score 200 "${bench[@]}" --images 2 --rounds 1 --encoder conv-vit --threads 1
         return
     fi
-    plain_step score 280 "${bench[@]}" --images 512 --rounds 5 --device cuda --threads 16
+    for precision in bfloat16 float32; do
+        plain_step "score-$precision" 200 "${bench[@]}" --images 512 --rounds 5 --device cuda --threads 16 \
+            --precision $precision
+    done
 }
 
 for current in $parts; do

@@ -130,9 +130,11 @@ def report(part: str, lines: list[Figures], *, rehearsed: bool) -> bool:
 
 
 def _print_score(line: Figures) -> None:
-    # Ten crops an image, as `lmcl bench score` has it.
-    rate = line["median"] / 10
-    print(f"score: {rate:.1f} images/s, {MILLION / rate / 3600:.2f} h for a million images")
+    params = line["params"]
+    rate = line["median"] / params["crops"]
+    print(
+        f"score, {params['precision']}: {rate:.1f} images/s, {MILLION / rate / 3600:.2f} h for a million images"
+    )
 
 
 def main() -> None:

@@ -169,8 +169,8 @@ def command(
         bare(scorer, scorer.batch_images)
         whole(scorer, folder, output, threads)
         cases = {
-            "bare_model": lambda: Spent(*timed(lambda: bare(scorer, images))),
-            "lmcl_score": lambda: Spent(*timed(lambda: whole(scorer, folder, output, threads))),
+            "bare_model": lambda: _spent(lambda: bare(scorer, images)),
+            "lmcl_score": lambda: _spent(lambda: whole(scorer, folder, output, threads)),
         }
         if python is not None:
             cases[f"pyiqa_{pyiqa_metric}"] = lambda: pyiqa(python, pyiqa_metric, folder, crops)
@@ -201,6 +201,11 @@ def command(
             click.echo(_against(spent, name))
     if json_file is not None:
         append(records, json_file)
+
+
+def _spent(call: Callable[[], None]) -> Spent:
+    wall_s, cpu_s = timed(call)
+    return Spent(wall_s=wall_s, cpu_s=cpu_s)
 
 
 def _against(spent: Mapping[str, list[Spent]], other: str) -> str:
