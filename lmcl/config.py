@@ -244,8 +244,10 @@ def _merged(below: dict[str, Any], upon: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in upon.items():
         under = merged.get(key)
-        both = isinstance(under, dict) and isinstance(value, dict)
-        merged[key] = _merged(under, value) if both else value
+        if isinstance(under, dict) and isinstance(value, dict):
+            merged[key] = _merged(under, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -114,7 +114,7 @@ def submit(scripts: Sequence[Path]) -> list[str]:
             f"submit the scripts in {scripts[0].parent} from there",
             exit_code=4,
         )
-    said = []
+    said: list[str] = []
     for path in scripts:
         done = subprocess.run([sbatch, str(path)], capture_output=True, text=True, check=False)
         if done.returncode:

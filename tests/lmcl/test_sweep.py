@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -285,10 +286,8 @@ def test_slurm_jobs_train_and_are_summed_up_later(demo_set: Path, cluster: Path)
 
 
 def test_a_job_that_was_warned_goes_back_into_the_queue(cluster: Path) -> None:
-    task = Task(model="m", label="l", file=cluster, overrides=(), config=SMOKE, folder=cluster)
-    (script,) = write_slurm_scripts(
-        [Job(task=task, command=("bash", "-c", "exit 130"))], cluster / "slurm", []
-    )
+    warned = job(cluster, "l", "bash", "-c", "exit 130")
+    (script,) = write_slurm_scripts([warned], cluster / "slurm", [])
     done = subprocess.run(["bash", str(script)], check=False)
     assert done.returncode == 130
     assert (cluster / "scontrol").read_text() == "requeue 77\n"
@@ -306,3 +305,75 @@ def test_without_sbatch_submitting_is_refused(
             catch_exceptions=False,
         )
     assert error.value.exit_code == 4
+
+
+def job(folder: Path, label: str, *command: str) -> Job:
+    task = Task(model="m", label=label, file=folder, overrides=(), config=SMOKE, folder=folder)
+    return Job(task=task, command=command)
+
+
+def test_a_sweep_asked_to_stop_waits_for_the_runs_checkpoint(tmp_path: Path) -> None:
+    run = (
+        "import pathlib, signal, sys, time\n"
+        "def leave(*_):\n    pathlib.Path('checkpoint').touch()\n    sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "pathlib.Path('started').touch()\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "run.py").write_text(run)
+    config(tmp_path, "one", tmp_path)
+    sweep = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "lmcl", "sweep", "one.toml", "--over", "seeds"),
+            *("--with", f"{sys.executable} run.py", "--output", "out"),
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+    )
+    for _ in range(600):
+        if (tmp_path / "started").exists():
+            break
+        time.sleep(0.1)
+    sweep.terminate()
+    _, said = sweep.communicate(timeout=60)
+    assert (tmp_path / "checkpoint").exists(), said
+    assert sweep.returncode == 130
+    assert "resume auto" in said or "goes on" in said
+    # What is unfinished is known even so.
+    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["unfinished"]) == 5
+
+
+@pytest.mark.slow
+def test_ray_runs_every_job_and_names_the_one_that_fails(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    good = f"import pathlib; pathlib.Path({str(tmp_path / 'done')!r}).touch()"
+    bad = "import sys; print('no such weights', file=sys.stderr); sys.exit(4)"
+    script = tmp_path / "jobs.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from lmcl.config import load_config\n"
+        "from lmcl.sweep.launch import Job, run_on_ray\n"
+        "from lmcl.sweep.plan import Task\n"
+        f"config = load_config({str(REPO / 'configs' / 'smoke.toml')!r})\n"
+        "def job(label, code):\n"
+        "    task = Task(model='m', label=label, file=Path('f'), overrides=(), config=config,\n"
+        "                folder=Path('f'))\n"
+        "    return Job(task=task, command=(sys.executable, '-c', code))\n"
+        f"jobs = [job('bad', {bad!r}), job('good', {good!r})]\n"
+        "for failure in run_on_ray(jobs, cpus=1, gpus=0):\n"
+        "    print(failure.name, failure.exit_code, failure.last_words)\n"
+    )
+    # In a process of its own: Ray leaves threads and warnings behind.
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+    )
+    assert done.stdout.splitlines()[-1:] == ["m/bad 4 no such weights"], done.stdout + done.stderr
+    assert (tmp_path / "done").exists()
