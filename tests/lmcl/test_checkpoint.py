@@ -9,6 +9,7 @@ from lmcl.checkpoint import (
     Position,
     State,
     digest_path,
+    drop_checkpoints_after,
     list_checkpoints,
     read_checkpoint,
     read_newest,
@@ -92,3 +93,50 @@ def test_a_checkpoint_runs_no_code_when_it_is_read(tmp_path: Path) -> None:
     digest_path(path).unlink()
     with pytest.raises(LmclError):
         read_checkpoint(path)
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_keeps_what_it_writes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for epoch in (3, 4, 5):
+        write_checkpoint(tmp_path, state(epoch), keep_last=3)
+    with caplog.at_level(logging.WARNING):
+        drop_checkpoints_after(tmp_path, Position(epoch=3, step=0))
+    assert caplog.text.count("removed") == 2
+    write_checkpoint(tmp_path, state(3, 7), keep_last=1)
+    found = read_newest(tmp_path)
+    assert found is not None
+    assert found.position == Position(epoch=3, step=7)
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".epoch-0009-step-000000.pt.123.tmp").write_bytes(b"half")
+    write_checkpoint(tmp_path, state(1), keep_last=2)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_digest_without_its_file_is_no_checkpoint(tmp_path: Path) -> None:
+    """Where a machine that dies between the two renames leaves a folder."""
+    write_checkpoint(tmp_path, state(1), keep_last=2)
+    write_checkpoint(tmp_path, state(2), keep_last=2).unlink()
+    found = read_newest(tmp_path)
+    assert found is not None
+    assert found.position.epoch == 1
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, state(1), keep_last=2)
+
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(LmclError, match=r"No space left.*--resume auto"):
+        write_checkpoint(tmp_path, state(2), keep_last=2)
+    monkeypatch.undo()
+    found = read_newest(tmp_path)
+    assert found is not None
+    assert found.position.epoch == 1
+    assert not list(tmp_path.glob(".*"))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcl.config import differences, dump_config, load_config, parse_config
+from lmcl.config import binding_differences, differences, dump_config, load_config, parse_config
 from lmcl.errors import ConfigError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -47,6 +47,9 @@ def test_a_bare_word_is_a_string(tmp_path: Path) -> None:
         pytest.param("[objective]\nkeys = 'both'\n", "", ["keys"], id="unknown-choice"),
         pytest.param("[crops]\nsalient = false\n", "", ["hub", "salient"], id="cross-field"),
         pytest.param("[train\n", "", ["TOML"], id="no-toml"),
+        pytest.param("", "runtime.trackers=['wandbb']", ["did you mean 'wandb'"], id="tracker"),
+        pytest.param("", "runtime.keep_last=0", ["keep_last", ">= 1"], id="keep-nothing"),
+        pytest.param("", "runtime.micro_batch=-1", ["micro_batch", ">= 0"], id="negative"),
         pytest.param("", "train.epochs", ["key=value"], id="no-equals-sign"),
         pytest.param("", "train.epochs.x=1", ["epochs"], id="value-as-table"),
     ],
@@ -73,3 +76,13 @@ def test_differences_name_the_fields() -> None:
     ours = parse_config(tree, where="ours")
     theirs = parse_config({**tree, "train": {"epochs": 3}}, where="theirs")
     assert differences(ours, theirs) == ["train.epochs: 9 / 3"]
+
+
+def test_a_resumed_run_may_change_the_machine_and_not_the_experiment() -> None:
+    tree = {"data": {"root": "a", "split": "b"}}
+    ours = parse_config(tree, where="ours")
+    moved = parse_config(
+        {"data": {"root": "c", "split": "b"}, "runtime": {"threads": 3, "precision": "bf16"}},
+        where="moved",
+    )
+    assert binding_differences(ours, moved) == ["runtime.precision: 'no' / 'bf16'"]

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place, judge
 from lmcl.predictions import read_csv
 from lmcl.release import load_model
-from lmcl.session import fit, prepare
+from lmcl.session import _check_data, fit, prepare
 from lmcl.stopping import InterruptedRunError
 from pipeline.boxes import SaliencyTable
 from shards.read import open_set
@@ -221,11 +223,100 @@ def test_what_does_not_fit_is_said_before_training(
             ["objective.intra_weight=balanced", "objective.overlap_aware=true"], id="balanced"
         ),
         pytest.param(["teacher.update=epoch", "saliency.every=2"], id="paper-teacher"),
+        pytest.param(["teacher.update=frozen"], id="frozen-teacher"),
+        pytest.param(["teacher.update=copy"], id="copied-teacher"),
         pytest.param(["runtime.precision=bf16", "train.flip=true"], id="bf16"),
         pytest.param(["runtime.backend=torch"], id="torch-backend"),
+        pytest.param(
+            ["encoder.name=vit_tiny_patch16_224", "runtime.micro_batch=5", "train.flip=true"],
+            id="parts",
+        ),
+        pytest.param(["runtime.gradient_checkpointing=true"], id="gradient-checkpointing"),
         pytest.param(["evaluation.model=teacher", "evaluation.select=last"], id="teacher-judged"),
     ],
 )
 def test_every_option_trains(tiny: Tiny, tmp_path: Path, changes: list[str]) -> None:
     outcome = fit(tiny(*changes), tmp_path / "run", progress=False)
     assert outcome.evaluation.n == len(read_csv(tmp_path / "run/predictions/test.csv").id)
+
+
+@pytest.mark.parametrize("update", ["step", "epoch", "frozen", "copy"])
+def test_the_teacher_follows_the_student_of_a_run_as_its_rule_says(
+    tiny: Tiny, tmp_path: Path, update: str
+) -> None:
+    run = prepare(
+        tiny(f"teacher.update={update}", "train.epochs=1"),
+        tmp_path / "run",
+        resume="",
+        progress=False,
+    )
+    first = run.teacher.model.panel.head.weight.detach().clone()
+    train(run)
+    run.loader.close()
+    ours, theirs = run.teacher.model.panel.head.weight, run.core.panel.head.weight.detach()
+    moved, whole = float((ours - first).norm()), float((theirs - first).norm())
+    assert whole > 0
+    if update == "frozen":
+        assert moved == 0
+    elif update == "copy":
+        assert torch.equal(ours, theirs)
+    elif update == "epoch":
+        torch.testing.assert_close(ours, 0.5 * first + 0.5 * theirs)
+    else:
+        assert 0 < moved < whole
+
+
+def test_an_unlabelled_training_image_is_refused_before_training(
+    demo_set: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    run = prepare(tiny(), tmp_path / "run", resume="", progress=False)
+    run.loader.close()
+    labels = run.shard_set.samples.mos.copy()
+    labels[run.split.part("train")[3]] = math.nan
+    run.shard_set.samples._columns["mos"] = labels
+    with pytest.raises(LmclError, match="1 images of the train part have no score") as error:
+        _check_data(run.config, run.shard_set, run.split, run.place)
+    assert error.value.exit_code == 3
+
+
+def test_half_precision_without_a_gpu_is_refused_with_a_way_out(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"needs a GPU.*'bf16'"):
+        prepare(tiny("runtime.precision=fp16"), tmp_path / "run", resume="", progress=False)
+
+
+def test_an_older_checkpoint_finds_the_best_weights_of_its_own_time(
+    finished: Path, tiny: Tiny
+) -> None:
+    best = list((finished / "checkpoints").glob("best-*.pt"))
+    assert 1 <= len(best) <= 2
+    for path in best:
+        assert path.with_name(path.name + ".sha256").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_student_learns_what_a_plain_one_does(
+    demo_set: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    """In a process of its own: the shape checks of the tests cannot be compiled."""
+    changes = tiny.overrides(
+        "saliency.layers=1", "encoder.name=vit_tiny_patch16_224", "train.epochs=1"
+    )
+    for name in ("false", "true"):
+        words = [word for change in changes for word in ("--set", change)]
+        subprocess.run(
+            [
+                *[sys.executable, "train.py", "--config", "configs/smoke.toml", "--no-progress"],
+                *["--output", str(tmp_path / name), *words],
+                *["--set", f"runtime.compile={name}"],
+            ],
+            cwd=Path(__file__).resolve().parents[2],
+            check=True,
+        )
+    plain, compiled = (
+        [entry["loss"] for entry in log(tmp_path / name) if entry["event"] == "step"]
+        for name in ("false", "true")
+    )
+    assert plain == pytest.approx(compiled, rel=1e-3)
