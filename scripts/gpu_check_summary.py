@@ -132,9 +132,8 @@ def report(part: str, lines: list[Figures], *, rehearsed: bool) -> bool:
 def _print_score(line: Figures) -> None:
     params = line["params"]
     rate = line["median"] / params["crops"]
-    print(
-        f"score, {params['precision']}: {rate:.1f} images/s, {MILLION / rate / 3600:.2f} h for a million images"
-    )
+    hours = MILLION / rate / 3600
+    print(f"score, {params['precision']}: {rate:.1f} images/s, {hours:.2f} h for a million images")
 
 
 def main() -> None:
