@@ -27,6 +27,7 @@ from shards.write import build as build_set
 from shards.write import default_workers, refuse_missing
 
 _SHOWN = 5
+_SHARD_SAMPLES = "Images in a shard. [a sixteenth of the set, at least 100 and at most 2,000]"
 _EXAMPLES = """\b
 Examples:
   lmcl-shard build biq2021 ~/data/biq2021 --output data/biq2021
@@ -91,7 +92,7 @@ def cli() -> None:
 @click.option("--bmp-to-png", is_flag=True, help="Store BMP as PNG, checked pixel for pixel.")
 @click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images.")
 @click.option("--shard-mb", default=256.0, show_default=True, help="Size of a shard.")
-@click.option("--shard-samples", default=2000, show_default=True, help="Images in a shard.")
+@click.option("--shard-samples", type=click.IntRange(1), help=_SHARD_SAMPLES)
 @click.option("--overwrite", is_flag=True, help="Replace a finished set of another source.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
@@ -116,7 +117,7 @@ def build(
     bmp_to_png: bool,
     max_pixels: int,
     shard_mb: float,
-    shard_samples: int,
+    shard_samples: int | None,
     overwrite: bool,
     dry_run: bool,
     no_progress: bool,
@@ -315,7 +316,7 @@ def _dedupe(
 @click.option("--output", required=True, help="Folder or fsspec URL of the new set.")
 @click.option("--name", "set_name", help="Short name of a merged set.")
 @click.option("--shard-mb", default=256.0, show_default=True, help="Size of a shard.")
-@click.option("--shard-samples", default=2000, show_default=True, help="Images in a shard.")
+@click.option("--shard-samples", type=click.IntRange(1), help=_SHARD_SAMPLES)
 @click.option("--workers", type=click.IntRange(1), help="Shards packed at a time. [cores]")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
@@ -324,7 +325,7 @@ def reshard(
     output: str,
     set_name: str | None,
     shard_mb: float,
-    shard_samples: int,
+    shard_samples: int | None,
     workers: int | None,
     engine: Any,
     no_progress: bool,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -156,6 +155,8 @@ def _grey(data: bytes) -> Image.Image:
 
 def perceptual_hash(grey: Image.Image) -> np.uint64:
     """64 bits: signs of the lowest 8 x 8 frequencies of a 32 x 32 copy, against their median."""
+    import scipy.fft  # a third of a second that no other command needs
+
     small = np.asarray(grey.resize((32, 32), Image.Resampling.BOX), np.float64)
     low = scipy.fft.dctn(small, norm="ortho")[:8, :8].ravel()
     bits = low > np.median(low[1:])

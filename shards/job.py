@@ -27,6 +27,8 @@ from shards.tar import Member, TarWriter
 STATE = ".build"
 """Folder of an unfinished build's records; gone when the manifest is written."""
 
+_RECORD = b"lmcl-record"
+
 OnError = Literal["fail", "skip"]
 
 
@@ -114,7 +116,7 @@ def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord
     rows: list[SampleRow] = []
     rejected: list[Rejected] = []
     index_lines: list[str] = []
-    with store.writing(f"{job.stem}.tar") as out:
+    with store.writing(f"{job.stem}.tar", durable="bytes") as out:
         tar = TarWriter(out)
         for id, sample in enumerate(job.samples, start=job.first_id):
             try:
@@ -134,19 +136,28 @@ def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord
 
 
 def write_record(store: Store, stem: str, record: ShardRecord, table: pa.Table) -> None:
-    """Remember a finished shard: rows first, record last."""
-    with store.writing(f"{STATE}/{stem}.parquet") as out:
-        pq.write_table(table, out)
-    store.write(f"{STATE}/{stem}.json", msgspec.json.encode(record))
+    """Remember a finished shard and its rows.
+
+    Lost in a power failure it costs packing one shard again; damaged, it is not believed.
+    """
+    told = table.replace_schema_metadata({_RECORD: msgspec.json.encode(record)})
+    with store.writing(f"{STATE}/{stem}.parquet", durable="nothing") as out:
+        pq.write_table(told, out)
+
+
+def read_rows(store: Store, stem: str) -> pa.Table:
+    """The rows of a finished shard."""
+    return pq.read_table(pa.BufferReader(store.read(f"{STATE}/{stem}.parquet")))
 
 
 def read_record(store: Store, stem: str) -> ShardRecord | None:
     """The record of a shard, or None if there is none that can be trusted."""
-    if not store.exists(f"{STATE}/{stem}.json") or not store.exists(f"{STATE}/{stem}.parquet"):
+    if not store.exists(f"{STATE}/{stem}.parquet"):
         return None
     try:
-        record = msgspec.json.decode(store.read(f"{STATE}/{stem}.json"), type=ShardRecord)
-    except msgspec.DecodeError:
+        told = (read_rows(store, stem).schema.metadata or {}).get(_RECORD, b"")
+        record = msgspec.json.decode(told, type=ShardRecord)
+    except (msgspec.DecodeError, pa.ArrowException, OSError, ValueError):
         return None
     if record.shard is None:
         return record
@@ -179,18 +190,24 @@ def _read_checked(sample: Sample, options: PackOptions) -> tuple[bytes, ImageInf
 
 
 def _read(sample: Sample) -> bytes:
-    with sample.file.open("rb") as stream:
-        size = sample.size
-        if size is None:
-            size = os.fstat(stream.fileno()).st_size
+    # Plain system calls: a buffered stream costs three times as much, 22 us of 900 an image.
+    handle = os.open(sample.file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        size = os.fstat(handle).st_size if sample.size is None else sample.size
         if size > MAX_FILE_BYTES:
             raise ShardError(
                 f"{sample.file}: {size:,} bytes, more than the {MAX_FILE_BYTES:,} an image may "
-                "have",
+                "have; scale it down, or leave it out with `--on-error skip`",
                 exit_code=3,
             )
-        stream.seek(sample.offset)
-        return stream.read(size)
+        if sample.offset:
+            os.lseek(handle, sample.offset, os.SEEK_SET)
+        data = os.read(handle, size)
+        while len(data) < size and (more := os.read(handle, size - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(handle)
 
 
 def _add(
@@ -291,7 +308,8 @@ def _record(
     shard = None
     if index_lines:
         text = "\n".join([f"v1.2 {len(index_lines)}", *index_lines]) + "\n"
-        store.write(f"{job.stem}.idx", text.encode("ascii"))
+        with store.writing(f"{job.stem}.idx", durable="nothing") as out:
+            out.write(text.encode("ascii"))
         size_bytes, sha256 = tar
         shard = ShardInfo(
             name=f"{job.stem}.tar",

@@ -2,7 +2,9 @@
 
 import array
 import hashlib
+import math
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +18,8 @@ from shards.sample import DataSet, Sample
 from shards.sample_table import group_key
 
 _NAMED = 5
+_PIECES = 16
+_LEAST_SAMPLES, _MOST_SAMPLES = 100, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +28,19 @@ class ShardSize:
 
     size_bytes: int = 256 << 20
     """Encoded bytes of its images."""
-    samples: int = 2000
-    """Images."""
+    samples: int | None = None
+    """Images; None for a sixteenth of the set, at least 100 and at most 2,000: a small set has
+    something for several workers to do, when it is packed and when others' loaders read it."""
 
     def __post_init__(self) -> None:
-        if self.size_bytes < 1 or self.samples < 1:
+        if self.size_bytes < 1 or (self.samples is not None and self.samples < 1):
             raise ValueError(f"a shard needs room for one image, got {self}")
+
+    def samples_of(self, rows: int) -> int:
+        """How many images a shard of a set of `rows` images may have."""
+        if self.samples is not None:
+            return self.samples
+        return min(_MOST_SAMPLES, max(_LEAST_SAMPLES, math.ceil(rows / _PIECES)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +88,20 @@ def make_plan(
         ShardError: If the set is empty, or names an image twice.
     """
     names, source = ids_hash(), hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, options)))
-    cuts, missing = [0], list[str]()
-    total = rows = labelled = in_shard = held = num_missing = 0
-    groups, paths = array.array("q"), array.array("q")
-    for id, sample in enumerate(dataset.samples()):
+    missing = list[str]()
+    rows = labelled = num_missing = 0
+    groups, paths, sizes = array.array("q"), array.array("q"), array.array("q")
+    for sample in dataset.samples():
         file_bytes = _file_size(sample)
         if file_bytes is None:
             num_missing += 1
             missing += [str(sample.file)] if len(missing) < _NAMED else []
-        if in_shard and (in_shard == size.samples or held + (file_bytes or 0) > size.size_bytes):
-            cuts.append(id)
-            in_shard = held = 0
         names.update(sample.path.encode("utf-8", "surrogateescape") + b"\n")
         source.update(_described(sample, file_bytes))
         groups.append(group_key(sample.group))
         paths.append(group_key(sample.path))
-        rows, in_shard = rows + 1, in_shard + 1
-        total, held = total + (file_bytes or 0), held + (file_bytes or 0)
+        sizes.append(file_bytes or 0)
+        rows += 1
         labelled += sample.mos is not None
     if rows == 0:
         raise ShardError(f"{dataset.name}: there is no image to pack in the source", exit_code=3)
@@ -101,15 +109,27 @@ def make_plan(
     return Plan(
         name=dataset.name,
         rows=rows,
-        size_bytes=total,
+        size_bytes=sum(sizes),
         labelled=labelled,
         groups=int(np.unique(np.frombuffer(groups, np.int64)).size),
-        starts=tuple(cuts) if starts is None or starts[-1] >= rows else starts,
+        starts=_cuts(sizes, size) if starts is None or starts[-1] >= rows else starts,
         missing=tuple(missing),
         num_missing=num_missing,
         ids_sha256=names.hexdigest(),
         source_sha256=source.hexdigest(),
     )
+
+
+def _cuts(sizes: "array.array[int]", limit: ShardSize) -> tuple[int, ...]:
+    """First ids of the shards."""
+    cuts, in_shard, held = [0], 0, 0
+    most = limit.samples_of(len(sizes))
+    for id, size in enumerate(sizes):
+        if in_shard and (in_shard == most or held + size > limit.size_bytes):
+            cuts.append(id)
+            in_shard = held = 0
+        in_shard, held = in_shard + 1, held + size
+    return tuple(cuts)
 
 
 def jobs_of(dataset: DataSet, plan: Plan, *, root: str, options: PackOptions) -> Iterator[ShardJob]:
@@ -138,7 +158,7 @@ def _fingerprint(samples: tuple[Sample, ...], first_id: int, options: PackOption
     for sample in samples:
         try:
             status = os.stat(sample.file)
-        except OSError:
+        except (OSError, ValueError):
             found.update(_described(sample, None))
         else:
             found.update(_described(sample, sample.size or status.st_size))
@@ -163,12 +183,13 @@ def _described(sample: Sample, file_bytes: int | None) -> bytes:
 
 
 def _file_size(sample: Sample) -> int | None:
-    if sample.size is not None:
-        return sample.size if os.path.isfile(sample.file) else None
     try:
-        return os.path.getsize(sample.file) if os.path.isfile(sample.file) else None
-    except OSError:
+        status = os.stat(sample.file)
+    except (OSError, ValueError):
         return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size if sample.size is None else sample.size
 
 
 def _refuse_twice(dataset: DataSet, paths: "array.array[int]") -> None:

@@ -6,14 +6,16 @@ upload is complete. Neither ever shows half a file.
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
-
-import fsspec
+from typing import Any, BinaryIO, Literal
 
 from shards.errors import ShardError
+
+Durable = Literal["nothing", "bytes", "name"]
+"""What survives a power failure right after a write: nothing for certain, the bytes if the name
+does, or both."""
 
 
 def is_url(root: str | Path) -> bool:
@@ -73,11 +75,16 @@ class Store:
             out.write(data)
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
-        """A stream whose file appears under its name only when the block ends well."""
+    def writing(self, name: str, *, durable: Durable = "name") -> Iterator[BinaryIO]:
+        """A stream whose file appears under its name only when the block ends well.
+
+        Args:
+            name: Relative to the root.
+            durable: Less than `name` is for files that are settled later, or can be made again.
+        """
         _refuse_climbing(name)
         if self.folder is not None:
-            with self._writing_locally(self.folder / name) as out:
+            with self._writing_locally(self.folder / name, durable) as out:
                 yield out
             return
         with tempfile.NamedTemporaryFile(prefix="lmcl-", delete=False) as out:
@@ -89,6 +96,14 @@ class Store:
                 self._remote().put_file(str(temporary), self._url(name))
         finally:
             temporary.unlink(missing_ok=True)
+
+    def settle(self, names: Iterable[str]) -> None:
+        """Make files that were written with less durability survive a power failure."""
+        if self.folder is None:
+            return
+        for name in names:
+            _sync(self.folder / name)
+        _sync(self.folder)
 
     def names(self, folder: str = "") -> list[str]:
         """Files directly in the root or in one of its folders, sorted, relative to the root."""
@@ -135,6 +150,8 @@ class Store:
 
     def _remote(self) -> Any:
         if self._fs is None:
+            import fsspec  # a fifth of a worker's start, and most builds are local
+
             try:
                 self._fs, self._prefix = fsspec.core.url_to_fs(self.root)
             except (ValueError, ImportError) as error:
@@ -163,23 +180,25 @@ class Store:
             raise ShardError(f"{where}: {type(error).__name__}: {error}") from error
 
     @contextmanager
-    def _writing_locally(self, target: Path) -> Iterator[BinaryIO]:
+    def _writing_locally(self, target: Path, durable: Durable) -> Iterator[BinaryIO]:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             with temporary.open("wb") as out:
                 yield out
                 out.flush()
-                os.fsync(out.fileno())
+                if durable != "nothing":
+                    os.fsync(out.fileno())
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        if durable == "name":
+            _sync(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """A rename is on disk only when its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -15,6 +15,8 @@ from shards.errors import ShardError
 BLOCK = 512
 _NAME = 100
 _MOST = 1 << 33
+# Up to here joining header and bytes is cheaper than two calls to the stream and the hash.
+_SMALL = 1 << 16
 _TAIL = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
 _END = b"\0" * (2 * BLOCK)
 # What `tarfile` lets through on hostile bytes; a chain of long names even exhausts the stack.
@@ -48,9 +50,13 @@ class TarWriter:
         Raises:
             ValueError: If the name does not fit a plain tar header.
         """
-        self._write(self._padding + _header(name, len(data)))
-        offset = self.size_bytes
-        self._write(data)
+        head = self._padding + _header(name, len(data))
+        offset = self.size_bytes + len(head)
+        if len(data) < _SMALL:
+            self._write(head + data)
+        else:
+            self._write(head)
+            self._write(data)
         self._padding = b"\0" * (-len(data) % BLOCK)
         return Member(name=name, offset=offset, size=len(data))
 

@@ -19,11 +19,19 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards.engine import Engine, run_jobs
 from shards.errors import ShardError
-from shards.job import STATE, PackOptions, Rejected, ShardJob, ShardRecord, read_record, shard_stem
+from shards.job import (
+    STATE,
+    PackOptions,
+    Rejected,
+    ShardJob,
+    ShardRecord,
+    read_record,
+    read_rows,
+    shard_stem,
+)
 from shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -209,15 +217,22 @@ def _finish(dataset: DataSet, plan: Plan, store: Store, records: Sequence[ShardR
         labels=labels.stats(),
         members=dataset.members,
     )
+    # All that the manifest vouches for is on disk before the manifest is.
+    store.settle(index_name(shard) for shard in shards)
     store.write(MANIFEST, encode(manifest))
     remove_leftovers(store, shards, dataset.name)
     return manifest
 
 
+def index_name(shard: ShardInfo) -> str:
+    """File name of a shard's DALI index."""
+    return shard.name.removesuffix(".tar") + ".idx"
+
+
 def remove_leftovers(store: Store, shards: Sequence[ShardInfo], name: str) -> None:
     """Remove the records of the build, and shards of an earlier one that no longer belong."""
     kept = {shard.name for shard in shards}
-    kept |= {shard.name.removesuffix(".tar") + ".idx" for shard in shards}
+    kept |= {index_name(shard) for shard in shards}
     ours = re.compile(re.escape(name) + r"-\d{6,}\.(tar|idx)|\..*\.part")
     for file in store.names():
         if ours.fullmatch(file) and file not in kept:
@@ -259,7 +274,7 @@ def _write_samples(store: Store, name: str, records: Sequence[ShardRecord], labe
         position = 0
         for index, record in enumerate(records):
             stem = shard_stem(name, index)
-            table = pq.read_table(pa.BufferReader(store.read(f"{STATE}/{stem}.parquet")))
+            table = read_rows(store, stem)
             # The column counts shards that exist; a shard of rejected images only does not.
             number = np.where(table.column("ok").to_numpy(), position, -1).astype(np.int32)
             place = SCHEMA.get_field_index("shard")

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openpyxl
-
 from shards.errors import ShardError
 
 
@@ -15,6 +13,8 @@ def read_sheet(path: Path, sheet: str | None = None) -> Iterator[tuple[Any, ...]
     Raises:
         ShardError: If the file is no workbook or has no such sheet.
     """
+    import openpyxl  # a quarter of a second that only sets with workbooks need
+
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as error:

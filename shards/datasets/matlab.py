@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
 from shards.errors import ShardError
@@ -16,6 +15,8 @@ def load_mat(path: Path, name: str) -> NDArray[Any]:
     Raises:
         ShardError: If the file is damaged or has no such variable.
     """
+    import scipy.io  # a third of a second that only sets with .mat files need
+
     try:
         content = scipy.io.loadmat(str(path))
     except Exception as error:
