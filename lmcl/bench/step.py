@@ -30,6 +30,12 @@ LEAST_NETWORKS = 0.9
 """Share of a step's time that the networks' forward and backward must at least have."""
 MOST_AROUND = 0.1
 """Share that loss, moving average, saliency and logging may have together."""
+LEAST_MFU_ON_GPU = 0.45
+"""Share of the measured speed of a matrix product that a compiled step must reach there."""
+MOST_WAIT_ON_GPU = 0.02
+MOST_OBJECTIVE_ON_GPU = 0.01
+LEAST_RATIO_ON_GPU = 8.0
+"""Crops per second, against the usual loop."""
 
 _DTYPES: dict[Literal["no", "bf16", "fp16"], str] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
@@ -44,6 +50,11 @@ class Settings:
     """Optimiser steps of a round."""
     workers: int
     device: torch.device
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU is measured."""
+        return self.device.type == "cuda"
 
     @property
     def crops(self) -> int:
@@ -190,7 +201,8 @@ def step_records(settings: Settings, results: Results) -> list[Record]:
     for one in ours:
         ratios = [b / a for a, b in zip(one.totals, plain.totals, strict=True)]
         case = f"ratio_{one.name}_to_plain_loop"
-        records.append(_record(settings, case, ratios, unit="x", target=1.0))
+        least = LEAST_RATIO_ON_GPU if settings.on_gpu else 1.0
+        records.append(_record(settings, case, ratios, unit="x", target=least))
     return records
 
 
@@ -244,13 +256,36 @@ def _loop_records(
             settings, f"{measured.name}_part_{part}", milliseconds, unit="ms/step", share=share
         )
     if measured.name != "plain_loop":
-        networks, around = measured.share(NETWORKS), measured.share(AROUND)
+        yield from _share_records(settings, measured)
+        if settings.on_gpu and measured.name == "ours_compiled":
+            rates = [speed * flops / peak for speed in speeds]
+            case = f"{measured.name}_mfu"
+            yield _record(settings, case, rates, unit="share", target=LEAST_MFU_ON_GPU)
+
+
+def _share_records(settings: Settings, measured: Measured) -> Iterator[Record]:
+    """Shares of a step that the design sets a bound to; the bounds differ with the device."""
+    bounds: list[tuple[str, Sequence[Part], float | None, float | None]] = (
+        [
+            ("networks", NETWORKS, None, None),
+            ("around", AROUND, None, MOST_AROUND),
+            ("data_wait", [Part.WAIT], None, MOST_WAIT_ON_GPU),
+            ("objective", [Part.OBJECTIVE], None, MOST_OBJECTIVE_ON_GPU),
+        ]
+        if settings.on_gpu
+        else [
+            ("networks", NETWORKS, LEAST_NETWORKS, None),
+            ("around", AROUND, None, MOST_AROUND),
+        ]
+    )
+    for name, parts, least, most in bounds:
         yield _record(
-            settings, f"{measured.name}_share_networks", networks, unit="share",
-            target=LEAST_NETWORKS,
-        )  # fmt: skip
-        yield _record(
-            settings, f"{measured.name}_share_around", around, unit="share", most=MOST_AROUND
+            settings,
+            f"{measured.name}_share_{name}",
+            measured.share(parts),
+            unit="share",
+            target=least,
+            most=most,
         )
 
 
@@ -289,7 +324,7 @@ def _record(
         images = settings.steps * config.train.batch_size
         cpu = round(float(np.median([1e3 * r.cpu / images for r in measured.rounds])), 3)
         peak_bytes = measured.peak_bytes
-    gpu = torch.cuda.get_device_name() if settings.device.type == "cuda" else None
+    gpu = torch.cuda.get_device_name() if settings.on_gpu else None
     return make_record(
         "step", case, values, unit=unit, params=params, cpu_ms_per_image=cpu,
         peak_bytes=peak_bytes, device=gpu,
