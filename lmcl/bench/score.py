@@ -112,6 +112,11 @@ def pyiqa(python: Path, metric: str, folder: Path, crops: int) -> Spent:
     return Spent(wall_s=found["seconds"], cpu_s=found["cpu_seconds"])
 
 
+def _spent(case: Callable[[], None]) -> Spent:
+    wall, cpu = timed(case)
+    return Spent(wall_s=wall, cpu_s=cpu)
+
+
 def run_rounds(cases: Mapping[str, Callable[[], Spent]], rounds: int) -> dict[str, list[Spent]]:
     """All cases in turns, so that what disturbs the machine disturbs them alike."""
     spent: dict[str, list[Spent]] = {name: [] for name in cases}

@@ -17,6 +17,8 @@ from lmcl.statistics import Difference, Verdict
 # Runs that differ in nothing but these are one model on several splits.
 _NOT_THE_MODEL = ("split", "seed", "root", "cache", "output", "backend", "threads")
 
+_ROUNDS = 1000
+_ROUNDS_A_PAIR = 200
 _OTHER_IMAGES = "different test images; only their splits can be compared"
 
 
@@ -98,7 +100,7 @@ class Comparison:
 
 def compare(analyses: Sequence[Analysis]) -> Comparison:
     """Compare every run with every other one on the images they share entirely."""
-    pairs: list[Pair] = []
+    comparable: list[tuple[Analysis, Analysis]] = []
     refused: dict[str, list[str]] = {}
     models = _models(analyses)
     repeated = {a.run.root for m in models if len(m.runs) > 1 for a in m.runs}
@@ -111,7 +113,10 @@ def compare(analyses: Sequence[Analysis]) -> Comparison:
         if why:
             refused.setdefault(why, []).append(f"{a.run.name} and {b.run.name}")
         else:
-            pairs.append(_pair(a, b))
+            comparable.append((a, b))
+    # The least p of a bootstrap is two over its rounds; Holm multiplies it by the pairs.
+    rounds = max(_ROUNDS, _ROUNDS_A_PAIR * len(comparable))
+    pairs = [_pair(a, b, resamples=rounds) for a, b in comparable]
     corrected = statistics.holm([p.difference.p for p in pairs])
     return Comparison(
         analyses=tuple(analyses),
@@ -150,7 +155,7 @@ def _why_not(a: Analysis, b: Analysis) -> str:
     return f"no rank correlation for {', '.join(bad)}" if bad else ""
 
 
-def _pair(a: Analysis, b: Analysis) -> Pair:
+def _pair(a: Analysis, b: Analysis, *, resamples: int) -> Pair:
     p, q, keep = a.run.headline, b.run.headline, a.labelled
     x, y, mos = p.prediction[keep], q.prediction[keep], p.mos[keep]
     groups = np.unique(p.group[keep].astype(str), return_inverse=True)[1].astype(np.int64)
@@ -161,7 +166,7 @@ def _pair(a: Analysis, b: Analysis) -> Pair:
         a=a.run.name,
         b=b.run.name,
         n=n,
-        difference=statistics.srcc_difference(x, y, mos, groups),
+        difference=statistics.srcc_difference(x, y, mos, groups, resamples=resamples),
         tests=(
             statistics.williams(r_a, r_b, r_ab, n),
             statistics.meng(r_a, r_b, r_ab, n),

@@ -25,7 +25,7 @@ class Frame:
     y_range: tuple[float, float]
     width: float = 560.0
     height: float = 420.0
-    left: float = 52.0
+    left: float = 60.0
     right: float = 12.0
     top: float = 12.0
     bottom: float = 46.0

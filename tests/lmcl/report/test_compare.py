@@ -77,6 +77,18 @@ def test_splits_of_two_models_are_compared_by_split_and_not_refused_pair_by_pair
     assert found.split_pairs[0].splits == 3
 
 
+def test_many_pairs_do_not_hide_a_clear_difference_behind_the_bootstrap_s_resolution(
+    tmp_path: Path, make_run
+) -> None:
+    folders = [
+        make_run(tmp_path / f"r{i}", seed=i, noise=4.0 if i == 0 else 40.0, pictures=False)
+        for i in range(9)
+    ]
+    found = compare([analyse(read_run(f)) for f in folders])
+    assert len(found.pairs) == 36
+    assert all(p.p_holm < 0.05 for p in found.pairs if p.a == "r0")
+
+
 def test_one_configuration_on_two_sets_is_two_models(tmp_path: Path, make_run) -> None:
     folders = [make_run(tmp_path / n, pictures=False) for n in ("a", "b")]
     text = (folders[1] / "protocol.json").read_text().replace('"demo"', '"livec"')
