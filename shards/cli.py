@@ -43,6 +43,11 @@ def main() -> None:
     except ShardError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A folder that may not be written, a full disk: the system's own words say it best.
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"error: {place}{error.strerror or error}", err=True)
+        sys.exit(1)
     except click.exceptions.Abort:
         click.echo("interrupted; the same command goes on where it stopped", err=True)
         sys.exit(130)
@@ -198,6 +203,7 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
     else:
         click.echo(describe_set(shard_set))
     if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
         sheet.write_bytes(contact_sheet(shard_set))
         click.echo(f"contact sheet: {sheet}", err=True)
 
@@ -213,7 +219,9 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
     show_default=True,
 )
 @click.option("--seed", default=123, show_default=True)
-@click.option("--repeats", default=10, show_default=True, help="Independent draws.")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=10, show_default=True, help="Independent draws."
+)
 @click.option("--folds", default=5, show_default=True, help="k-fold: how many.")
 @click.option("--fraction", default=0.2, show_default=True, help="fraction: share of train kept.")
 @click.option(

@@ -47,6 +47,12 @@ def reshard(
     Raises:
         ShardError: If a merged set has no name, or two sets share one.
     """
+    for one in sets:
+        if str(output).rstrip("/") == one.root.rstrip("/"):
+            raise ShardError(
+                f"{one.root}: cannot be packed again into itself; give another `--output`",
+                exit_code=2,
+            )
     dataset = _again(sets[0]) if len(sets) == 1 else _merged(sets, name)
     options = PackOptions(on_error="skip" if sets[0].manifest.num_rejected else "fail")
     manifest = build(

@@ -158,7 +158,11 @@ def _from_columns(
             exit_code=2,
         )
     if not known:
-        raise ShardError(f"{source}: has no column whose name contains `split`", exit_code=3)
+        raise ShardError(
+            f"{source}: has no column whose name contains `split` among "
+            f"{', '.join(rows[0].columns)}; give a meta_info_*.csv with one, e.g. official_split",
+            exit_code=3,
+        )
     return [_column(rows, source, name, shift_rows) for name in known if column in (None, name)]
 
 

@@ -46,9 +46,9 @@ def test_the_road_from_a_table_to_a_checked_split_set(
     assert "splits/70-10-20-seed123-01.json: train 14, val 2, test 4" in split.stdout
     checked = shard("verify", out, "--deep")
     assert (checked.returncode, "as they should be" in checked.stdout) == (0, True)
-    shown = shard("info", out, "--sheet", tmp_path / "sheet.png")
+    shown = shard("info", out, "--sheet", tmp_path / "new" / "sheet.png")
     assert "20 in 1 shards" in shown.stdout
-    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert (tmp_path / "new" / "sheet.png").stat().st_size > 1000
     assert json.loads(shard("info", out, "--json").stdout)["name"] == "mine"
     (out / "mine-000000.tar").unlink()
     damaged = shard("verify", out)
@@ -68,6 +68,9 @@ def test_the_road_from_a_table_to_a_checked_split_set(
         (("split", "{tmp}", "--protocol", "other"), 2, "is not one of"),
         (("datasets", "tid"), 2, "did you mean 'tid2013'?"),
         (("build", "table", "x", "--output", "o", "--score-range", "5", "1"), 2, "LOW < HIGH"),
+        (("build", "table", "x", "--output", "o", "--shard-samples", "0"), 2, "x>=1"),
+        (("split", "{tmp}", "--repeats", "0"), 2, "x>=1"),
+        (("build", "table", "{tmp}", "--output", "o"), 4, "there is no such file"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_an_exit_code(

@@ -84,3 +84,8 @@ def test_rejected_rows_keep_their_place(tmp_path: Path, table: Callable[..., Dat
     again = open_set(tmp_path / "b")
     assert again.ids().tolist() == one.ids().tolist()
     assert again.read_bytes(5) == one.read_bytes(5)
+
+
+def test_a_set_is_not_packed_again_into_itself(packed: ShardSet) -> None:
+    with pytest.raises(ShardError, match="into itself; give another `--output`"):
+        reshard([packed], packed.root, size=ShardSize(samples=3), workers=1)

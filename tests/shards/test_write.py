@@ -284,3 +284,28 @@ def test_unlabelled_images_have_no_score(tmp_path: Path, table: Callable[..., Da
     assert shard_set.score is None
     assert np.isnan(shard_set.samples.mos).all()
     assert np.isnan(shard_set.unit_mos()).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "most"), [(1, 100), (600, 100), (3000, 188), (10_073, 630), (40_000, 2000)]
+)
+def test_a_set_is_cut_into_sixteen_shards_within_bounds(rows: int, most: int) -> None:
+    assert ShardSize().samples_of(rows) == most
+    assert ShardSize(samples=7).samples_of(rows) == 7
+
+
+def test_a_record_cut_short_by_a_power_failure_is_not_believed(
+    tmp_path: Path, reference: tuple[DataSet, dict[str, str]]
+) -> None:
+    dataset, expected = reference
+
+    def stop(images: int, total: int) -> None:
+        if list((tmp_path / "out" / ".build").glob("*.parquet")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(dataset, tmp_path / "out", workers=1, size=FIVE, progress=stop)
+    record = next((tmp_path / "out" / ".build").glob("*.parquet"))
+    record.write_bytes(record.read_bytes()[:-20])
+    build(dataset, tmp_path / "out", workers=1, size=FIVE)
+    assert hashes(tmp_path / "out") == expected
