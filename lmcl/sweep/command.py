@@ -9,7 +9,15 @@ import click
 
 from lmcl.errors import LmclError
 from lmcl.files import write_atomic
-from lmcl.sweep.launch import Failure, Job, run_here, run_on_ray, submit, write_slurm_scripts
+from lmcl.sweep.launch import (
+    Failure,
+    Job,
+    make_jobs,
+    run_here,
+    run_on_ray,
+    submit,
+    write_slurm_scripts,
+)
 from lmcl.sweep.plan import Over, plan_tasks
 from lmcl.sweep.summary import Summary, summarise, table
 
@@ -82,13 +90,10 @@ def command(
         for task in tasks:
             click.echo(f"{task.name}: {'finished' if task.is_finished else 'to run'}")
         return
-    jobs = [
-        Job(task=task, command=tuple(task.command(trainer, progress=not no_progress)))
-        for task in tasks
-        if not task.is_finished and not collect
-    ]
+    left = [task for task in tasks if not task.is_finished and not collect]
+    jobs = make_jobs(left, folder / "jobs", trainer, progress=not no_progress)
     if launcher == "slurm" and jobs:
-        scripts = write_slurm_scripts(jobs, folder / "slurm", shlex.split(sbatch))
+        scripts = write_slurm_scripts(jobs, folder / "jobs", shlex.split(sbatch))
         click.echo("\n".join(submit(scripts) if is_submitted else [f"sbatch {s}" for s in scripts]))
         click.echo("when the jobs are done, the same command with --collect sums up", err=True)
         return
@@ -111,9 +116,9 @@ def _run(jobs: Sequence[Job], launcher: str, *, cpus: float, gpus: float) -> Ite
 
 
 def _finish(summary: Summary, folder: Path) -> None:
-    finished = sum(len(model.runs) for model in summary.models)
-    if finished:
-        click.echo(f"summary: {folder / 'summary.json'}; pages: lmcl report {folder}/*/*")
+    pages = " ".join(f"{folder / model.name}/*" for model in summary.models if model.runs)
+    if pages:
+        click.echo(f"summary: {folder / 'summary.json'}; pages: lmcl report {pages}")
     if summary.failures:
         names = ", ".join(failure.name for failure in summary.failures)
         raise LmclError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmcl.config import dump_config
 from lmcl.errors import LmclError
 from lmcl.files import write_atomic
 from lmcl.stopping import InterruptedRunError, stop_on_signals
@@ -41,6 +42,20 @@ class Job:
 
     task: Task
     command: tuple[str, ...]
+
+
+def make_jobs(tasks: Sequence[Task], folder: Path, trainer: str, *, progress: bool) -> list[Job]:
+    """Write each task's whole configuration into `folder` and say which command runs it.
+
+    A sweep takes hours, and a queued job starts days later: were the files read then, somebody's
+    change to one of them would make half of the runs another experiment.
+    """
+    jobs = []
+    for task in tasks:
+        path = folder / f"{task.name.replace('/', '-')}.toml"
+        write_atomic(path, dump_config(task.config))
+        jobs.append(Job(task=task, command=tuple(task.command(trainer, path, progress=progress))))
+    return jobs
 
 
 def run_here(jobs: Sequence[Job]) -> Iterator[Failure]:

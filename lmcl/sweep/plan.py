@@ -30,9 +30,8 @@ class Task:
     label: str
     """Its split or seed: what repeats."""
     file: Path
-    overrides: tuple[str, ...]
     config: Config
-    """The file with the overrides."""
+    """The file with the overrides, as it was when the sweep was planned."""
     folder: Path
 
     @property
@@ -45,18 +44,18 @@ class Task:
         """Whether the run wrote everything a run leaves; its report comes last."""
         return all((self.folder / name).is_file() for name in _FINISHED)
 
-    def command(self, trainer: str, *, progress: bool) -> list[str]:
+    def command(self, trainer: str, written: Path, *, progress: bool) -> list[str]:
         """The command line that starts the run, or takes it up where it stopped.
 
         Args:
             trainer: What trains, as a shell would read it; empty: `lmcl train` in this Python.
+            written: Where the run's whole configuration was written.
             progress: Let it show bars.
         """
         first = shlex.split(trainer) or [sys.executable, "-m", "lmcl", "train"]
-        changes = [word for change in self.overrides for word in ("--set", change)]
-        quiet = [] if progress else ["--no-progress"]
         place = ["--output", str(self.folder), "--resume", "auto"]
-        return [*first, "--config", str(self.file), *changes, *place, *quiet]
+        quiet = [] if progress else ["--no-progress"]
+        return [*first, "--config", str(written), *place, *quiet]
 
 
 def plan_tasks(
@@ -92,7 +91,6 @@ def plan_tasks(
                     model=file.stem,
                     label=label,
                     file=file,
-                    overrides=(*overrides, change),
                     config=load_config(file, (*overrides, change)),
                     folder=output / file.stem / label,
                 )

@@ -16,7 +16,7 @@ from scipy import stats
 from lmcl.config import load_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.sweep.command import command
-from lmcl.sweep.launch import Job, write_slurm_scripts
+from lmcl.sweep.launch import Job, make_jobs, write_slurm_scripts
 from lmcl.sweep.plan import Task, config_files, plan_tasks
 from lmcl.sweep.summary import summarise, table
 
@@ -174,7 +174,7 @@ def finished(folder: Path, model: str, seed: int, srcc: float | None) -> Task:
     (run / "protocol.json").write_text(json.dumps({"counts": {"train": 100}, "train_seconds": 1.0}))
     (run / "report.html").write_text("")
     return Task(
-        model=model, label=f"seed-{seed}", file=folder / f"{model}.toml", overrides=(),
+        model=model, label=f"seed-{seed}", file=folder / f"{model}.toml",
         config=SMOKE, folder=run,
     )  # fmt: skip
 
@@ -270,7 +270,20 @@ def test_slurm_prints_one_job_per_split(demo_set: Path, tmp_path: Path) -> None:
     assert len(lines) == 2
     script = Path(lines[0].removeprefix("sbatch ")).read_text()
     assert "#SBATCH --gres=gpu:1\n#SBATCH --time=1:00:00\n" in script
-    assert "--set 'data.split='\"'\"'70-10-20-seed123-00'\"'\"''" in script
+    written = tmp_path / "out" / "jobs" / "one-70-10-20-seed123-00.toml"
+    assert f"--config {written}" in script
+    assert load_config(written).data.split == "70-10-20-seed123-00"
+
+
+def test_a_file_changed_later_does_not_change_the_runs_to_come(
+    demo_set: Path, tmp_path: Path
+) -> None:
+    file = config(tmp_path, "one", demo_set)
+    (task,) = plan_tasks([file], "seeds", count=1, overrides=[], output=tmp_path / "out")
+    (made,) = make_jobs([task], tmp_path / "jobs", "", progress=False)
+    file.write_text(file.read_text() + "train.batch_size = 2\n")
+    written = Path(made.command[made.command.index("--config") + 1])
+    assert load_config(written) == task.config
 
 
 @pytest.mark.slow
@@ -308,7 +321,7 @@ def test_without_sbatch_submitting_is_refused(
 
 
 def job(folder: Path, label: str, *command: str) -> Job:
-    task = Task(model="m", label=label, file=folder, overrides=(), config=SMOKE, folder=folder)
+    task = Task(model="m", label=label, file=folder, config=SMOKE, folder=folder)
     return Job(task=task, command=command)
 
 
@@ -359,7 +372,7 @@ def test_ray_runs_every_job_and_names_the_one_that_fails(tmp_path: Path) -> None
         "from lmcl.sweep.plan import Task\n"
         f"config = load_config({str(REPO / 'configs' / 'smoke.toml')!r})\n"
         "def job(label, code):\n"
-        "    task = Task(model='m', label=label, file=Path('f'), overrides=(), config=config,\n"
+        "    task = Task(model='m', label=label, file=Path('f'), config=config,\n"
         "                folder=Path('f'))\n"
         "    return Job(task=task, command=(sys.executable, '-c', code))\n"
         f"jobs = [job('bad', {bad!r}), job('good', {good!r})]\n"
