@@ -45,17 +45,27 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} TRITON_DEFAULT_FP_FUSION=1 PYT
 if [ -n "$rehearse" ]; then export TRITON_INTERPRET=1; else unset TRITON_INTERPRET; fi
 
 # Results of two versions of the code must not stand in one file.
-version="$(cat kernels/*.py lmcl/*.py lmcl/bench/*.py pipeline/*.py scripts/gpu_check* | sha256sum | cut -c1-16) ${rehearse:-gpu}"
-if [ -f "$folder/about.txt" ] && [ "$(head -n 1 "$folder/about.txt")" != "$version" ]; then
-    echo "$folder: holds results of another version or mode (see its about.txt); give a new folder" >&2
-    exit 2
-fi
+version_of() {
+    local files=(scripts/gpu_check.sh scripts/gpu_check_book.py kernels/*.py lmcl/bench/contrastive*.py)
+    if [ "$1" = kernels ]; then files+=(scripts/gpu_check_kernels.py)
+    else files+=(scripts/gpu_check_loader.py pipeline/*.py lmcl/*.py lmcl/bench/*.py); fi
+    echo "$1 $(cat "${files[@]}" | sha256sum | cut -c1-16) ${rehearse:-gpu}"
+}
+for current in $parts; do
+    if grep -qs "^$current " "$folder/about.txt" && ! grep -qx "$(version_of "$current")" "$folder/about.txt"; then
+        echo "$folder: holds results of another version or mode of $current (see its about.txt); give a new folder" >&2
+        exit 2
+    fi
+done
 if [ ! -f "$folder/about.txt" ]; then
-    { echo "$version"; date -u; git log -1 --format=%H 2>/dev/null; uname -sr; nproc
+    { date -u; git log -1 --format=%H 2>/dev/null; uname -sr; nproc
       nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null
       "$python" -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
     } >"$folder/about.txt" 2>>"$log"
 fi
+for current in $parts; do
+    grep -qs "^$current " "$folder/about.txt" || version_of "$current" >>"$folder/about.txt"
+done
 
 wrong=() unfinished=() skipped=()
 

@@ -177,7 +177,7 @@ def _measure_on_gpu(
     for _ in range(max(rounds, 10)):
         rows.grad = hubs.grad = None
         marks: list[Any] = [torch.cuda.Event(True) for _ in range(3)]  # type: ignore[no-untyped-call]
-        torch.cuda._sleep(AHEAD_CYCLES)
+        torch.cuda._sleep(AHEAD_CYCLES)  # type: ignore[no-untyped-call]
         marks[0].record()
         value = loss(rows, hubs, group, TEMPERATURE)
         marks[1].record()

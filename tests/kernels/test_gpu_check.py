@@ -75,10 +75,10 @@ def test_when_time_is_up_it_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_results_of_another_version_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "about.txt").write_text("0123456789abcdef gpu\n")
+    (tmp_path / "about.txt").write_text("kernels 0123456789abcdef gpu\n")
     done = check(tmp_path, "kernels", "--rehearse")
     assert done.returncode == 2
-    assert "holds results of another version or mode" in done.stderr
+    assert "holds results of another version or mode of kernels" in done.stderr
     assert len(list(tmp_path.iterdir())) == 1
 
 
