@@ -177,7 +177,12 @@ class Store:
             raise
         except Exception as error:
             # Every remote file system has its own exceptions.
-            raise ShardError(f"{where}: {type(error).__name__}: {error}") from error
+            way_out = (
+                "check permissions and space"
+                if self.is_local
+                else "check the address, the network and the credentials, then run it again"
+            )
+            raise ShardError(f"{where}: {type(error).__name__}: {error}; {way_out}") from error
 
     @contextmanager
     def _writing_locally(self, target: Path, durable: Durable) -> Iterator[BinaryIO]:

@@ -90,13 +90,14 @@ def verify(
         progress: Called with the number of samples looked at since the last call.
 
     Raises:
-        ShardError: If there is no set at all (exit code 4). Damage is reported, not raised.
+        ShardError: If there is no set at all (exit code 4), or it cannot be reached (exit code
+            1). Damage is reported, not raised.
     """
     try:
         shard_set = open_set(root, cache=cache)
     except ShardError as error:
-        if error.exit_code == 4:
-            raise
+        if error.exit_code != 3:
+            raise  # nothing there, or no way to it: that says nothing about the set
         kind: Kind = "sample-table" if SAMPLES in str(error) else "manifest"
         finding = Finding(kind=kind, where=str(root), text=str(error))
         return Verification(deep=deep, samples=0, findings=(finding,))

@@ -262,3 +262,9 @@ def test_findings_of_a_kind_are_bounded(tmp_path: Path, table: Callable[..., Dat
     pq.write_table(content.set_column(place, content.schema.field("offset"), moved), parquet)
     found = verify(tmp_path / "o")
     assert sum(finding.kind == "index" for finding in found.findings) <= 20
+
+
+def test_a_set_that_cannot_be_reached_is_not_called_damaged() -> None:
+    with pytest.raises(ShardError, match="check the address, the network") as caught:
+        verify("http://127.0.0.1:9/set")
+    assert caught.value.exit_code == 1
