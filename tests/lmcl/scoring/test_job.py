@@ -20,6 +20,7 @@ from lmcl.score import command
 from lmcl.scoring.inputs import list_items
 from lmcl.scoring.job import Job, score_items
 from lmcl.scoring.rows import Gathered, Journal, Layout, Row, read_rows, write_rows
+from lmcl.scoring.scorer import open_scorer
 
 VALUES = st.tuples(
     st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20),
@@ -120,6 +121,15 @@ def test_another_model_does_not_continue_a_file(scorer, photos, tmp_path, make_m
     with pytest.raises(LmclError, match="--resume") as caught:
         score_items(scorer, items, job(tmp_path / "s.csv"))
     assert caught.value.exit_code == 2
+
+
+def test_another_precision_does_not_continue_a_file(model_folder, photos, tmp_path) -> None:
+    output = tmp_path / "s.csv"
+    score_items(open_scorer(model_folder, device="cpu"), list_items([str(photos)]), job(output))
+    fast = open_scorer(model_folder, device="cpu", precision="bfloat16")
+    with pytest.raises(LmclError, match="another precision") as caught:
+        score_items(fast, list_items([str(photos)]), job(output, resume=True))
+    assert caught.value.exit_code == 5
 
 
 def test_a_later_success_replaces_a_failure_in_any_journal(tmp_path) -> None:

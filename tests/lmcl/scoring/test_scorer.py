@@ -58,6 +58,16 @@ def test_the_score_does_not_depend_on_the_number_of_threads(scorer, photos) -> N
     assert abs(found[0] - found[1]) <= 1e-5 * 100
 
 
+def test_bfloat16_stays_near_float32_and_repeats_exactly(model_folder, photos) -> None:
+    files = sorted(photos.glob("*.jpg"))
+    exact = load(model_folder, device="cpu")
+    fast = load(model_folder, device="cpu", precision="bfloat16")
+    scores = fast.score(files)
+    assert scores == [fast.score(f) for f in files]
+    assert scores != exact.score(files)
+    np.testing.assert_allclose(scores, exact.score(files), atol=2.0)  # of a range of 100
+
+
 def test_a_dmos_model_answers_in_its_own_direction(tmp_path, make_model, photos, scorer) -> None:
     score = ScoreScale(kind="dmos", low=0.0, high=1.0, higher_is_better=False)
     turned = load(make_model(tmp_path / "m", score=score), device="cpu")
