@@ -97,6 +97,8 @@ class Agreement:
     """Some rank was asked to stop."""
     broken: tuple[int, ...]
     """Ranks whose scores, labels or embeddings are not finite."""
+    broken_term: str
+    """Which term that spoils: `l1` (scores, labels) or `contrastive` (embeddings alone)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +201,7 @@ def step(run: Run, batch: CropBatch) -> StepOutput:
     seen = run.sight.see(batch)
     agreed = agree(run, batch, seen)
     if agreed.broken:
-        raise _not_finite(run, batch, agreed.broken, "score")
+        raise _not_finite(run, batch, agreed.broken, agreed.broken_term)
     terms = compare(run, batch, seen, images=agreed.images)
     if not torch.isfinite(terms.loss):
         # The contrastive term is one value over all ranks, so all of them stop here.
@@ -224,12 +226,13 @@ def agree(run: Run, batch: CropBatch, seen: Seen) -> Agreement:
     random = run.config.crops.random
     errors = crop_errors(seen.output.score.detach(), batch.mos, batch.valid, random=random)
     total = errors.double().sum()
-    is_finite = torch.isfinite(total) & torch.isfinite(seen.output.embedding.detach()).all()
+    is_finite = torch.isfinite(total)
+    has_directions = torch.isfinite(seen.output.embedding.detach()).all()
     here = torch.zeros(3 + run.place.world_size, dtype=torch.float64, device=run.place.device)
     here[0] = batch.valid.sum()
     here[1] = torch.where(is_finite, total, 0.0)
     here[2] = run.stop.asked
-    here[3 + run.place.rank] = ~is_finite
+    here[3 + run.place.rank] = 2 * ~is_finite + 1 * ~has_directions
     summed: Tensor = run.accelerator.reduce(here, reduction="sum")
     images, error, stop, *broken = summed.tolist()
     return Agreement(
@@ -237,6 +240,7 @@ def agree(run: Run, batch: CropBatch, seen: Seen) -> Agreement:
         l1=error / (images * random),
         stop=stop > 0,
         broken=tuple(rank for rank, flag in enumerate(broken) if flag),
+        broken_term="l1" if any(flag >= 2 for flag in broken) else "contrastive",
     )
 
 
@@ -362,11 +366,10 @@ def _not_finite(run: Run, batch: CropBatch, broken: tuple[int, ...], term: str) 
         )
     ranks = ", ".join(map(str, broken))
     files = ", ".join(f"nonfinite-rank{rank}.txt" for rank in broken)
-    what = "the l1 term or an embedding" if term == "score" else f"the {term} term"
     return LmclError(
-        f"{run.folder.root}: {what} is not finite at epoch {batch.epoch}, step {batch.step}, rank "
-        f"{ranks}; the sample ids of the batch are in {files}. Lower schedule.lr or raise "
-        "objective.temperature, set runtime.precision = 'no', or look at these images with "
+        f"{run.folder.root}: the {term} term is not finite at epoch {batch.epoch}, step "
+        f"{batch.step}, rank {ranks}; the sample ids of the batch are in {files}. Lower "
+        "schedule.lr or raise objective.temperature, set runtime.precision = 'no', or look at these images with "
         "`lmcl-shard verify --deep`"
     )
 

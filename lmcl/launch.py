@@ -34,12 +34,14 @@ def join_launcher(script: Path, arguments: Sequence[str]) -> None:
             "accelerate launch --num_processes 2 train.py ..."
         )
     sys.stdout.flush()
+    # torch's launcher would die of SLURM's warning and leave its workers behind.
+    signals = ["--signals_to_handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     address = ["--master_addr", os.environ["MASTER_ADDR"], "--master_port"]
     os.execv(
         sys.executable,
         [
             *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)],
-            *[*address, os.environ["MASTER_PORT"], str(script), *arguments],
+            *[*signals, *address, os.environ["MASTER_PORT"], str(script), *arguments],
         ],
     )
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lmcl.checkpoint import list_checkpoints, read_newest
 from lmcl.launch import asked_processes
 
 REPO = Path(__file__).resolve().parents[2]
@@ -69,38 +71,57 @@ def untouched(changes: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def kill_and_resume(changes: list[str], folder: Path, *, seed: int) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    victim = subprocess.Popen(
-        command(changes, folder),
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments,
         cwd=REPO,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    wanted = random.Random(seed).randint(1, 6)
-    delay = random.Random(seed).random() * 0.1
+
+
+def wait_for_steps(process: subprocess.Popen[str], folder: Path, count: int) -> None:
     log = folder / "log.jsonl"
-    while victim.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= wanted:
-            time.sleep(delay)
-            break
+    while process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= count:
+            return
         time.sleep(0.01)
+
+
+def kill_and_resume(changes: list[str], folder: Path, *, seed: int) -> None:
+    chance = random.Random(seed)
+    victim = start(command(changes, folder))
+    wait_for_steps(victim, folder, chance.randint(1, 6))
+    time.sleep(chance.random() * 0.1)
     victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    victim.communicate()
     finish(command(changes, folder, "--resume", "auto"))
 
 
-def assert_same(one: Path, other: Path) -> None:
+def assert_same_weights(one: Path, other: Path) -> None:
     left, right = (load_file(run / "model" / "model.safetensors") for run in (one, other))
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert_same_weights(one, other)
     table = Path("predictions") / "test.csv"
     assert (one / table).read_bytes() == (other / table).read_bytes()
-    for name in ("loss", "l1", "contrastive", "lr"):
+    states = [read_newest(run / "checkpoints") for run in (one, other)]
+    assert states[0].position == states[1].position
+    for name in ("student", "teacher", "optimizer", "saliency_boxes", "best_epoch", "best_srcc"):
+        left, right = (getattr(state, name) for state in states)
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+    for name in ("loss", "l1", "contrastive", "lr", "grad_norm", "intra_similarity"):
         assert [entry[name] for entry in steps(one)] == [entry[name] for entry in steps(other)]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 23))]
+)
 def test_a_killed_run_resumes_to_the_same_bits(
     changes: list[str], untouched: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -108,36 +129,71 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert_same(untouched, tmp_path / "killed")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_twenty_killed_runs_resume_to_the_same_bits(
-    changes: list[str], untouched: Path, tmp_path: Path
-) -> None:
-    for seed in range(3, 23):
-        kill_and_resume(changes, tmp_path / f"killed-{seed}", seed=seed)
-        assert_same(untouched, tmp_path / f"killed-{seed}")
-
-
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda signum: signum.name
+)
 def test_a_polite_stop_writes_a_checkpoint_and_exits_130(
-    changes: list[str], untouched: Path, tmp_path: Path
+    changes: list[str], untouched: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     folder = tmp_path / "stopped"
-    asked = subprocess.Popen(
-        command(changes, folder),
-        cwd=REPO,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while asked.poll() is None and not (folder / "log.jsonl").exists():
-        time.sleep(0.01)
-    asked.send_signal(signal.SIGTERM)
-    _, errors = asked.communicate(timeout=60)
+    asked = start(command(changes, folder))
+    wait_for_steps(asked, folder, 1)
+    asked.send_signal(signum)
+    _, errors = asked.communicate(timeout=120)
     assert asked.returncode == 130, errors
     assert "--resume auto" in errors
+    assert "Traceback" not in errors
     finish(command(changes, folder, "--resume", "auto"))
     assert_same(untouched, folder)
+
+
+def test_a_scheduler_that_signals_launcher_and_ranks_leaves_a_checkpoint(
+    changes: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "stopped"
+    few = [*changes, "runtime.checkpoint_steps=0", "train.epochs=200"]
+    asked = start(command(few, folder, processes=2, port=29673))
+    wait_for_steps(asked, folder, 2)
+    # As SLURM does: every process of the job step, launchers included, gets the signal.
+    os.killpg(asked.pid, signal.SIGUSR1)
+    _, errors = asked.communicate(timeout=120)
+    assert asked.returncode != 0
+    assert "stopped as asked" in errors
+    state = read_newest(folder / "checkpoints")
+    assert state is not None
+    taken = steps(folder)
+    assert (taken[-1]["epoch"], taken[-1]["step"] + 1) == (
+        state.position.epoch,
+        state.position.step,
+    )
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_and_not_the_run(
+    changes: list[str], untouched: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(untouched, folder)
+    newest, before = list_checkpoints(folder / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:-100])
+    done = run(command(changes, folder, "--resume", "auto"))
+    assert done.returncode == 0, done.stderr
+    assert f"{newest.name}: does not match the digest" in done.stderr
+    assert "falling back to the checkpoint before it" in done.stderr
+    assert "resuming at epoch 2, step 3" in done.stderr, before
+    assert_same(untouched, folder)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_and_the_machines_may_change(
+    changes: list[str], untouched: Path, tmp_path: Path
+) -> None:
+    newest = str(list_checkpoints(untouched / "checkpoints")[0])
+    other = [*changes, "schedule.lr=0.5"]
+    done = run(command(other, tmp_path / "other", "--resume", newest))
+    assert done.returncode == 5
+    assert "schedule.lr: 0.5 / 0.001" in done.stderr
+    machine = [*changes, "runtime.threads=1", "runtime.keep_last=1"]
+    finish(command(machine, tmp_path / "moved", "--resume", newest))
+    assert_same_weights(untouched, tmp_path / "moved")
 
 
 @pytest.mark.parametrize(

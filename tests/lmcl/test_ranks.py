@@ -105,7 +105,7 @@ def test_an_accident_on_one_rank_stops_all_and_is_named(demo_set: Path, tmp_path
     start(2, tmp_path, demo_set, "accident")
     messages = [(tmp_path / f"message-{rank}.txt").read_text() for rank in range(2)]
     for message in messages:
-        assert "not finite at epoch 0, step 0, rank 1;" in message
+        assert "the l1 term is not finite at epoch 0, step 0, rank 1;" in message
     assert not (tmp_path / "run" / "nonfinite-rank0.txt").exists()
     assert len((tmp_path / "run" / "nonfinite-rank1.txt").read_text().split()) == 6
 

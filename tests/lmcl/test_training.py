@@ -16,6 +16,7 @@ from lmcl.config import Config
 from lmcl.engine import step, train
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place, judge
+from lmcl.model import StudentOutput
 from lmcl.predictions import read_csv
 from lmcl.release import load_model
 from lmcl.session import _check_data, fit, prepare
@@ -172,13 +173,28 @@ def test_a_run_is_not_overwritten_unasked(finished: Path, tiny: Tiny) -> None:
         fit(tiny(), finished, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("where", "term"), [("head", "l1"), ("norm", "l1"), ("cls", "contrastive")]
+)
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(
-    tiny: Tiny, tmp_path: Path
+    tiny: Tiny, tmp_path: Path, where: str, term: str
 ) -> None:
     run = prepare(tiny(), tmp_path / "nan", resume="", progress=False)
+    weights = {"head": run.core.panel.head.weight, "norm": run.core.encoder.norm.weight}
     with torch.no_grad():
-        run.core.panel.head.weight.fill_(math.nan)
-    with pytest.raises(LmclError, match="not finite at epoch 0, step 0, rank 0") as error:
+        if where in weights:
+            weights[where].fill_(math.nan)
+    if where == "cls":
+        forward = run.core.forward
+
+        def without_directions(pixels: torch.Tensor) -> StudentOutput:
+            output = forward(pixels)
+            return output._replace(embedding=output.embedding * math.nan)
+
+        run.core.forward = without_directions
+    with pytest.raises(
+        LmclError, match=f"the {term} term is not finite at epoch 0, step 0, rank 0"
+    ) as error:
         train(run)
     run.loader.close()
     assert "nonfinite-rank0.txt" in str(error.value)
