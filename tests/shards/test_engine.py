@@ -12,9 +12,8 @@ from shards.write import build
 FIVE = ShardSize(samples=5)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ray_cluster() -> Iterator[None]:
-    # One for all tests: Ray gives up on itself when a busy machine takes 30 s to start it.
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
