@@ -369,8 +369,8 @@ def _not_finite(run: Run, batch: CropBatch, broken: tuple[int, ...], term: str) 
     return LmclError(
         f"{run.folder.root}: the {term} term is not finite at epoch {batch.epoch}, step "
         f"{batch.step}, rank {ranks}; the sample ids of the batch are in {files}. Lower "
-        "schedule.lr or raise objective.temperature, set runtime.precision = 'no', or look at these "
-        "images with `lmcl-shard verify --deep`"
+        "schedule.lr or raise objective.temperature, set runtime.precision = 'no', or look at "
+        "these images with `lmcl-shard verify --deep`"
     )
 
 
