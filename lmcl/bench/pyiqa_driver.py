@@ -18,7 +18,7 @@ from typing import Any
 def main(metric: str, folder: str, crops: int) -> None:
     """Run the command and print what it took."""
     torch = importlib.import_module("torch")
-    timm = importlib.import_module("timm")
+    timm: Any = importlib.import_module("timm")
     create: Any = timm.create_model
     timm.create_model = lambda *a, **k: create(*a, **{**k, "pretrained": False})
     torch.manual_seed(0)
@@ -27,10 +27,10 @@ def main(metric: str, folder: str, crops: int) -> None:
         _register_vit(torch, create)
         configs[metric] = {"metric_opts": {"type": "PlainViTS"}, "metric_mode": "NR"}
     else:
-        arch = importlib.import_module("pyiqa.archs.hypernet_arch")
+        arch: Any = importlib.import_module("pyiqa.archs.hypernet_arch")
         arch.load_pretrained_network = lambda *_a, **_k: None
     configs[metric]["metric_opts"]["num_crop"] = crops
-    command = importlib.import_module("pyiqa.pyiqa_cmd")
+    command: Any = importlib.import_module("pyiqa.pyiqa_cmd")
     started: list[float] = []
     load: Any = command.create_metric
 

@@ -117,6 +117,15 @@ def _spent(case: Callable[[], None]) -> Spent:
     return Spent(wall_s=wall, cpu_s=cpu)
 
 
+def _settings(
+    case: str, *, encoder: str, threads: int, precision: Precision
+) -> dict[str, int | float | str | bool]:
+    """What else belongs to a case; pyiqa has its own network and knows no other precision."""
+    if case.startswith("pyiqa_"):
+        return {"metric": case.removeprefix("pyiqa_"), "precision": "float32"}
+    return {"encoder": encoder, "threads": threads, "precision": precision}
+
+
 def run_rounds(cases: Mapping[str, Callable[[], Spent]], rounds: int) -> dict[str, list[Spent]]:
     """All cases in turns, so that what disturbs the machine disturbs them alike."""
     spent: dict[str, list[Spent]] = {name: [] for name in cases}
@@ -189,10 +198,8 @@ def command(
             params={
                 "images": images,
                 "crops": crops,
-                "encoder": encoder,
                 "side": SIDE,
-                "threads": threads,
-                "precision": precision,
+                **_settings(name, encoder=encoder, threads=threads, precision=precision),
             },
             cpu_ms_per_image=1000.0 * float(np.median([s.cpu_s for s in found])) / images,
             device=None if device == "cpu" else torch.cuda.get_device_name(),
@@ -206,11 +213,6 @@ def command(
             click.echo(_against(spent, name))
     if json_file is not None:
         append(records, json_file)
-
-
-def _spent(call: Callable[[], None]) -> Spent:
-    wall_s, cpu_s = timed(call)
-    return Spent(wall_s=wall_s, cpu_s=cpu_s)
 
 
 def _against(spent: Mapping[str, list[Spent]], other: str) -> str:

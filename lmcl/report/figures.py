@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcl.report.analysis import Analysis
-from lmcl.report.run import Curves, Scale
+from lmcl.report.run import Curves
+from lmcl.report.scope import Scale
 from lmcl.report.svg import (
     Frame,
     axes,

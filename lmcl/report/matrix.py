@@ -135,7 +135,11 @@ def _median(entries: Sequence[Entry]) -> Entry:
         runs=len(entries),
         n=min(e.n for e in entries),
         left_out=max(e.left_out for e in entries),
-        **{name: _middle([getattr(e, name) for e in entries]) for name in FIGURES},
+        srcc=_middle([e.srcc for e in entries]),
+        krcc=_middle([e.krcc for e in entries]),
+        plcc_raw=_middle([e.plcc_raw for e in entries]),
+        plcc_fit4=_middle([e.plcc_fit4 for e in entries]),
+        rmse_fit4=_middle([e.rmse_fit4 for e in entries]),
     )
 
 
