@@ -1,12 +1,14 @@
 """One suite for both backends, and the law that they agree."""
 
+import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, frame_sizes
@@ -60,6 +62,23 @@ def test_crops_are_the_decoded_pixels_of_their_boxes(mixed_set: ShardSet, backen
             expected = _expected_crops(mixed_set, id, batch.boxes[row].numpy(), CROPS)
             assert np.array_equal(batch.crops[row].numpy(), expected)
             assert np.array_equal(batch.boxes[row, -1].numpy(), salient.boxes[id])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_turned_and_finely_sampled_jpegs_are_cut_where_their_boxes_are(
+    pack: Callable[..., ShardSet], photograph: Callable[..., Image.Image], backend: str
+) -> None:
+    def jpeg(index: int) -> bytes:
+        exif, buffer = Image.Exif(), io.BytesIO()
+        exif[0x0112] = index % 8 + 1
+        photograph(97, 131, seed=index).save(buffer, "JPEG", exif=exif, subsampling=index % 3)
+        return buffer.getvalue()
+
+    turned = pack([(f"{index}.jpg", jpeg(index)) for index in range(24)])
+    for batch in _epoch(turned, backend=backend):
+        for row, id in enumerate(batch.ids.tolist()):
+            expected = _expected_crops(turned, id, batch.boxes[row].numpy(), CROPS)
+            assert np.array_equal(batch.crops[row].numpy(), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
