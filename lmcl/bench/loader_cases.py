@@ -61,6 +61,7 @@ def paired_cases(setup: Setup, stack: ExitStack) -> dict[str, tuple[Case, int]]:
     cases: dict[str, tuple[Case, int]] = {
         "dali": (_our_loader(setup, stack, "dali"), count),
         "decode_alone": (_decode_alone(setup, stack), count),
+        "decode_rows_alone": (_decode_alone(setup, stack, rows_only=True), count),
         "torch": (_our_loader(setup, stack, "torch"), count),
         "pil_slices_uint8": (_slices(setup, encoded, _decode_pil), count),
         "dali_reader_op_per_crop": (_op_per_crop(setup), count),
@@ -95,11 +96,15 @@ def _our_loader(setup: Setup, stack: ExitStack, backend: Any) -> Case:
     return run
 
 
-def _decode_alone(setup: Setup, stack: ExitStack) -> Case:
-    """DALI reads the same bytes in the same way and decodes them; nothing is cut."""
+def _decode_alone(setup: Setup, stack: ExitStack, *, rows_only: bool = False) -> Case:
+    """DALI reads the same bytes in the same way and decodes them; nothing is cut.
+
+    With `rows_only` it decodes the rows that some random boxes lie in, as the loader does.
+    """
     from nvidia.dali import Pipeline, fn, types
 
     source = stack.enter_context(Source(setup.shard_set))
+    first, extents = _rows_of_boxes(setup)
     starts: list[int] = []
     keep: list[Any] = []
 
@@ -108,18 +113,31 @@ def _decode_alone(setup: Setup, stack: ExitStack) -> Case:
             raise StopIteration
         start = starts.pop(0)
         buffer = keep.pop(0) if len(keep) > 4 else None
-        ids = setup.ids[start : start + setup.batch]
-        if buffer is None or buffer.size < source.room(ids):
-            buffer = np.empty(source.room(ids) * 5 // 4, dtype=np.uint8)
+        part = slice(start, start + setup.batch)
+        if buffer is None or buffer.size < source.room(setup.ids[part]):
+            buffer = np.empty(source.room(setup.ids[part]) * 5 // 4, dtype=np.uint8)
         keep.append(buffer)
-        return source.read(ids, into=buffer)
+        encoded = source.read(setup.ids[part], into=buffer)
+        return (encoded, first[part], extents[part]) if rows_only else (encoded,)
 
+    count = 3 if rows_only else 1
     pipe = Pipeline(batch_size=setup.batch, num_threads=setup.threads, device_id=None)
     with pipe:
-        encoded = fn.external_source(
-            source=feed, batch=True, no_copy=True, dtype=types.UINT8, ndim=1
+        encoded, *part = fn.external_source(
+            source=feed,
+            num_outputs=count,
+            batch=True,
+            no_copy=True,
+            dtype=[types.UINT8, types.INT32, types.INT32][:count],
+            ndim=1,
         )
-        pipe.set_outputs(fn.decoders.image(encoded))
+        if rows_only:
+            pixels = fn.decoders.image_slice(
+                encoded, *part, axis_names="HW", normalized_anchor=False, normalized_shape=False
+            )
+        else:
+            pixels = fn.decoders.image(encoded)
+        pipe.set_outputs(pixels)
 
     def run() -> None:
         starts.extend(range(0, setup.count, setup.batch))
@@ -128,6 +146,32 @@ def _decode_alone(setup: Setup, stack: ExitStack) -> Case:
                 pipe.run()
         except StopIteration:
             pipe.reset()
+
+    return run
+
+
+def _rows_of_boxes(setup: Setup) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Corner and extent of the part of each image that all its boxes' rows make up."""
+    boxes, ids = setup.boxes(), setup.ids
+    first, extents = np.zeros((2, setup.count, 2), dtype=np.int32)
+    first[:, 0] = boxes[..., 0].min(axis=1)
+    extents[:, 0] = (boxes[..., 0] + boxes[..., 2]).max(axis=1) - first[:, 0]
+    extents[:, 1] = setup.shard_set.samples.width[ids]
+    return first, extents
+
+
+def hand_over(setup: Setup) -> Case:
+    """A finished batch of DALI's becomes a tensor; without a GPU nothing is copied."""
+    from nvidia.dali import Pipeline, fn, types
+
+    pipe = Pipeline(batch_size=setup.batch, num_threads=1, device_id=None)
+    with pipe:
+        shape = (setup.crops, setup.size, setup.size, 3)
+        pipe.set_outputs(fn.constant(idata=0, shape=shape, dtype=types.UINT8))
+    (outputs,) = pipe.run()
+
+    def run() -> None:
+        torch.utils.dlpack.from_dlpack(outputs.as_tensor())
 
     return run
 

@@ -26,6 +26,7 @@ def _whole_epoch(order: Order, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     return places, valid
 
 
+@settings(deadline=None)
 @given(n=sizes, batch=batches, world=worlds, seed=seeds, epoch=st.integers(0, 1000))
 def test_every_sample_appears_exactly_once_per_epoch(
     n: int, batch: int, world: int, seed: int, epoch: int
@@ -35,6 +36,7 @@ def test_every_sample_appears_exactly_once_per_epoch(
     assert sorted(places[valid].tolist()) == list(range(n))
 
 
+@settings(deadline=None)
 @given(n=sizes, batch=batches, world=worlds)
 def test_padding_fills_the_last_step_only_and_evenly(n: int, batch: int, world: int) -> None:
     order = Order(samples=n, batch_size=batch, world_size=world, seed=3)
@@ -47,6 +49,7 @@ def test_padding_fills_the_last_step_only_and_evenly(n: int, batch: int, world: 
     assert places.max() < n
 
 
+@settings(deadline=None)
 @given(n=sizes, batch=batches, world=worlds, seed=seeds)
 def test_the_global_order_does_not_know_the_world_size(
     n: int, batch: int, world: int, seed: int
@@ -89,6 +92,7 @@ def test_a_step_or_rank_beyond_the_end_is_refused(step: int, rank: int) -> None:
         order.batch(epoch=0, step=step, rank=rank)
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 5000), key=st.integers(0, 2**64 - 1))
 def test_the_keyed_permutation_is_a_bijection(n: int, key: int) -> None:
     image = permute_by_rounds(np.arange(n), n, key=key)
@@ -102,6 +106,7 @@ def test_the_keyed_permutation_of_millions_is_a_bijection(n: int) -> None:
     assert np.array_equal(np.bincount(image, minlength=n), np.ones(n, dtype=np.int64))
 
 
+@settings(deadline=None)
 @given(n=st.integers(2, 5000), key=st.integers(0, 2**64 - 1), start=st.integers(0, 4999))
 def test_a_place_goes_where_it_goes_whoever_asks(n: int, key: int, start: int) -> None:
     whole = permute_by_rounds(np.arange(n), n, key=key)
