@@ -79,7 +79,9 @@ def residuals(a: Analysis) -> str:
 
 def embedding_map(a: Analysis) -> str:
     """Two principal components of the embeddings, coloured by score."""
-    frame = Frame(x_range=padded(a.map_xy[:, 0]), y_range=padded(a.map_xy[:, 1]), height=420.0)
+    frame = Frame(
+        x_range=padded(a.map_xy[:, 0]), y_range=padded(a.map_xy[:, 1]), height=420.0, left=76.0
+    )
     share = score_shares(a.run.headline.mos, a.run.scale)
     first, second = (f"component {i + 1}, {s:.0%} of variance" for i, s in enumerate(a.map_share))
     body = axes(frame, x_label=first, y_label=second)
