@@ -21,6 +21,10 @@ from torch import Tensor, nn
 from lmcl.errors import ConfigError, LmclError
 from lmcl.stems import Cells, SqueezeLevels, small_stem
 
+_BRANCH_SCALE = 0.1
+"""LayerScale of the blocks above a stem: they start close to passing the stem's features on, which
+is what little data can use at once (docs/decisions/0006)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -179,7 +183,7 @@ class ConvVit(Encoder):
         # Sines of full size would drown the features at first; where a crop lies matters little.
         self.position_scale = nn.Parameter(torch.full((1,), 0.1))
         self.blocks = nn.ModuleList(
-            Block(self.width, config.heads or 3, mlp_ratio=4.0, qkv_bias=True, init_values=None)
+            Block(self.width, config.heads or 3, qkv_bias=True, init_values=_BRANCH_SCALE)
             for _ in range(config.depth or 3)
         )
         self.norm = nn.LayerNorm(self.width)
@@ -189,9 +193,9 @@ class ConvVit(Encoder):
         patches = self.project(self.stem(pixels))
         grid = round(patches.shape[1] ** 0.5)
         patches = patches + self.position_scale * _positions(grid, self.width, patches)
-        out = torch.cat(
-            [self.cls.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1
-        )
+        # CLS starts as the mean of what it will look at: it is about this crop from the first step.
+        cls = self.cls.to(patches.dtype) + patches.mean(dim=1, keepdim=True)
+        out = torch.cat([cls, patches], dim=1)
         for block in self.blocks:
             out = block(out)
         return self.norm(out)  # type: ignore[no-any-return]
