@@ -1,12 +1,11 @@
 """Front door of training: `accelerate launch train.py --config FILE` is `lmcl train`."""
 
 import sys
-from pathlib import Path
 
 from lmcl.cli import main, report_errors
 from lmcl.launch import join_launcher
 
 if __name__ == "__main__":
     with report_errors():
-        join_launcher(Path(__file__), sys.argv[1:])
+        join_launcher([__file__], sys.argv[1:])
     main(["train", *sys.argv[1:]])

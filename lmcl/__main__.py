@@ -1,5 +1,10 @@
-"""`python -m lmcl` is `lmcl`."""
+"""`python -m lmcl` is `lmcl`, and `accelerate launch -m lmcl` is `lmcl` on several processes."""
 
-from lmcl.cli import main
+import sys
 
+from lmcl.cli import main, report_errors
+from lmcl.launch import join_launcher
+
+with report_errors():
+    join_launcher(["--module", "lmcl"], sys.argv[1:])
 main()

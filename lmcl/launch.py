@@ -16,8 +16,12 @@ from lmcl.errors import ConfigError
 _COUNT = re.compile(r"--num[_-]processes(?:=(\d+))?$")
 
 
-def join_launcher(script: Path, arguments: Sequence[str]) -> None:
+def join_launcher(target: Sequence[str], arguments: Sequence[str]) -> None:
     """Replace this process by as many as were asked for; returns if it is not alone by mistake.
+
+    Args:
+        target: What each process runs: a script, or `--module` and its name.
+        arguments: What it is given.
 
     Raises:
         ConfigError: If several were asked for and the number cannot be found out.
@@ -41,7 +45,7 @@ def join_launcher(script: Path, arguments: Sequence[str]) -> None:
         sys.executable,
         [
             *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)],
-            *[*signals, *address, os.environ["MASTER_PORT"], str(script), *arguments],
+            *[*signals, *address, os.environ["MASTER_PORT"], *target, *arguments],
         ],
     )
 
