@@ -1,0 +1,41 @@
+"""`lmcl bench build` and `lmcl bench manifest`, small: all cases there, nothing left behind."""
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from lmcl.bench.build import command as build_command
+from lmcl.bench.manifest import command as manifest_command
+
+
+def lines(path: Path) -> dict[str, dict[str, object]]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line["case"]: line for line in found}
+
+
+def test_packing_is_measured_beside_reading_alone_and_cleans_up(tmp_path: Path) -> None:
+    output, work = tmp_path / "build.jsonl", tmp_path / "work"
+    work.mkdir()
+    asked = ["--codec", "png", "--images", "12", "--side", "64", "--rounds", "1", "--workers", "1"]
+    done = CliRunner().invoke(
+        build_command, [*asked, "--work", str(work), "--output", str(output), "--no-progress"]
+    )
+    assert done.exit_code == 0, done.output
+    found = lines(output)
+    assert {"read_hash_decode", "build"} < set(found)
+    assert found["build"]["params"]["images"] == 12
+    assert list(work.iterdir()) == []
+
+
+def test_a_synthetic_manifest_is_opened_and_split_and_removed(tmp_path: Path) -> None:
+    output, work = tmp_path / "manifest.jsonl", tmp_path / "work"
+    work.mkdir()
+    done = CliRunner().invoke(
+        manifest_command, ["--samples", "20000", "--work", str(work), "--output", str(output)]
+    )
+    assert done.exit_code == 0, done.output
+    found = lines(output)
+    assert len(found) >= 2
+    assert all(line["params"]["samples"] == 20000 for line in found.values())
+    assert list(work.iterdir()) == []
