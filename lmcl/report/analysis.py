@@ -1,6 +1,7 @@
 """From predictions to everything the report says about them."""
 
 import dataclasses
+import importlib.util
 import math
 
 import numpy as np
@@ -13,6 +14,8 @@ from lmcl.report.scope import Scope
 
 FEW = 10
 """Below this many images a figure is printed in grey."""
+_UMAP_NEIGHBOURS = 15
+"""The default of UMAP's authors; it needs more points than that."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +73,9 @@ class Analysis:
     worst: NDArray[np.int64]
     """Rows of the greatest, greatest first."""
     map_xy: NDArray[np.float64]
-    """`[n, 2]` principal components of the embeddings; `[0, 2]` if there are none."""
-    map_share: tuple[float, float]
-    """Share of the variance the two hold."""
+    """`[n, 2]` the embeddings brought to a plane; `[0, 2]` if there are none."""
+    map_axes: tuple[str, str]
+    """What its two axes are."""
 
 
 def analyse(run: RunData, *, pictures: int = 16) -> Analysis:
@@ -81,7 +84,7 @@ def analyse(run: RunData, *, pictures: int = 16) -> Analysis:
     residual = p.prediction - p.mos
     order = np.argsort(np.abs(residual), kind="stable").astype(np.int64)
     order = order[np.isfinite(residual[order])]
-    xy, share = project(run.embedding)
+    xy, names = embedding_plane(run.embedding)
     return Analysis(
         run=run,
         evaluation=_evaluate(p),
@@ -97,7 +100,26 @@ def analyse(run: RunData, *, pictures: int = 16) -> Analysis:
         best=order[:pictures],
         worst=order[::-1][:pictures],
         map_xy=xy,
-        map_share=share,
+        map_axes=names,
+    )
+
+
+def embedding_plane(
+    embedding: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], tuple[str, str]]:
+    """Embeddings in a plane, and what its axes are: UMAP where it is installed, else components.
+
+    Source: [McInnes, Healy, Melville, 2018], "UMAP"; cosine distance, fixed seed.
+    """
+    if len(embedding) > _UMAP_NEIGHBOURS and importlib.util.find_spec("umap") is not None:
+        import umap
+
+        reducer = umap.UMAP(n_neighbors=_UMAP_NEIGHBOURS, metric="cosine", random_state=0, n_jobs=1)
+        return reducer.fit_transform(embedding).astype(np.float64), ("UMAP 1", "UMAP 2")
+    xy, (first, second) = project(embedding)
+    return xy, (
+        f"component 1, {first:.0%} of variance",
+        f"component 2, {second:.0%} of variance",
     )
 
 

@@ -78,13 +78,12 @@ def residuals(a: Analysis) -> str:
 
 
 def embedding_map(a: Analysis) -> str:
-    """Two principal components of the embeddings, coloured by score."""
+    """The embeddings in a plane, coloured by score."""
     frame = Frame(
         x_range=padded(a.map_xy[:, 0]), y_range=padded(a.map_xy[:, 1]), height=420.0, left=76.0
     )
     share = score_shares(a.run.headline.mos, a.run.scale)
-    first, second = (f"component {i + 1}, {s:.0%} of variance" for i, s in enumerate(a.map_share))
-    body = axes(frame, x_label=first, y_label=second)
+    body = axes(frame, x_label=a.map_axes[0], y_label=a.map_axes[1])
     shown = np.union1d(drawn_rows(a), np.flatnonzero(~a.labelled)[:MOST_POINTS])
     body += [
         dot(frame.x(a.map_xy[i, 0]), frame.y(a.map_xy[i, 1]), row=int(i), fill=colour(share[i]))

@@ -116,8 +116,9 @@ def embedding(a: Analysis) -> str:
     if not len(a.map_xy):
         return ""
     note = (
-        "Mean embedding of each image's crops, first two principal components. Quality that is "
-        "learned shows as a direction along which the colour changes."
+        "Mean embedding of each image's crops, brought to a plane (principal components, or UMAP "
+        "where umap-learn is installed). Quality that is learned shows as a direction along which "
+        "the colour changes."
     )
     body = f'<div class="narrow">{figure(draw.embedding_map(a), _RAMP)}</div>'
     return section("map", "Map of the embeddings", note, body)

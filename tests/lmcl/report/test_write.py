@@ -9,6 +9,7 @@ from scipy import stats
 
 from lmcl.errors import LmclError
 from lmcl.report import write_report
+from lmcl.report.analysis import embedding_plane
 from lmcl.report.published import published_for
 from lmcl.report.text import SCHEMA
 
@@ -125,3 +126,13 @@ def test_the_sign_of_an_inverted_model_stands_in_the_first_sentence(tmp_path, ru
         writer.writerows({**r, "prediction": str(-float(r["prediction"]))} for r in rows)
     page = write_report([tmp_path / "inv"], tmp_path / "inv").read_text()
     assert "the model is inverted" in page
+
+
+def test_embeddings_are_brought_to_a_plane_by_umap_where_it_is_installed() -> None:
+    pytest.importorskip("umap")
+    rng = np.random.default_rng(0)
+    centres = np.repeat(np.eye(8)[:2], 20, axis=0)
+    xy, names = embedding_plane((centres + 0.05 * rng.normal(size=(40, 8))).astype(np.float32))
+    assert names == ("UMAP 1", "UMAP 2")
+    middles = xy[:20].mean(axis=0), xy[20:].mean(axis=0)
+    assert np.linalg.norm(middles[0] - middles[1]) > xy[:20].std(axis=0).max()
