@@ -110,7 +110,7 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
     )
     load_weights(student.encoder, config.encoder)
     student.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    suit_attention(student.encoder, accelerator.device)
+    suit_attention(student.encoder, accelerator.device, _PRECISION[config.runtime.precision])
     teacher = Teacher(student, config.teacher)
     if config.runtime.micro_batch:
         check_divisible(student)

@@ -65,7 +65,7 @@ def test_attention_is_what_the_layers_use() -> None:
 def test_attention_spelled_out_gives_what_the_fused_one_gives(config: EncoderConfig) -> None:
     model, crops = build(config), torch.randn(2, 3, 64, 64)
     fused = model(crops)
-    suit_attention(model.encoder, torch.device("cpu"))
+    suit_attention(model.encoder, torch.device("cpu"), torch.bfloat16)
     assert not any(attention.fused_attn for attention in model.encoder.attentions())
     spelled = model(crops)
     torch.testing.assert_close(spelled.score, fused.score, atol=1e-5, rtol=1e-4)
