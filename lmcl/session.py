@@ -10,10 +10,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from lmcl.checkpoint import Position, State, read_checkpoint, read_newest
+from lmcl.checkpoint import (
+    Position,
+    State,
+    load_tensors,
+    read_checkpoint,
+    read_newest,
+    save_tensors,
+)
 from lmcl.config import Config, binding_differences, flatten, parse_config
 from lmcl.encoders import load_weights, suit_attention
-from lmcl.engine import Run, restore, train, training_crops
+from lmcl.engine import Run, best_path, restore, train, training_crops
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place
 from lmcl.files import write_atomic
@@ -144,6 +151,9 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
     if state is not None:
         _check_state(run, state)
         restore(run, state)
+        if place.is_main and resume != "auto":
+            _bring_best(run, Path(resume).parent)
+        accelerator.wait_for_everyone()
         logger.info("resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step)
     if place.is_main:
         _write_environment(run)
@@ -292,6 +302,27 @@ def _state_to_resume(folder: RunFolder, resume: str) -> State | None:
     if resume == "auto":
         return read_newest(folder.checkpoints)
     return read_checkpoint(Path(resume))
+
+
+def _bring_best(run: Run, origin: Path) -> None:
+    """A run that goes on in another folder takes the weights of its best epoch along.
+
+    Raises:
+        LmclError: If they are not where the checkpoint came from (exit code 4).
+    """
+    target = best_path(run.folder, run.best_epoch)
+    if run.best_epoch < 0 or target.exists():
+        return
+    source = origin / target.name
+    try:
+        weights = load_tensors(source)
+    except LmclError as error:
+        raise LmclError(
+            f"the checkpoint's best epoch is {run.best_epoch + 1}, and its weights are not beside "
+            f"it ({error}); copy the whole checkpoints folder, or resume in the run's own",
+            exit_code=4,
+        ) from error
+    save_tensors(target, weights)
 
 
 def _check_state(run: Run, state: State) -> None:

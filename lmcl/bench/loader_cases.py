@@ -167,7 +167,8 @@ def hand_over(setup: Setup) -> Case:
     pipe = Pipeline(batch_size=setup.batch, num_threads=1, device_id=None)
     with pipe:
         shape = (setup.crops, setup.size, setup.size, 3)
-        pipe.set_outputs(fn.constant(idata=0, shape=shape, dtype=types.UINT8))
+        nothing = fn.constant(idata=0, shape=shape, dtype=types.UINT8)  # type: ignore[attr-defined]
+        pipe.set_outputs(nothing)
     (outputs,) = pipe.run()
 
     def run() -> None:

@@ -120,7 +120,7 @@ def synchronize(on_gpu: bool) -> None:
 
 def _between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
     if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-        return float(begin.elapsed_time(end)) / 1e3  # type: ignore[no-untyped-call]
+        return float(begin.elapsed_time(end)) / 1e3
     if isinstance(begin, float) and isinstance(end, float):
         return end - begin
     raise TypeError("one stopwatch reads one clock")
