@@ -147,7 +147,7 @@ def show_config(config_file: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field.")
 @click.option("--no-progress", is_flag=True, help="No progress bars.")
 def demo(output: Path, again: bool, overrides: tuple[str, ...], no_progress: bool) -> None:
-    """Make a synthetic set, train the full method on it, and leave a report: about ten minutes."""
+    """Make a synthetic set, train the full method on it, and leave a report: some minutes."""
     from lmcl.demo import run_demo
 
     click.echo(run_demo(output, again=again, overrides=overrides, progress=not no_progress))
