@@ -1,12 +1,14 @@
 """What `lmcl score` is pointed at becomes a list of items, in an order that never changes.
 
 Files, folders (recursively, sorted), glob patterns, CSVs with a `path` column, WebDataset tars,
-this project's shard sets, and `-` for paths on stdin. Nothing is opened here but tables and tar
-headers: an image that cannot be read is found out, and named, when its turn comes.
+this project's shard sets, and `-` for paths on stdin. Nothing is opened here but folders, tables
+and tar headers: an image that cannot be read is found out, and named, when its turn comes. A folder
+that cannot be read is an item with a `problem`: its images are missing, and somebody must say so.
 """
 
 import csv
 import dataclasses
+import errno
 import glob
 import os
 import tarfile
@@ -85,16 +87,17 @@ def _expand(argument: str, stdin: Iterator[str] | None) -> Iterator[Item]:
                 yield from _expand(line.rstrip("\r\n"), None)
         return
     path = Path(argument)
-    if (path / MANIFEST).is_file():
+    # os.path answers False where pathlib raises: for what must not even be looked at.
+    if os.path.isfile(path / MANIFEST):
         yield from _from_set(path)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         yield from _from_folder(path)
-    elif path.suffix == ".csv" and path.is_file():
+    elif path.suffix == ".csv" and os.path.isfile(path):
         yield from _from_table(path)
-    elif path.suffix == ".tar" and path.is_file():
+    elif path.suffix == ".tar" and os.path.isfile(path):
         yield from _from_tar(path)
-    elif path.exists():
-        yield Item(path=path.as_posix(), file=argument)
+    elif os.path.lexists(path) or _is_denied(path):
+        yield _single(path)
     else:
         yield from _from_pattern(argument)
 
@@ -104,7 +107,7 @@ def _from_folder(folder: Path) -> Iterator[Item]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        yield _absent(folder.as_posix(), f"the folder cannot be opened: {error.strerror}")
+        yield _unreadable_folder(folder, error)
         return
     for entry in entries:
         if entry.name.startswith("."):
@@ -113,23 +116,91 @@ def _from_folder(folder: Path) -> Iterator[Item]:
         # A link to a folder may lead back up: links are followed to files only.
         if entry.is_dir(follow_symlinks=False):
             yield from _from_folder(path)
-        elif entry.is_file():
+        elif entry.is_file(follow_symlinks=False):
             yield Item(path=path.as_posix(), file=str(path))
         else:
-            yield _absent(path.as_posix(), "neither a file nor a folder")
+            yield _single(path)
+
+
+def _single(path: Path) -> Item:
+    """What stands under a name and is no folder of its own: a file, or the reason it is none."""
+    try:
+        if os.path.isfile(path):
+            return Item(path=path.as_posix(), file=str(path))
+        os.stat(path)
+    except OSError as error:
+        return _absent(path.as_posix(), _no_file(path, error))
+    if path.is_symlink():
+        return _absent(
+            path.as_posix(),
+            f"a link to the folder {os.readlink(path)}, which is not followed; name that folder",
+        )
+    return _absent(path.as_posix(), "neither a file nor a folder")
+
+
+def _is_denied(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _no_file(path: Path, error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "a link that leads back to itself; remove it"
+    if error.errno == errno.ENOENT and path.is_symlink():
+        return f"a broken link: {os.readlink(path)} does not exist; restore or remove it"
+    return f"cannot be looked at: {error.strerror}; check the rights of its folder"
+
+
+def _unreadable_folder(folder: Path, error: OSError) -> Item:
+    return _absent(
+        folder.as_posix(),
+        f"the folder cannot be opened ({error.strerror}), no image in it was scored; "
+        "check its rights and run again with --resume",
+    )
 
 
 def _from_pattern(argument: str) -> Iterator[Item]:
     matches = sorted(glob.glob(argument, recursive=True))
     for match in matches:
         path = Path(match)
-        yield from _from_folder(path) if path.is_dir() else [Item(path=path.as_posix(), file=match)]
-    if not matches:
+        yield from _from_folder(path) if os.path.isdir(path) else [_single(path)]
+    # glob passes over folders it may not open; what they hold would be missing without a word.
+    closed = list(_closed_folders(argument))
+    yield from closed
+    if not matches and not closed:
         yield _absent(argument, "no such file, and no file matches it as a pattern")
 
 
+def _closed_folders(pattern: str) -> Iterator[Item]:
+    """The folders a pattern has to look into and cannot."""
+    parts = Path(pattern).parts
+    for i, part in enumerate(parts):
+        if not glob.has_magic(part):
+            continue
+        above = [str(Path(*parts[:i]))] if i else [os.curdir]
+        # `a/**` looks into a and into every folder below it.
+        heads = [*above, str(Path(*parts[: i + 1]))] if part == "**" else above
+        for folder in sorted({f for head in heads for f in glob.glob(head, recursive=True)}):
+            if not os.path.isdir(folder):
+                continue
+            try:
+                os.scandir(folder).close()
+            except OSError as error:
+                yield _unreadable_folder(Path(folder), error)
+
+
 def _from_table(file: Path) -> Iterator[Item]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    try:
+        lines = file.open(encoding="utf-8-sig", newline="")
+    except OSError as error:
+        yield _absent(file.as_posix(), f"the table cannot be opened: {error.strerror}")
+        return
+    with lines:
         reader = csv.DictReader(lines)
         if "path" not in (reader.fieldnames or ()):
             raise LmclError(
@@ -155,7 +226,7 @@ def _from_tar(file: Path) -> Iterator[Item]:
                         offset=member.offset_data,
                         size=member.size,
                     )
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError) as error:
         yield _absent(file.as_posix(), f"the tar cannot be read: {error}")
 
 
