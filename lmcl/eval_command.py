@@ -1,5 +1,6 @@
 """`lmcl eval`: a finished run's model on a part of its own set, or on another set."""
 
+import dataclasses
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -15,16 +16,27 @@ from lmcl.config import Config, load_config
 from lmcl.errors import LmclError
 from lmcl.evaluate import Judged, Pixels, Place, judge
 from lmcl.files import write_atomic
-from lmcl.metrics import Evaluation, evaluate, fit_logistic
+from lmcl.metrics import Evaluation, Mapping, evaluate, fit_mapping
 from lmcl.outcome import evaluate_judged, metrics_tree, predictions
+from lmcl.predictions import Predictions, read_csv
 from lmcl.release import ModelCard, load_model
-from lmcl.report.scope import ON_THEMSELVES, ON_TRAIN, WHOLE, Scale, Scope, SplitFigures
+from lmcl.report.scope import (
+    ON_THEMSELVES,
+    ON_TRAIN,
+    ON_VAL,
+    WHOLE,
+    Scale,
+    Scope,
+    SplitFigures,
+)
 from shards.errors import ShardError
 from shards.manifest import MANIFEST
 from shards.read import ShardSet, open_set
 from shards.split import Protocol, Split, load_split, make_splits
 
 _PARTS = ("train", "val", "test")
+FitPart = Literal["test", "val", "train"]
+_OF_SPLITS: dict[FitPart, str] = {"test": ON_THEMSELVES, "val": ON_VAL, "train": ON_TRAIN}
 PROTOCOLS = (WHOLE, "70-10-20", "80-20", "official", "k-fold")
 _PRECISION: dict[Literal["no", "bf16", "fp16"], torch.dtype] = {
     "no": torch.float32,
@@ -43,11 +55,32 @@ class Asked:
     """train, val or test of the run's split, `all`, or the name of a split of the set."""
     protocol: str = WHOLE
     """Across sets: `whole`, or a rule by which splits of the other set are drawn."""
+    fit_on: FitPart | None = None
+    """Part of the split the mapping is fitted on. None: the judged images themselves; with a
+    protocol of splits, each one's train part."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Chosen:
+    """Which images are judged, and which split they are a part of."""
+
+    ids: NDArray[np.int64]
+    name: str
+    """What the choice is called."""
+    split: Split | None = None
+    part: str = ""
+    """Part of the split; empty without one."""
+
+    @property
+    def split_name(self) -> str:
+        """Name of the split; empty without one."""
+        return self.split.name if self.split else ""
 
 
 @click.command(
     epilog="EXAMPLES: lmcl eval runs/livec --split val · lmcl eval runs/livec --set koniq10k · "
-    "lmcl eval runs/livec --data data/koniq10k --protocol 70-10-20"
+    "lmcl eval runs/livec --data data/koniq10k --protocol 70-10-20 · "
+    "lmcl eval runs/livec --fit-on val"
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
@@ -72,13 +105,25 @@ class Asked:
     help="On another set: all its images at once, or the test parts of its splits, the mapping "
     "fitted on their train parts, medians over the splits.",
 )
+@click.option(
+    "--fit-on",
+    type=click.Choice(["test", "val", "train"]),
+    help="Part of the split that PLCC's and RMSE's mapping is fitted on [the judged images "
+    "themselves; with a --protocol of splits: train].",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--no-progress", is_flag=True, help="No progress bars.")
 def command(
-    run: Path, data: str | None, part: str, protocol: str, batch_size: int, no_progress: bool
+    run: Path,
+    data: str | None,
+    part: str,
+    protocol: str,
+    fit_on: FitPart | None,
+    batch_size: int,
+    no_progress: bool,
 ) -> None:
     """Judge a run's model; predictions and figures are written into the run folder."""
-    asked = Asked(data=data, part=part, protocol=protocol)
+    asked = Asked(data=data, part=part, protocol=protocol, fit_on=fit_on)
     found, scope, path = evaluate_run(run, asked, batch_size=batch_size, progress=not no_progress)
     click.echo(
         f"{path.stem}: SRCC {found.srcc:.4f}  PLCC {found.plcc_raw:.4f}  "
@@ -86,6 +131,8 @@ def command(
     )
     if scope.tested_on != scope.trained_on:
         click.echo(_across(scope))
+    if scope.tested_on != scope.trained_on or scope.fitted:
+        click.echo(f"mapping: {scope.mapping}")
     for name, value in _medians(scope.splits):
         click.echo(f"median of {len(scope.splits)} splits: {name} {value:.4f}")
 
@@ -103,17 +150,20 @@ def evaluate_run(
         The figures over all judged images, what they are about, and the predictions file.
 
     Raises:
-        LmclError: If the run, its model, the set or the part is not there, or splits are asked
-            for on the set the model was trained on.
+        LmclError: If the run, its model, the set or the part is not there, if splits are asked
+            for on the set the model was trained on, or if no mapping can be fitted as asked.
     """
     config = load_config(run / "config.toml")
     released = load_model(run / "model")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     place = _place(accelerator, config, progress)
     shard_set, other = _open(asked.data, config)
-    ids, name = _chosen(shard_set, asked, config, other=other)
+    chosen = _chosen(shard_set, asked, config, other=other)
+    ids, name = chosen.ids, chosen.name
     scope = _scope(shard_set, released.card, asked, name)
+    fit_ids = _fit_ids(shard_set, asked, chosen)
     if other:
+        fit_ids, _ = _without_training_images(shard_set, fit_ids, scope, config)
         ids, scope = _without_training_images(shard_set, ids, scope, config)
     if not len(ids):
         raise LmclError(
@@ -121,10 +171,10 @@ def evaluate_run(
             f"({scope.left_out} are training images of the run); choose another",
             exit_code=3,
         )
-    judged = judge(
+    both = judge(
         released.model.to(place.device),
         shard_set,
-        ids,
+        np.union1d(ids, fit_ids),
         crops=released.card.crops,
         pixels=Pixels(
             mean=released.card.mean,
@@ -135,14 +185,20 @@ def evaluate_run(
         batch_size=batch_size,
         title=f"judging {shard_set.name} {name}",
     )
-    found = evaluate_judged(shard_set, judged)
-    scope = replace(scope, images=len(ids), splits=_over_splits(shard_set, judged, scope.protocol))
+    judged = _some(both, ids)
+    mapping = _mapping(shard_set, _some(both, fit_ids), asked, chosen)
+    found = evaluate_judged(shard_set, judged, mapping=mapping)
+    scope = replace(scope, images=len(ids), splits=_over_splits(shard_set, judged, asked))
+    if mapping is not None:
+        words = f"fitted on {mapping.n} images of the {mapping.fit_on} part of {chosen.split_name}"
+        scope = replace(scope, fitted=mapping, mapping=words)
     stem = f"{shard_set.name}-{name}" if other else name
     path = run / "predictions" / f"{stem}.csv"
     if place.is_main:
         max_side = released.card.crops.max_side
-        predictions(shard_set, judged, name, None, max_side=max_side).write_csv(path)
-        tree = metrics_tree(shard_set, {name: judged}, {name: found}, name)
+        table = predictions(shard_set, judged, name, None, max_side=max_side)
+        _with_boxes(table, path).write_csv(path)
+        tree = metrics_tree(shard_set, {name: judged}, {name: found}, name, mapping=mapping)
         tree["trained_on"] = released.card.training_set
         tree["scope"] = msgspec.to_builtins(scope)
         text = msgspec.json.format(msgspec.json.encode(tree), indent=2)
@@ -173,10 +229,7 @@ def _open(data: str | None, config: Config) -> tuple[ShardSet, bool]:
     return open_set(data), True
 
 
-def _chosen(
-    shard_set: ShardSet, asked: Asked, config: Config, *, other: bool
-) -> tuple[NDArray[np.int64], str]:
-    """Ids to judge, and what the choice is called."""
+def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -> _Chosen:
     if asked.protocol != WHOLE:
         if not other:
             raise LmclError(
@@ -185,12 +238,73 @@ def _chosen(
                 "split and compare them by `lmcl report RUN...`",
                 exit_code=2,
             )
-        return shard_set.ids(), asked.protocol
+        return _Chosen(ids=shard_set.ids(), name=asked.protocol)
     if asked.part == "all" or (other and asked.part == "test"):
-        return shard_set.ids(), "all"
-    if asked.part in _PARTS and not other:
-        return load_split(shard_set, config.data.split).part(asked.part), asked.part
-    return load_split(shard_set, asked.part).part("test"), asked.part
+        return _Chosen(ids=shard_set.ids(), name="all")
+    own = asked.part in _PARTS and not other
+    split = load_split(shard_set, config.data.split if own else asked.part)
+    part = asked.part if own else "test"
+    return _Chosen(ids=split.part(part), name=asked.part, split=split, part=part)
+
+
+def _fit_ids(shard_set: ShardSet, asked: Asked, chosen: _Chosen) -> NDArray[np.int64]:
+    """The other images that the mapping is fitted on; none if the judged ones are used."""
+    nothing = np.zeros(0, dtype=np.int64)
+    if asked.fit_on is None or asked.protocol != WHOLE or asked.fit_on == chosen.part:
+        return nothing
+    if chosen.split is None:
+        if asked.fit_on == "test":
+            return nothing  # all images are judged: they are the test part
+        raise LmclError(
+            f"--fit-on {asked.fit_on}: all images of {shard_set.name} are judged, so it has no "
+            f"{asked.fit_on} part; judge one split by `--split NAME`, or draw splits of another "
+            "set by `--protocol 70-10-20`",
+            exit_code=2,
+        )
+    ids = chosen.split.part(asked.fit_on)
+    if not len(ids):
+        raise LmclError(
+            f"--fit-on {asked.fit_on}: the split {chosen.split_name} of {shard_set.name} has no "
+            f"image in its {asked.fit_on} part; fit on another part",
+            exit_code=2,
+        )
+    return ids
+
+
+def _mapping(shard_set: ShardSet, judged: Judged, asked: Asked, chosen: _Chosen) -> Mapping | None:
+    """The mapping made of the fit part; None if the judged images are to be used."""
+    score = shard_set.score
+    if asked.fit_on is None or not len(judged.ids) or score is None:
+        return None
+    mos = shard_set.samples.mos[judged.ids]
+    found = fit_mapping(score.from_unit(judged.score), mos, fit_on=asked.fit_on)
+    if found.fit4.status == "none" or found.fit5.status == "none":
+        raise LmclError(
+            f"--fit-on {asked.fit_on}: no mapping can be fitted on the {found.n} scored images of "
+            f"the {asked.fit_on} part of {chosen.split_name}: {found.fit4.reason}; fit on another "
+            "part",
+            exit_code=3,
+        )
+    return found
+
+
+def _some(judged: Judged, ids: NDArray[np.int64]) -> Judged:
+    keep = np.isin(judged.ids, ids)
+    return Judged(ids=judged.ids[keep], score=judged.score[keep], embedding=judged.embedding[keep])
+
+
+def _with_boxes(table: Predictions, path: Path) -> Predictions:
+    """The salient boxes of an earlier file over the same predictions: training looked for them."""
+    try:
+        before = read_csv(path)
+    except (LmclError, OSError):
+        return table
+    same = np.array_equal(before.id, table.id) and np.allclose(
+        before.prediction_unit, table.prediction_unit, atol=1e-5, equal_nan=True
+    )
+    if not same:
+        return table
+    return dataclasses.replace(table, y=before.y, x=before.x, h=before.h, w=before.w)
 
 
 def _scope(shard_set: ShardSet, card: ModelCard, asked: Asked, name: str) -> Scope:
@@ -213,7 +327,7 @@ def _scope(shard_set: ShardSet, card: ModelCard, asked: Asked, name: str) -> Sco
         ),
         images=0,
         protocol=asked.protocol,
-        mapping=ON_THEMSELVES if asked.protocol == WHOLE else ON_TRAIN,
+        mapping=ON_THEMSELVES if asked.protocol == WHOLE else _OF_SPLITS[asked.fit_on or "train"],
     )
 
 
@@ -234,30 +348,37 @@ def _without_training_images(
     return ids[fresh], replace(scope, left_out=int(np.sum(~fresh)))
 
 
-def _over_splits(shard_set: ShardSet, judged: Judged, protocol: str) -> tuple[SplitFigures, ...]:
+def _over_splits(shard_set: ShardSet, judged: Judged, asked: Asked) -> tuple[SplitFigures, ...]:
     """Figures per split of the tested set; nothing for the whole set."""
-    if protocol == WHOLE:
+    if asked.protocol == WHOLE:
         return ()
     return tuple(
-        _of_split(shard_set, judged, split)
-        for split in make_splits(shard_set, protocol=cast(Protocol, protocol))
+        _of_split(shard_set, judged, split, asked.fit_on or "train")
+        for split in make_splits(shard_set, protocol=cast(Protocol, asked.protocol))
     )
 
 
-def _of_split(shard_set: ShardSet, judged: Judged, split: Split) -> SplitFigures:
+def _of_split(shard_set: ShardSet, judged: Judged, split: Split, fit_on: FitPart) -> SplitFigures:
+    fit_part = split.part(fit_on)
+    if not len(fit_part):
+        raise LmclError(
+            f"--fit-on {fit_on}: the split {split.name} has no image in its {fit_on} part; fit on "
+            "another part, or use --protocol 70-10-20",
+            exit_code=2,
+        )
     samples, score = shard_set.samples, shard_set.score
     assert score is not None  # drawing splits asks for labels
     raw, mos = score.from_unit(judged.score), samples.mos[judged.ids]
     test = np.isin(judged.ids, split.test)
-    train = np.isin(judged.ids, split.train)
-    fit = fit_logistic(raw[train], mos[train])
-    found = evaluate(raw[test], mos[test], fit=fit, fit_on="train", resamples=0)
+    fit = np.isin(judged.ids, fit_part)
+    mapping = fit_mapping(raw[fit], mos[fit], fit_on=fit_on)
+    found = evaluate(raw[test], mos[test], mapping=mapping, resamples=0)
     figures = {
         name: None if np.isnan(found.figure(name)) else found.figure(name)
         for name in ("srcc", "krcc", "plcc_raw", "plcc_fit4", "rmse_fit4")
     }
     return SplitFigures(
-        name=split.name, hash=split.hash, n=found.n, n_fit=int(np.sum(train)), **figures
+        name=split.name, hash=split.hash, n=found.n, n_fit=int(np.sum(fit)), **figures
     )
 
 
@@ -280,6 +401,5 @@ def _across(scope: Scope) -> str:
     )
     return (
         f"trained on {scope.trained_on} ({scope.trained_scale.label}), tested on "
-        f"{scope.tested_on} ({scope.scale.label}): {scope.direction}{left}\n"
-        f"mapping: {scope.mapping}"
+        f"{scope.tested_on} ({scope.scale.label}): {scope.direction}{left}"
     )

@@ -15,7 +15,7 @@ from lmcl.checkpoint import load_tensors
 from lmcl.engine import Run, best_path, judged_model
 from lmcl.evaluate import Judged, Looked, judge, look
 from lmcl.files import write_atomic
-from lmcl.metrics import Evaluation, evaluate
+from lmcl.metrics import Evaluation, Mapping, evaluate
 from lmcl.model import QualityModel
 from lmcl.predictions import Predictions, make_predictions
 from lmcl.release import ModelCard, ScoreScale, save_model
@@ -129,12 +129,17 @@ def write_pictures(folder: Path, shard_set: ShardSet, judged: Judged, looked: Lo
 
 
 def metrics_tree(
-    shard_set: ShardSet, judged: dict[str, Judged], evaluations: dict[str, Evaluation], part: str
+    shard_set: ShardSet,
+    judged: dict[str, Judged],
+    evaluations: dict[str, Evaluation],
+    part: str,
+    *,
+    mapping: Mapping | None = None,
 ) -> dict[str, Any]:
     """metrics.json: the headline part's figures on top, then each part's, then each portion's."""
     found = judged[part]
     portions = {
-        name: _by_portion(shard_set, found, values[found.ids])
+        name: _by_portion(shard_set, found, values[found.ids], mapping)
         for name, values in (
             ("subsets", shard_set.samples.subset),
             ("distortions", shard_set.samples.distortion),
@@ -177,19 +182,28 @@ def _look(run: Run, model: QualityModel, part: str) -> Looked:
     )
 
 
-def evaluate_judged(shard_set: ShardSet, judged: Judged) -> Evaluation:
-    """Figures of predictions in the scale of the set they were made on."""
+def evaluate_judged(
+    shard_set: ShardSet, judged: Judged, *, mapping: Mapping | None = None
+) -> Evaluation:
+    """Figures of predictions in the scale of the set they were made on.
+
+    Args:
+        shard_set: The set.
+        judged: Predictions on some of its images.
+        mapping: Fitted on others of them; else on these themselves.
+    """
     samples, score = shard_set.samples, shard_set.score
     return evaluate(
         score.from_unit(judged.score) if score else judged.score,
         samples.mos[judged.ids],
         mos_std=samples.mos_std[judged.ids],
         group=samples.group[judged.ids],
+        mapping=mapping,
     )
 
 
 def _by_portion(
-    shard_set: ShardSet, judged: Judged, names: NDArray[Any]
+    shard_set: ShardSet, judged: Judged, names: NDArray[Any], mapping: Mapping | None
 ) -> dict[str, dict[str, Any]]:
     found = {}
     for name in sorted({str(name) for name in names} - {""}):
@@ -197,7 +211,7 @@ def _by_portion(
         portion = Judged(
             ids=judged.ids[keep], score=judged.score[keep], embedding=judged.embedding[keep]
         )
-        found[name] = evaluate_judged(shard_set, portion).to_json()
+        found[name] = evaluate_judged(shard_set, portion, mapping=mapping).to_json()
     return found
 
 

@@ -5,15 +5,17 @@ is NaN and carries its reason; nothing is dropped silently (docs/reports.md).
 """
 
 from lmcl.metrics.correlation import Interval, krcc, plcc, srcc
-from lmcl.metrics.evaluation import Evaluation, evaluate
+from lmcl.metrics.evaluation import Evaluation, Mapping, evaluate, fit_mapping
 from lmcl.metrics.logistic import LogisticFit, fit_logistic
 
 __all__ = [
     "Evaluation",
     "Interval",
     "LogisticFit",
+    "Mapping",
     "evaluate",
     "fit_logistic",
+    "fit_mapping",
     "krcc",
     "plcc",
     "srcc",

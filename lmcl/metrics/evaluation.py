@@ -38,6 +38,20 @@ FIGURES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Mapping:
+    """Both mappings from predictions to scores, fitted on other images than those judged."""
+
+    fit4: LogisticFit
+    """The 4-parameter form."""
+    fit5: LogisticFit
+    """The 5-parameter form."""
+    fit_on: FitOn
+    """Which part they were fitted on."""
+    n: int
+    """Labelled images they were fitted on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Figures of one model on one set; a NaN figure has a sentence in `reasons`.
 
@@ -76,7 +90,7 @@ class Evaluation:
     fit5: LogisticFit
     """The 5-parameter mapping."""
     fit_on: FitOn
-    """Which part the mapping was fitted on."""
+    """Which part the mapping was fitted on; `test`: the judged images themselves."""
     intervals: dict[str, Interval]
     """95 % intervals by the figure's name."""
     reasons: dict[str, str]
@@ -94,14 +108,30 @@ class Evaluation:
         return found
 
 
+def fit_mapping(prediction: ArrayLike, mos: ArrayLike, *, fit_on: FitOn) -> Mapping:
+    """Both mappings on the labelled images of one part, to be applied to another.
+
+    A mapping that cannot be fitted has the status `none` and says why.
+    """
+    x, y = _column(prediction, "prediction"), _column(mos, "mos")
+    _require_equal_length(x, y, "mos")
+    labelled = np.isfinite(y)
+    x, y = x[labelled], y[labelled]
+    return Mapping(
+        fit4=fit_logistic(x, y, form="logistic4"),
+        fit5=fit_logistic(x, y, form="logistic5"),
+        fit_on=fit_on,
+        n=len(y),
+    )
+
+
 def evaluate(
     prediction: ArrayLike,
     mos: ArrayLike,
     *,
     mos_std: ArrayLike | None = None,
     group: ArrayLike | None = None,
-    fit: LogisticFit | None = None,
-    fit_on: FitOn = "test",
+    mapping: Mapping | None = None,
     resamples: int = 1000,
     seed: int = 123,
 ) -> Evaluation:
@@ -113,8 +143,7 @@ def evaluate(
         mos_std: Standard deviation of each image's ratings, for the outlier ratio; NaN: unknown.
         group: What makes images dependent, e.g. the reference they show. If any group has more
             than one image the intervals come from a bootstrap over groups; else they are analytic.
-        fit: A 4-parameter mapping made elsewhere (`fit_on` says where); else it is fitted here.
-        fit_on: Which part the mapping was fitted on.
+        mapping: Made on another part by `fit_mapping`; else the judged images themselves are used.
         resamples: Bootstrap rounds; 0 leaves the analytic intervals, too narrow for groups.
         seed: Of the bootstrap.
 
@@ -135,8 +164,10 @@ def evaluate(
         sd = spread[labelled]
     why = _why_not(x, y)
     if why:
+        fit_on = mapping.fit_on if mapping else "test"
         return _refused(len(y), int(np.sum(~labelled)), len(np.unique(groups)), fit_on, why)
-    return _evaluate_clean(x, y, sd, groups, int(np.sum(~labelled)), fit, fit_on, resamples, seed)
+    mapping = mapping or fit_mapping(x, y, fit_on="test")
+    return _evaluate_clean(x, y, sd, groups, int(np.sum(~labelled)), mapping, resamples, seed)
 
 
 def _evaluate_clean(
@@ -145,13 +176,11 @@ def _evaluate_clean(
     sd: NDArray[np.float64],
     groups: NDArray[np.int64],
     n_unlabelled: int,
-    fit: LogisticFit | None,
-    fit_on: FitOn,
+    mapping: Mapping,
     resamples: int,
     seed: int,
 ) -> Evaluation:
-    fit4 = fit or fit_logistic(x, y, form="logistic4")
-    fit5 = fit_logistic(x, y, form="logistic5")
+    fit4, fit5 = mapping.fit4, mapping.fit5
     mapped4, mapped5 = fit4(x), fit5(x)
     figures = {
         "srcc": srcc(x, y),
@@ -184,7 +213,7 @@ def _evaluate_clean(
         **figures,
         fit4=fit4,
         fit5=fit5,
-        fit_on=fit_on,
+        fit_on=mapping.fit_on,
         intervals=intervals,
         reasons=reasons,
     )

@@ -7,10 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcl.metrics import Evaluation, evaluate
+from lmcl.metrics import Evaluation, Mapping, evaluate
 from lmcl.predictions import NO_LEVEL, Predictions
 from lmcl.report.run import RunData
-from lmcl.report.scope import Scope
+from lmcl.report.scope import ON_THEMSELVES, Scope
 
 FEW = 10
 """Below this many images a figure is printed in grey."""
@@ -81,20 +81,22 @@ class Analysis:
 def analyse(run: RunData, *, pictures: int = 16) -> Analysis:
     """Compute everything the report shows about the headline part of a run."""
     p = run.headline
+    mapping = _fitted(run.scopes.get(run.part))
     residual = p.prediction - p.mos
     order = np.argsort(np.abs(residual), kind="stable").astype(np.int64)
     order = order[np.isfinite(residual[order])]
     xy, names = embedding_plane(run.embedding)
     return Analysis(
         run=run,
-        evaluation=_evaluate(p),
+        evaluation=_evaluate(p, mapping),
         labelled=np.isfinite(p.mos),
         residual=residual,
-        portions=(*_portions(p, "subset"), *_portions(p, "distortion")),
+        portions=(*_portions(p, "subset", mapping), *_portions(p, "distortion", mapping)),
         cells=tuple(_cells(p)),
         others=tuple(
-            Other(name=name, evaluation=_evaluate(table), scope=run.scopes.get(name))
+            Other(name=name, evaluation=_evaluate(table, _fitted(scope)), scope=scope)
             for name, table in run.predictions.items()
+            for scope in [run.scopes.get(name)]
             if name != run.part
         ),
         best=order[:pictures],
@@ -136,11 +138,29 @@ def project(embedding: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[
     return xy, (float(share[0]), float(share[1]))
 
 
-def _evaluate(p: Predictions, *, resamples: int = 1000) -> Evaluation:
-    return evaluate(p.prediction, p.mos, mos_std=p.mos_std, group=p.group, resamples=resamples)
+def mapping_words(a: Analysis) -> str:
+    """How the 4-parameter mapping of the headline was made, and what came of it."""
+    scope = a.run.scopes.get(a.run.part)
+    where = scope.mapping if scope else ON_THEMSELVES
+    return f"4 parameters, {where}: {a.evaluation.fit4.status.replace('_', ' ')}"
 
 
-def _portions(p: Predictions, kind: str) -> list[Portion]:
+def _fitted(scope: Scope | None) -> Mapping | None:
+    return scope.fitted if scope else None
+
+
+def _evaluate(p: Predictions, mapping: Mapping | None, *, resamples: int = 1000) -> Evaluation:
+    return evaluate(
+        p.prediction,
+        p.mos,
+        mos_std=p.mos_std,
+        group=p.group,
+        mapping=mapping,
+        resamples=resamples,
+    )
+
+
+def _portions(p: Predictions, kind: str, mapping: Mapping | None) -> list[Portion]:
     column = getattr(p, kind)
     found = []
     for name in sorted({str(v) for v in column} - {""}):
@@ -149,7 +169,7 @@ def _portions(p: Predictions, kind: str) -> list[Portion]:
             Portion(
                 kind=kind,
                 name=name,
-                evaluation=_evaluate(some, resamples=400),
+                evaluation=_evaluate(some, mapping, resamples=400),
                 bias=_mean(some.prediction - some.mos),
             )
         )

@@ -88,7 +88,7 @@ def is_across(a: Analysis, other: Other) -> bool:
 
 
 def _own(model: str, a: Analysis) -> Entry:
-    e = a.evaluation
+    e, scope = a.evaluation, a.run.scopes.get(a.run.part)
     return Entry(
         model=model,
         trained_on=a.run.set_name,
@@ -101,7 +101,7 @@ def _own(model: str, a: Analysis) -> Entry:
         **{name: e.figure(name) for name in FIGURES},
         scale=a.run.scale,
         direction="same direction",
-        mapping=ON_THEMSELVES,
+        mapping=scope.mapping if scope else ON_THEMSELVES,
         left_out=0,
     )
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import msgspec
 
 from lmcl.errors import LmclError
+from lmcl.metrics import Mapping
 
 WHOLE = "whole"
 """The protocol of most papers across sets: every labelled image of the other set, once."""
 ON_THEMSELVES = "fitted on the judged images themselves"
 ON_TRAIN = "fitted on each split's train part, applied to its test part"
+ON_VAL = "fitted on each split's val part, applied to its test part"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ class Scope:
     """`whole`, or the rule the splits were drawn by."""
     mapping: str = ON_THEMSELVES
     """What the 4-parameter mapping was fitted on."""
+    fitted: Mapping | None = None
+    """The mapping, if other images than the judged ones gave it."""
     splits: tuple[SplitFigures, ...] = ()
     """One per split, for a protocol of splits."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcl.report import figures as draw
-from lmcl.report.analysis import FEW, Analysis, Cell, Other, Portion
+from lmcl.report.analysis import FEW, Analysis, Cell, Other, Portion, mapping_words
 from lmcl.report.markup import (
     UNKNOWN,
     facts,
@@ -176,7 +176,7 @@ def protocol(a: Analysis) -> str:
         "Crops": p.get("crops", ""),
         "Decoding": p.get("decode", env.get("decode", "")),
         "Scores": _scale(a),
-        "Mapping": f"4 parameters, fitted on {e.fit_on}: {e.fit4.status}",
+        "Mapping": mapping_words(a),
         "Intervals": f"95 %, {method}, {e.n_groups} independent groups",
         "Repeated ids": "none: predictions are kept by sample id",
     }

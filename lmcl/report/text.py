@@ -8,7 +8,7 @@ from typing import Any
 
 from lmcl.metrics import Evaluation
 from lmcl.metrics.evaluation import FIGURES
-from lmcl.report.analysis import Analysis
+from lmcl.report.analysis import Analysis, mapping_words
 from lmcl.report.compare import Comparison
 from lmcl.report.markup import figure_name, shown, span
 from lmcl.report.published import published_for
@@ -41,7 +41,7 @@ def markdown(a: Analysis) -> str:
     lines += _portion_lines(a)
     lines += ["", "## Protocol", ""]
     lines += [f"* {name}: {value}" for name, value in a.run.protocol.items() if value]
-    lines += [f"* mapping: {e.fit4.form}, {e.fit4.status}, fitted on {e.fit_on}"]
+    lines += [f"* mapping: {mapping_words(a)}"]
     lines += ["", *(f"* not shown: {m}" for m in a.run.missing)] if a.run.missing else []
     return "\n".join(lines) + "\n"
 
@@ -94,6 +94,7 @@ def results(a: Analysis) -> dict[str, Any]:
         "part": a.run.part,
         "protocol": dict(a.run.protocol),
         "evaluation": a.evaluation.to_json(),
+        "mapping": mapping_words(a),
         "portions": [
             {"kind": p.kind, "name": p.name, "bias": _null(p.bias), **p.evaluation.to_json()}
             for p in a.portions

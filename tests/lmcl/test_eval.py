@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from scipy import stats
 
 from lmcl.errors import LmclError
 from lmcl.eval_command import Asked, command, evaluate_run
+from lmcl.metrics import fit_logistic
 from lmcl.predictions import read_csv
 from lmcl.report import write_report
-from lmcl.report.scope import ON_TRAIN
+from lmcl.report.scope import ON_TRAIN, ON_VAL
 from lmcl.session import fit
 from shards.datasets.demo import write_demo
 from shards.datasets.table import open_table
@@ -106,6 +108,82 @@ def test_splits_of_the_own_set_are_refused_since_they_leak(run) -> None:
     with pytest.raises(LmclError, match="training images; train one run per split") as caught:
         evaluate_run(run, Asked(protocol="70-10-20"), batch_size=8, progress=False)
     assert caught.value.exit_code == 2
+
+
+def test_a_mapping_fitted_on_val_judges_the_test_part_and_the_report_says_so(run, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    said = CliRunner().invoke(command, [str(copy), "--fit-on", "val", "--no-progress"])
+    assert said.exit_code == 0, said.output
+    val, test = (read_csv(copy / "predictions" / f"{name}.csv") for name in ("val", "test"))
+    fit = fit_logistic(val.prediction, val.mos)
+    rmse = float(np.sqrt(np.mean((fit(test.prediction) - test.mos) ** 2)))
+    write_report([copy], copy)
+    found = json.loads((copy / "results.json").read_text())["runs"][0]["evaluation"]
+    words = f"fitted on {len(val)} images of the val part of 70-10-20-seed123-00"
+    assert (found["fit_on"], found["fit4"]["centre"]) == ("val", pytest.approx(fit.centre))
+    assert found["rmse_fit4"] == pytest.approx(rmse, rel=1e-4)
+    assert rmse != pytest.approx(_rmse_fitted_on_itself(test), rel=1e-3)
+    assert words in said.output
+    for name in ("report.html", "report.md", "results.json"):
+        assert words in (copy / name).read_text()
+
+
+def test_judging_a_part_again_keeps_the_salient_boxes_of_training(run, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    before = read_csv(copy / "predictions" / "test.csv")
+    evaluate_run(copy, Asked(fit_on="val"), batch_size=8, progress=False)
+    after = read_csv(copy / "predictions" / "test.csv")
+    assert np.all(before.h > 0)
+    for name in ("y", "x", "h", "w"):
+        assert np.array_equal(getattr(before, name), getattr(after, name))
+
+
+def test_a_split_of_another_set_gives_the_part_the_mapping_is_fitted_on(run, turned) -> None:
+    split = load_split(open_set(turned), "70-10-20-seed123-00")
+    asked = Asked(data="turned", part=split.name, fit_on="train")
+    found, scope, path = evaluate_run(run, asked, batch_size=8, progress=False)
+    assert set(read_csv(path).id) <= set(split.test.tolist())
+    assert scope.fitted is not None
+    shared = [p for p in open_set(turned).samples.path[split.train] if p.startswith("shared-")]
+    assert scope.fitted.n == len(split.train) - len(shared)
+    assert found.fit_on == "train"
+
+
+def test_splits_of_another_set_can_be_fitted_on_their_val_parts(run, turned) -> None:
+    asked = Asked(data="turned", protocol="70-10-20", fit_on="val")
+    _, scope, _ = evaluate_run(run, asked, batch_size=8, progress=False)
+    first = load_split(open_set(turned), "70-10-20-seed123-00")
+    row = next(s for s in scope.splits if s.name == first.name)
+    assert scope.mapping == ON_VAL
+    assert row.n_fit == len([i for i in first.val if i in set(_judged_ids(run))])
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Asked(data="turned", fit_on="val"), "so it has no val part; judge one split"),
+        (Asked(part="all", fit_on="train"), "so it has no train part"),
+        (Asked(data="turned", protocol="80-20", fit_on="val"), "no image in its val part"),
+    ],
+    ids=["whole-set", "all", "no-val"],
+)
+def test_a_part_that_is_not_there_to_fit_on_is_refused_with_the_way_out(
+    run, turned, asked, words
+) -> None:
+    with pytest.raises(LmclError, match=words) as caught:
+        evaluate_run(run, asked, batch_size=8, progress=False)
+    assert caught.value.exit_code == 2
+
+
+def _judged_ids(run: Path) -> list[int]:
+    return read_csv(run / "predictions" / "turned-70-10-20.csv").id.tolist()
+
+
+def _rmse_fitted_on_itself(test) -> float:
+    mapped = fit_logistic(test.prediction, test.mos)(test.prediction)
+    return float(np.sqrt(np.mean((mapped - test.mos) ** 2)))
 
 
 def test_the_matrix_states_sets_direction_and_mapping(run, turned, tmp_path, tiny) -> None:

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from lmcl.metrics import evaluate, plcc, srcc
+from lmcl.metrics import evaluate, fit_mapping, plcc, srcc
 from lmcl.metrics.bootstrap import counted_plcc, counted_srcc, group_counts
 from lmcl.metrics.evaluation import FIGURES
 
@@ -83,20 +83,23 @@ def test_outliers_are_counted_in_standard_deviations_of_the_ratings() -> None:
     mos = np.linspace(0, 10, 100)
     prediction = mos.copy()
     prediction[::10] += np.where(np.arange(10) % 2, 6.0, -6.0)
-    identity = evaluate(mos, mos).fit4
-    found = evaluate(prediction, mos, mos_std=np.full(100, 2.0), fit=identity, fit_on="other")
+    identity = fit_mapping(mos, mos, fit_on="other")
+    found = evaluate(prediction, mos, mos_std=np.full(100, 2.0), mapping=identity)
     assert found.outlier_ratio == pytest.approx(0.1)
     assert math.isnan(evaluate(prediction, mos).outlier_ratio)
 
 
 def test_a_mapping_fitted_elsewhere_is_used_as_it_is() -> None:
     prediction, mos = scores()
-    fit = evaluate(prediction[:150], mos[:150]).fit4
-    found = evaluate(prediction[150:], mos[150:], fit=fit, fit_on="val")
-    assert found.fit4 == fit
-    assert found.rmse_fit4 == pytest.approx(
-        float(np.sqrt(np.mean((fit(prediction[150:]) - mos[150:]) ** 2)))
-    )
+    here, there = slice(150, None), slice(0, 150)
+    mapping = fit_mapping(prediction[there], mos[there], fit_on="val")
+    found = evaluate(prediction[here], mos[here], mapping=mapping)
+    before = evaluate(prediction[there], mos[there])
+    assert (found.fit4, found.fit5, found.fit_on) == (before.fit4, before.fit5, "val")
+    mapped4, mapped5 = before.fit4(prediction[here]), before.fit5(prediction[here])
+    rmse = float(np.sqrt(np.mean((mapped4 - mos[here]) ** 2)))
+    assert found.rmse_fit4 == pytest.approx(rmse)
+    assert found.plcc_fit5 == pytest.approx(np.corrcoef(mapped5, mos[here])[0, 1])
 
 
 def test_half_precision_predictions_collapse_to_ties_without_moving_the_rank_correlation() -> None:
