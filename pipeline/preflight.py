@@ -7,6 +7,8 @@ from pipeline.errors import PipelineError
 from pipeline.source import Source
 from shards.read import ShardSet
 
+_BLOCK = 1 << 20
+
 
 def check_arguments(
     mode: str, backend: str, on_error: str, prefetch: int, num_threads: int | None
@@ -52,7 +54,7 @@ def usable_ids(
             exit_code=3,
         )
     # Splits are sorted as a rule; then there is no need to sort them again to find doubles.
-    if not (ids[1:] > ids[:-1]).all() and np.unique(ids).size != ids.size:
+    if not _increases(ids) and np.unique(ids).size != ids.size:
         raise PipelineError(
             f"{shard_set.name}: an id is listed twice; make the split again", exit_code=3
         )
@@ -67,4 +69,10 @@ def usable_ids(
         )
     if not usable.any():
         raise PipelineError(f"{shard_set.name}: all {ids.size} samples are damaged", exit_code=3)
-    return ids[usable], ids[~usable]
+    # Ids that a set or a split keeps in a shared file stay there.
+    return (ids, ids[:0]) if usable.all() else (ids[usable], ids[~usable])
+
+
+def _increases(ids: NDArray[np.int64]) -> bool:
+    blocks = (ids[start : start + _BLOCK + 1] for start in range(0, ids.size, _BLOCK))
+    return all(bool((block[1:] > block[:-1]).all()) for block in blocks)

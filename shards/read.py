@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.cache import DEFAULT_BYTES, Cache, default_folder
+from shards.columns import COLUMNS, ColumnFiles, table_key
 from shards.errors import ShardError
 from shards.job import STATE
 from shards.manifest import MANIFEST, SAMPLES, Manifest, decode
@@ -33,7 +34,8 @@ def open_set(
 
     Args:
         root: Folder or fsspec URL.
-        cache: Where copies of remote files go; default `$LMCL_CACHE` or the user's cache folder.
+        cache: Where copies of remote files go, and columns that processes share where the set's
+            own folder cannot be written to; default `$LMCL_CACHE` or the user's cache folder.
         cache_bytes: Space the copies may take.
 
     Raises:
@@ -48,11 +50,16 @@ def open_set(
             exit_code=4,
         )
     manifest = decode(_manifest_bytes(store), where=f"{store.root}/{MANIFEST}")
+    identity = default_folder(str(store.folder.resolve()) if store.folder else store.root)
     copies = None
     if not store.is_local:
-        copies = Cache(store, cache or default_folder(store.root), limit_bytes=cache_bytes)
+        copies = Cache(store, cache or identity, limit_bytes=cache_bytes)
     path = _samples_path(store, copies, manifest)
-    table = SampleTable(path)
+    # A cache that was named may serve several sets, whose columns must not displace each other.
+    shared = [(cache or identity) / COLUMNS / identity.name]
+    if store.folder is not None:
+        shared.insert(0, store.folder / COLUMNS)
+    table = SampleTable(path, ColumnFiles(shared, table_key(path, manifest.samples_sha256)))
     if len(table) != manifest.num_rows:
         raise ShardError(
             f"{store.root}: {SAMPLES} has {len(table):,} rows, the manifest says "

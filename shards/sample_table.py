@@ -2,11 +2,12 @@
 
 Row i has id i, always. A rejected image keeps its row (`ok` is False, no bytes), so that the ids of
 the others do not move when it is repaired; whoever iterates takes `ids()`, not `range(len())`.
+Columns of numbers of a large table are mapped from files that processes share (`columns.py`).
 """
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from shards.columns import SHARED_FROM_ROWS, ColumnFiles, Pieces
 from shards.errors import ShardError
 
 SCHEMA = pa.schema(
@@ -42,6 +44,13 @@ SCHEMA = pa.schema(
 )
 NO_LEVEL = -1
 _DICTIONARY = ["codec", "distortion", "subset", "part"]
+_TEXTS = frozenset(field.name for field in SCHEMA if pa.types.is_string(field.type))
+# As they lie in the shared files; `ids` is not in the table but follows from `ok`.
+_DTYPES = {"ids": np.int64, "sha256": np.uint8} | {
+    field.name: field.type.to_pandas_dtype()
+    for field in SCHEMA
+    if pa.types.is_primitive(field.type)
+}
 _ROWS_PER_GROUP = 131_072
 
 
@@ -108,7 +117,17 @@ class SampleTable:
     none, `sha256` is uint8 `[n, 32]`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: ColumnFiles | None = None) -> None:
+        """Open the table; no column is read yet.
+
+        Args:
+            path: `samples.parquet` on this machine.
+            files: Where columns of numbers may be shared between processes; None reads all into
+                this one's memory.
+
+        Raises:
+            ShardError: If it is no sample table.
+        """
         self.path_of_file = path
         try:
             self._file = pq.ParquetFile(path, memory_map=True)
@@ -125,6 +144,7 @@ class SampleTable:
                 exit_code=3,
             )
         self._columns: dict[str, NDArray[Any]] = {}
+        self.files = files if len(self) >= SHARED_FROM_ROWS else None
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -221,7 +241,9 @@ class SampleTable:
 
     @functools.cached_property
     def _ids(self) -> NDArray[np.int64]:
-        return np.flatnonzero(self.ok).astype(np.int64)
+        ok = self.ok
+        mapped = self._shared("ids", (int(np.count_nonzero(ok)),), lambda: _places(ok))
+        return np.concatenate([*_places(ok)]) if mapped is None else mapped
 
     def ids(self) -> NDArray[np.int64]:
         """Ids of the usable samples, ascending."""
@@ -252,16 +274,35 @@ class SampleTable:
     def _numpy(self, name: str) -> NDArray[Any]:
         if name not in self._columns:
             try:
-                column = self._file.read([name]).column(0).combine_chunks()
+                array = self._read(name)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise ShardError(
                     f"{self.path_of_file}: column {name} is damaged ({error}); build again",
                     exit_code=3,
                 ) from error
-            array = _to_numpy(column, name)
             array.setflags(write=False)
             self._columns[name] = array
         return self._columns[name]
+
+    def _read(self, name: str) -> NDArray[Any]:
+        shape = (len(self), 32) if name == "sha256" else (len(self),)
+        mapped = None if name in _TEXTS else self._shared(name, shape, lambda: self._pieces(name))
+        return _to_numpy(self._file.read([name]).column(0), name) if mapped is None else mapped
+
+    def _pieces(self, name: str) -> Iterator[NDArray[Any]]:
+        for batch in self.arrow([name]):
+            yield _to_numpy(batch.column(0), name)
+        # Parquet's buffers are not needed again, and would count as this process's memory.
+        pa.default_memory_pool().release_unused()
+
+    def _shared(self, name: str, shape: tuple[int, ...], pieces: Pieces) -> NDArray[Any] | None:
+        return None if self.files is None else self.files.make(name, _DTYPES[name], shape, pieces)
+
+
+def _places(ok: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
+    # At least one piece, so that an empty table has an array of the right type too.
+    for start in range(0, max(len(ok), 1), _ROWS_PER_GROUP):
+        yield np.flatnonzero(ok[start : start + _ROWS_PER_GROUP]).astype(np.int64) + start
 
 
 def _to_numpy(column: Any, name: str) -> NDArray[Any]:

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.columns import ColumnFiles
 from shards.errors import ShardError
 from shards.manifest import SPLITS
 from shards.read import ShardSet
@@ -88,9 +89,9 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     hash: str
     note: str
     counts: dict[str, int]
-    train: list[int]
-    val: list[int]
-    test: list[int]
+    train: msgspec.Raw
+    val: msgspec.Raw
+    test: msgspec.Raw
 
 
 def make_splits(
@@ -399,7 +400,7 @@ def split_hash(
     found = hashlib.sha256(f"{identity}/{protocol}/{seed}/{algorithm}/{index}".encode())
     for name, part in zip(PARTS, ids, strict=True):
         found.update(f"/{name}/{part.size}/".encode())
-        found.update(np.ascontiguousarray(part, "<i8").tobytes())
+        found.update(np.ascontiguousarray(part, "<i8").data)
     return found.hexdigest()
 
 
@@ -417,9 +418,9 @@ def write_split(root: str | Path, split: Split) -> str:
         hash=split.hash,
         note=split.note,
         counts={name: int(split.part(name).size) for name in PARTS},
-        train=split.train.tolist(),
-        val=split.val.tolist(),
-        test=split.test.tolist(),
+        train=msgspec.Raw(msgspec.json.encode(split.train.tolist())),
+        val=msgspec.Raw(msgspec.json.encode(split.val.tolist())),
+        test=msgspec.Raw(msgspec.json.encode(split.test.tolist())),
     )
     name = f"{SPLITS}/{split.name}.json"
     Store(root).write(name, msgspec.json.encode(content) + b"\n")
@@ -440,10 +441,51 @@ def load_split(shard_set: ShardSet, name: str | Path) -> Split:
     try:
         content = msgspec.json.decode(data, type=_File)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ShardError(
-            f"{where}: not a split file ({error}); draw it again", exit_code=3
-        ) from error
-    return check_split(shard_set, _from_file(content, where), where=where)
+        raise _no_split_file(where, error) from error
+    files = shard_set.samples.files
+    if files is None:
+        return check_split(shard_set, _from_file(content, where), where=where)
+    # The parts of a large split are mapped from files like the columns of its sample table. They
+    # are named by this table and the split file's bytes, and made only after all checks.
+    digest = hashlib.sha256(data).hexdigest()[:32]
+    kept = _kept(files, digest, content)
+    if kept is not None and _same_ids(kept) and kept.ids_sha256 == shard_set.manifest.ids_sha256:
+        return kept
+    split = check_split(shard_set, _from_file(content, where), where=where)
+    for part in PARTS:
+        if kept is not None:
+            files.drop(_file_name(digest, part))
+        _keep(files, _file_name(digest, part), split.part(part))
+    return _kept(files, digest, content) or split
+
+
+def _keep(files: ColumnFiles, name: str, ids: Ids) -> None:
+    files.make(name, np.int64, ids.shape, lambda: (ids,))
+
+
+def _kept(files: ColumnFiles, digest: str, content: _File) -> Split | None:
+    train, val, test = (
+        files.get(_file_name(digest, part), np.int64, (content.counts.get(part, 0),))
+        for part in PARTS
+    )
+    if train is None or val is None or test is None:
+        return None
+    return Split(**_facts(content), train=train, val=val, test=test)
+
+
+def _file_name(digest: str, part: str) -> str:
+    return f"split-{digest}-{part}"
+
+
+def _same_ids(split: Split) -> bool:
+    parts = (split.train, split.val, split.test)
+    return split.hash == split_hash(
+        split.ids_sha256, split.protocol, split.seed, split.algorithm, split.index, parts
+    )
+
+
+def _no_split_file(where: str, error: Exception) -> ShardError:
+    return ShardError(f"{where}: not a split file ({error}); draw it again", exit_code=3)
 
 
 def check_split(shard_set: ShardSet, split: Split, *, where: str) -> Split:
@@ -458,11 +500,7 @@ def check_split(shard_set: ShardSet, split: Split, *, where: str) -> Split:
             f"{shard_set.root} holds; draw it again with `lmcl-shard split {shard_set.root}`",
             exit_code=3,
         )
-    parts = (split.train, split.val, split.test)
-    found = split_hash(
-        split.ids_sha256, split.protocol, split.seed, split.algorithm, split.index, parts
-    )
-    if found != split.hash:
+    if not _same_ids(split):
         raise ShardError(
             f"{where}: its ids do not match its hash, so it was edited; draw it again, or import "
             "your own lists with `lmcl-shard split --from`",
@@ -516,22 +554,23 @@ def _split_bytes(shard_set: ShardSet, name: str | Path) -> tuple[str, bytes]:
     )
 
 
+def _facts(content: _File) -> dict[str, Any]:
+    names = ("name", "protocol", "seed", "algorithm", "index", "set", "ids_sha256", "hash", "note")
+    return {name: getattr(content, name) for name in names}
+
+
 def _from_file(content: _File, where: str) -> Split:
-    def ids(values: list[int]) -> Ids:
+    def ids(values: msgspec.Raw) -> Ids:
         try:
-            return np.array(values, np.int64)
+            return np.array(msgspec.json.decode(values, type=list[int]), np.int64)
         except OverflowError as error:
             raise ShardError(f"{where}: an id is no 64-bit number", exit_code=3) from error
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise _no_split_file(where, error) from error
 
-    fields: dict[str, Any] = {
-        name: getattr(content, name)
-        for name in ("name", "protocol", "seed", "algorithm", "index", "set", "ids_sha256")
-    }
     return Split(
-        **fields,
+        **_facts(content),
         train=ids(content.train),
         val=ids(content.val),
         test=ids(content.test),
-        hash=content.hash,
-        note=content.note,
     )
