@@ -17,6 +17,7 @@ from shards.split import (
     PARTS,
     Protocol,
     Split,
+    _are_apart,
     load_split,
     make_splits,
     part_sizes,
@@ -252,3 +253,10 @@ def test_part_refuses_other_names(packed: ShardSet) -> None:
     split = dataclasses.replace(make_splits(packed, repeats=1)[0])
     with pytest.raises(ShardError, match="there are train, val, test"):
         split.part("training")
+
+
+@given(parts=st.lists(st.lists(st.integers(-9, 9), max_size=8), min_size=3, max_size=3))
+def test_parts_are_apart_if_and_only_if_no_group_is_in_two_of_them(parts: list[list[int]]) -> None:
+    sets = [set(part) for part in parts]
+    expected = not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    assert _are_apart([np.array(part, np.int64) for part in parts]) == expected
