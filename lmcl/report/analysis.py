@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lmcl.metrics import Evaluation, Mapping, evaluate
 from lmcl.predictions import NO_LEVEL, Predictions
+from lmcl.report.discrimination import PairAnalysis, analyse_pairs
 from lmcl.report.run import RunData
 from lmcl.report.scope import ON_THEMSELVES, Scope
 
@@ -68,6 +69,8 @@ class Analysis:
     cells: tuple[Cell, ...]
     others: tuple[Other, ...]
     """Other parts, and other sets, of the same run."""
+    pairs: PairAnalysis
+    """Whether predictions tell apart what people can tell apart."""
     best: NDArray[np.int64]
     """Rows of the smallest absolute errors, smallest first."""
     worst: NDArray[np.int64]
@@ -78,8 +81,14 @@ class Analysis:
     """What its two axes are."""
 
 
-def analyse(run: RunData, *, pictures: int = 16) -> Analysis:
-    """Compute everything the report shows about the headline part of a run."""
+def analyse(run: RunData, *, pictures: int = 16, ratings: int | None = None) -> Analysis:
+    """Compute everything the report shows about the headline part of a run.
+
+    Args:
+        run: The run.
+        pictures: Best and worst images to be shown.
+        ratings: Ratings each score is the mean of; else what is on file for the set.
+    """
     p = run.headline
     mapping = _fitted(run.scopes.get(run.part))
     residual = p.prediction - p.mos
@@ -99,6 +108,7 @@ def analyse(run: RunData, *, pictures: int = 16) -> Analysis:
             for scope in [run.scopes.get(name)]
             if name != run.part
         ),
+        pairs=analyse_pairs(p, run.set_name, ratings=ratings),
         best=order[:pictures],
         worst=order[::-1][:pictures],
         map_xy=xy,

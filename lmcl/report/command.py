@@ -16,8 +16,14 @@ from lmcl.report.write import write_report
     type=click.Path(path_type=Path),
     help="Folder of the files [the run itself; reports/<names> for several runs].",
 )
-def command(runs: tuple[Path, ...], output: Path | None) -> None:
+@click.option(
+    "--ratings",
+    type=click.IntRange(1),
+    help="Ratings each score is the mean of, for the pairs people can tell apart [what is known "
+    "of the set].",
+)
+def command(runs: tuple[Path, ...], output: Path | None, ratings: int | None) -> None:
     """Write the report of a run, or compare several runs side by side."""
     names = "-".join(run.resolve().name for run in runs)
     folder = output or (runs[0] if len(runs) == 1 else Path("reports") / names[:120])
-    click.echo(write_report(runs, folder))
+    click.echo(write_report(runs, folder, ratings=ratings))

@@ -24,6 +24,7 @@ def compare_page(c: Comparison) -> str:
     parts = [
         _runs(c),
         _pairs(c),
+        _discrimination(c),
         _splits(c),
         _portions(c),
         _scatters(c),
@@ -147,6 +148,26 @@ def _pairs(c: Comparison) -> str:
         f"<ul class='quiet'>{skipped}</ul>" if skipped else ""
     )
     return section("pairs", "Is the difference real?", note, body)
+
+
+def _discrimination(c: Comparison) -> str:
+    if not any(a.pairs.found for a in c.analyses):
+        return ""
+    rows = []
+    for a in c.analyses:
+        found = a.pairs.found
+        if found is None:
+            why = f'<span title="{escape(a.pairs.reason)}">{UNKNOWN}</span>'
+            rows.append(row([escape(a.run.name), UNKNOWN, UNKNOWN, why, why]))
+            continue
+        areas = (shown(found.auc_different), shown(found.auc_better))
+        rows.append(row([escape(a.run.name), str(found.n_pairs), str(found.n_different), *areas]))
+    note = (
+        "Two images are different if their scores differ at the 5 % level, given the spread and "
+        "number of their ratings. Areas under the ROC curve; chance is 0.5."
+    )
+    head = ["", "Pairs", "Different", "AUC, different or similar", "AUC, better or worse"]
+    return section("told-apart", "Pairs people can tell apart", note, table(head, rows))
 
 
 def _splits(c: Comparison) -> str:

@@ -16,6 +16,7 @@ def run_page(a: Analysis) -> str:
         sections.headline(a),
         sections.agreement(a),
         sections.portions(a),
+        sections.discrimination(a),
         sections.gallery(a),
         sections.embedding(a),
         sections.training(a),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmcl.metrics import Interval
 from lmcl.report import figures as draw
 from lmcl.report.analysis import FEW, Analysis, Cell, Other, Portion, mapping_words
 from lmcl.report.markup import (
@@ -86,6 +87,44 @@ def portions(a: Analysis) -> str:
         f"those between groups, are gone. Groups of fewer than {FEW} images are grey."
     )
     return section("portions", "Where it holds", note, "".join(parts))
+
+
+def discrimination(a: Analysis) -> str:
+    """Krasula's analysis: whether predictions tell apart what people can; or why not."""
+    if a.pairs.found is None:
+        reason = f"Not shown: {escape(a.pairs.reason)}."
+        return section("pairs", "Pairs people can tell apart", reason, "")
+    found = a.pairs.found
+    similar = found.n_pairs - found.n_different
+    rows = [
+        _pair_row(
+            "different or similar?",
+            f"{found.n_different} against {similar}",
+            found.auc_different,
+            found.auc_different_interval,
+        ),
+        _pair_row(
+            "which one is better?",
+            str(found.n_different),
+            found.auc_better,
+            found.auc_better_interval,
+        ),
+    ]
+    missing = f" {escape(a.pairs.reason).capitalize()}." if a.pairs.reason else ""
+    note = (
+        "Two images are different if their scores differ at the 5 % level, given the deviation of "
+        f"each image's ratings and {a.pairs.ratings} ratings a score ({escape(a.pairs.source)}). "
+        f"Chance is 0.5. The order of {shown(100 * found.correct, 1)} % of the different pairs is "
+        "right. The intervals take pairs for independent, which they are not: they are too "
+        f"narrow.{missing}"
+    )
+    head = ["Can the predictions tell", "Pairs", "AUC", "95 % interval"]
+    return section("pairs", "Pairs people can tell apart", note, table(head, rows))
+
+
+def _pair_row(question: str, pairs: str, auc: float, interval: Interval | None) -> str:
+    ends = f"{shown(interval.low)} to {shown(interval.high)}" if interval else UNKNOWN
+    return row([question, pairs, shown(auc), ends])
 
 
 def gallery(a: Analysis) -> str:

@@ -39,6 +39,7 @@ def markdown(a: Analysis) -> str:
             for p in published
         ]
     lines += _portion_lines(a)
+    lines += _pair_lines(a)
     lines += ["", "## Protocol", ""]
     lines += [f"* {name}: {value}" for name, value in a.run.protocol.items() if value]
     lines += [f"* mapping: {mapping_words(a)}"]
@@ -79,6 +80,7 @@ def comparison_markdown(c: Comparison) -> str:
             f"{' | '.join(shown(t.p) for t in p.tests)} |"
             for p in c.split_pairs
         ]
+    lines += _discrimination_lines(c)
     lines += _matrix_lines(c)
     lines += ["", *(f"* not compared: {r}" for r in c.refusals)] if c.refusals else []
     lines += ["", "## Settings that differ", ""]
@@ -95,6 +97,7 @@ def results(a: Analysis) -> dict[str, Any]:
         "protocol": dict(a.run.protocol),
         "evaluation": a.evaluation.to_json(),
         "mapping": mapping_words(a),
+        "discrimination": a.pairs.to_json(),
         "portions": [
             {"kind": p.kind, "name": p.name, "bias": _null(p.bias), **p.evaluation.to_json()}
             for p in a.portions
@@ -162,6 +165,24 @@ def _split_cells(s: SplitFigures) -> list[str]:
     return [str(s.n), "", *("" if v is None else f"{v:.6f}" for v in values), "", ""]
 
 
+def _discrimination_lines(c: Comparison) -> list[str]:
+    known = [(a.run.name, a.pairs.found) for a in c.analyses if a.pairs.found]
+    if not known:
+        return []
+    return [
+        "",
+        "## Pairs people can tell apart",
+        "",
+        "| run | pairs | different | AUC different/similar | AUC better/worse |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {found.n_pairs} | {found.n_different} | "
+            f"{shown(found.auc_different, 4)} | {shown(found.auc_better, 4)} |"
+            for name, found in known
+        ),
+    ]
+
+
 def _matrix_lines(c: Comparison) -> list[str]:
     if all(e.own for e in c.matrix):
         return []
@@ -197,6 +218,28 @@ def _portion_lines(a: Analysis) -> list[str]:
         f"| {p.kind} | {p.name} | {p.evaluation.n} | {shown(p.evaluation.srcc)} | "
         f"{span(p.evaluation, 'srcc', 2)} | {shown(p.evaluation.plcc_raw)} |"
         for p in a.portions
+    ]
+
+
+def _pair_lines(a: Analysis) -> list[str]:
+    head = ["", "## Pairs people can tell apart", ""]
+    found = a.pairs.found
+    if found is None:
+        return [*head, f"Not shown: {a.pairs.reason}."]
+    ends = [
+        f"{shown(i.low, 4)} to {shown(i.high, 4)}" if i else ""
+        for i in (found.auc_different_interval, found.auc_better_interval)
+    ]
+    return [
+        *head,
+        "| question | pairs | AUC | 95 %, too narrow: pairs share images |",
+        "|---|---|---|---|",
+        f"| different or similar | {found.n_different} against "
+        f"{found.n_pairs - found.n_different} | {shown(found.auc_different, 4)} | {ends[0]} |",
+        f"| better or worse | {found.n_different} | {shown(found.auc_better, 4)} | {ends[1]} |",
+        "",
+        f"{a.pairs.ratings} ratings a score: {a.pairs.source}."
+        + (f" {a.pairs.reason.capitalize()}." if a.pairs.reason else ""),
     ]
 
 

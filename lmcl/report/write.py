@@ -19,12 +19,13 @@ from lmcl.report.text import (
 )
 
 
-def write_report(run_folders: Sequence[Path], output: Path) -> Path:
+def write_report(run_folders: Sequence[Path], output: Path, *, ratings: int | None = None) -> Path:
     """Write report.html, report.md, results.json, results.csv and, for one run, predictions.csv.
 
     Args:
         run_folders: One run, or several to be compared.
         output: Folder for the files; made if it is not there.
+        ratings: Ratings each score is the mean of; else what is on file for the set.
 
     Returns:
         The page.
@@ -35,7 +36,7 @@ def write_report(run_folders: Sequence[Path], output: Path) -> Path:
     """
     if not run_folders:
         raise ValueError("a report needs at least one run folder")
-    analyses = [analyse(read_run(folder)) for folder in run_folders]
+    analyses = [analyse(read_run(folder), ratings=ratings) for folder in run_folders]
     files = _single(analyses[0]) if len(analyses) == 1 else _several(compare(analyses))
     files["results.csv"] = results_csv(analyses)
     for name, content in files.items():
