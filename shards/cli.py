@@ -10,6 +10,7 @@ import click
 import msgspec
 from tqdm import tqdm
 
+from shards.budget import PIXELS_AT_ONCE
 from shards.datasets.registry import Reader, SourceOptions, open_source, readers, suggestion
 from shards.dedupe import drop_twins, find_twins, signatures
 from shards.errors import ShardError
@@ -96,6 +97,13 @@ def cli() -> None:
 @click.option("--retry-failed", is_flag=True, help="Try images again that were left out.")
 @click.option("--bmp-to-png", is_flag=True, help="Store BMP as PNG, checked pixel for pixel.")
 @click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images.")
+@click.option(
+    "--megapixels-at-once",
+    type=click.IntRange(1),
+    default=PIXELS_AT_ONCE // 1_000_000,
+    show_default=True,
+    help="Decoded at once by all workers; bounds memory, a larger image goes alone.",
+)
 @click.option("--shard-mb", default=256.0, show_default=True, help="Size of a shard.")
 @click.option("--shard-samples", type=click.IntRange(1), help=_SHARD_SAMPLES)
 @click.option("--overwrite", is_flag=True, help="Replace a finished set of another source.")
@@ -121,6 +129,7 @@ def build(
     retry_failed: bool,
     bmp_to_png: bool,
     max_pixels: int,
+    megapixels_at_once: int,
     shard_mb: float,
     shard_samples: int | None,
     overwrite: bool,
@@ -159,6 +168,7 @@ def build(
             engine=engine,
             options=options,
             size=size,
+            pixels_at_once=megapixels_at_once * 1_000_000,
             retry_failed=retry_failed,
             overwrite=overwrite,
             progress=advance,

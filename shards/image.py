@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
+from shards.budget import Decoding, unbounded
 from shards.errors import ShardError
 
 MAX_PIXELS = 256_000_000
@@ -19,6 +20,9 @@ MAX_PIXELS = 256_000_000
 
 MAX_FILE_BYTES = 1 << 30
 """A file larger than this is not read into memory."""
+
+BMP_TO_PNG_PICTURES = 4
+"""Memory of `bmp_to_png` in decoded pictures: both of them, and a copy of each to compare."""
 
 _CODECS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp"}
 # Pillow opens a multi-picture JPEG through its JPEG plugin; "MPO" is only what it calls it then.
@@ -40,13 +44,16 @@ class ImageInfo:
     """Pixels, as displayed (EXIF orientation applied)."""
 
 
-def inspect(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+def inspect(
+    data: bytes, *, where: str, max_pixels: int = MAX_PIXELS, decoding: Decoding = unbounded
+) -> ImageInfo:
     """Decode an image completely and say what it is.
 
     Args:
         data: The encoded image.
         where: Name for error messages.
         max_pixels: Refuse larger images without decoding them.
+        decoding: Asked for the image's pixels before they are decoded (`budget.py`).
 
     Raises:
         ShardError: If the bytes are no complete image, or one the written rule does not cover.
@@ -57,10 +64,13 @@ def inspect(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> ImageIn
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_OPENERS) as image:
                 refuse_by_header(image, where, max_pixels)
-                image.load()
-                orientation = image.getexif().get(_ORIENTATION, 1)
                 codec = _CODECS[str(image.format)]
                 width, height = image.size
+                with decoding(width * height):
+                    image.load()
+                    orientation = image.getexif().get(_ORIENTATION, 1)
+                    # Its pixels are freed while they still count.
+                    image.close()
     except ShardError:
         raise
     except Image.DecompressionBombError:

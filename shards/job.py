@@ -4,6 +4,7 @@ A job depends on its arguments and the files they name, and on nothing else; tha
 of a shard do not depend on the number of workers, the engine or the machine.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,8 +17,16 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.budget import Decoding, PixelBudget, lock_file
 from shards.errors import ShardError
-from shards.image import MAX_FILE_BYTES, MAX_PIXELS, ImageInfo, bmp_to_png, inspect
+from shards.image import (
+    BMP_TO_PNG_PICTURES,
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    ImageInfo,
+    bmp_to_png,
+    inspect,
+)
 from shards.manifest import ShardInfo
 from shards.sample import Sample
 from shards.sample_table import NO_LEVEL, SampleRow, group_key, to_arrow
@@ -62,6 +71,8 @@ class ShardJob:
     """How to pack."""
     fingerprint: str
     """Hash of samples, file sizes, file times and options; decides whether a record is reused."""
+    pixels_at_once: int
+    """Decoded at once by all workers of this set on a machine; changes no byte."""
 
     @property
     def stem(self) -> str:
@@ -116,11 +127,12 @@ def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord
     rows: list[SampleRow] = []
     rejected: list[Rejected] = []
     index_lines: list[str] = []
-    with store.writing(f"{job.stem}.tar", durable="bytes") as out:
+    budget = PixelBudget(lock_file(job.root), pixels=job.pixels_at_once)
+    with contextlib.closing(budget), store.writing(f"{job.stem}.tar", durable="bytes") as out:
         tar = TarWriter(out)
         for id, sample in enumerate(job.samples, start=job.first_id):
             try:
-                data, info = _read_checked(sample, job.options)
+                data, info = _read_checked(sample, job.options, budget.hold)
             except ShardError as error:
                 if job.options.on_error == "fail":
                     raise
@@ -172,7 +184,9 @@ def rejected_row(id: int, sample: Sample) -> SampleRow:
     return _row(id, sample, empty, shard=-1, offset=-1, size=0, sha256=bytes(32), ok=False)
 
 
-def _read_checked(sample: Sample, options: PackOptions) -> tuple[bytes, ImageInfo]:
+def _read_checked(
+    sample: Sample, options: PackOptions, decoding: Decoding
+) -> tuple[bytes, ImageInfo]:
     try:
         data = _read(sample)
     except OSError as error:
@@ -182,9 +196,10 @@ def _read_checked(sample: Sample, options: PackOptions) -> tuple[bytes, ImageInf
             exit_code=3,
         ) from error
     where = str(sample.file) if sample.size is None else f"{sample.file}: {sample.path}"
-    info = inspect(data, where=where, max_pixels=options.max_pixels)
+    info = inspect(data, where=where, max_pixels=options.max_pixels, decoding=decoding)
     if options.bmp_to_png and info.codec == "bmp":
-        data = bmp_to_png(data, where=where)
+        with decoding(BMP_TO_PNG_PICTURES * info.width * info.height):
+            data = bmp_to_png(data, where=where)
         info = ImageInfo(codec="png", width=info.width, height=info.height)
     return data, info
 

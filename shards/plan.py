@@ -132,7 +132,9 @@ def _cuts(sizes: "array.array[int]", limit: ShardSize) -> tuple[int, ...]:
     return tuple(cuts)
 
 
-def jobs_of(dataset: DataSet, plan: Plan, *, root: str, options: PackOptions) -> Iterator[ShardJob]:
+def jobs_of(
+    dataset: DataSet, plan: Plan, *, root: str, options: PackOptions, pixels_at_once: int
+) -> Iterator[ShardJob]:
     """The jobs of a plan, made one at a time."""
     samples = dataset.samples()
     ends = (*plan.starts[1:], plan.rows)
@@ -150,6 +152,7 @@ def jobs_of(dataset: DataSet, plan: Plan, *, root: str, options: PackOptions) ->
             samples=taken,
             options=options,
             fingerprint=_fingerprint(taken, start, options),
+            pixels_at_once=pixels_at_once,
         )
 
 

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from shards.budget import PIXELS_AT_ONCE, lock_file
 from shards.engine import Engine, run_jobs
 from shards.errors import ShardError
 from shards.job import (
@@ -62,6 +63,7 @@ def build(
     engine: Engine = "local",
     options: PackOptions | None = None,
     size: ShardSize | None = None,
+    pixels_at_once: int = PIXELS_AT_ONCE,
     retry_failed: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -75,6 +77,8 @@ def build(
         engine: `local` processes or `ray`; the bytes are the same.
         options: How to pack; default `PackOptions()`.
         size: When a shard is full; default `ShardSize()`.
+        pixels_at_once: Decoded at once by all workers on a machine, about four bytes of memory
+            each; a larger picture goes alone.
         retry_failed: Try the images again that an earlier build rejected.
         overwrite: Replace a finished set of another source.
         progress: Called with (images finished since the last call, images in all).
@@ -99,7 +103,8 @@ def build(
     # From here on the folder is an unfinished build, even if nothing else is ever written to it.
     store.write(_STARTED, plan.source_sha256.encode())
     tell = progress or (lambda images, total: None)
-    records = _pack(dataset, plan, store, options, engine, workers, retry_failed, tell)
+    jobs = jobs_of(dataset, plan, root=store.root, options=options, pixels_at_once=pixels_at_once)
+    records = _pack(jobs, plan, store, engine, workers, retry_failed, tell)
     return _finish(dataset, plan, store, records)
 
 
@@ -151,10 +156,9 @@ def _finished(store: Store, plan: Plan, *, overwrite: bool) -> Manifest | None:
 
 
 def _pack(
-    dataset: DataSet,
+    jobs: Iterator[ShardJob],
     plan: Plan,
     store: Store,
-    options: PackOptions,
     engine: Engine,
     workers: int | None,
     retry_failed: bool,
@@ -163,7 +167,7 @@ def _pack(
     records: dict[int, ShardRecord] = {}
 
     def left() -> Iterator[ShardJob]:
-        for job in jobs_of(dataset, plan, root=store.root, options=options):
+        for job in jobs:
             record = read_record(store, job.stem)
             if record is not None and _reusable(record, job, retry_failed):
                 records[record.first_id] = record
@@ -177,8 +181,11 @@ def _pack(
     running = run_jobs(
         left(), engine=engine, workers=count, progress=lambda images: progress(images, plan.rows)
     )
-    for record in running:
-        records[record.first_id] = record
+    try:
+        for record in running:
+            records[record.first_id] = record
+    finally:
+        lock_file(store.root).unlink(missing_ok=True)
     return [records[start] for start in plan.starts]
 
 
