@@ -16,7 +16,10 @@ from pipeline.boxes import CropConfig
 from pipeline.errors import PipelineError
 from pipeline.loader import Loader
 from pipeline.saliency import SaliencyTable
+from shards.errors import ShardError
+from shards.image import ImageInfo
 from shards.read import ShardSet
+from shards.verify import verify
 
 Pack = Callable[..., ShardSet]
 
@@ -81,6 +84,81 @@ def test_a_jpeg_cut_off_below_its_boxes_is_named(
         )
         with pytest.raises(PipelineError, match="sample 2"):
             list(loader.epoch(epoch))
+
+
+@pytest.fixture
+def jpegs(
+    photograph: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> list[tuple[str, bytes]]:
+    """Four JPEGs of 200 x 64; the third ends in its middle."""
+    whole = [encode(photograph(200, 64, seed=one), "JPEG") for one in range(4)]
+    whole[2] = whole[2][: len(whole[2]) // 2]
+    return [(f"{one}.jpg", data) for one, data in enumerate(whole)]
+
+
+def test_a_jpeg_that_ends_in_its_middle_is_not_packed(
+    pack: Pack, jpegs: list[tuple[str, bytes]]
+) -> None:
+    with pytest.raises(ShardError, match=r"2\.jpg: cannot be decoded to the end") as caught:
+        pack(jpegs)
+    assert caught.value.exit_code == 3
+
+
+@pytest.fixture
+def unchecked(
+    pack: Pack, jpegs: list[tuple[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> ShardSet:
+    """The four by a writer that reads headers alone: every size and checksum fits the cut JPEG."""
+
+    def header(data: bytes, **options: object) -> ImageInfo:
+        return ImageInfo(codec="jpg", height=200, width=64)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shards.job.inspect", header)
+        return pack(jpegs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_jpeg_packed_with_its_lower_half_missing_is_named_though_all_sizes_fit(
+    unchecked: ShardSet, backend: str
+) -> None:
+    assert verify(unchecked.root).ok
+    # The boxes need rows alone that are there.
+    crops = CropConfig(size=64, random=1, salient=False)
+    with _loader(unchecked, backend, crops=crops, mode="train") as loader:
+        requests = ((epoch, loader.request(epoch, 0)) for epoch in range(1000))
+        epoch = next(e for e, one in requests if one.boxes[one.ids == 2, 0, 0] < 4)
+        with pytest.raises(PipelineError, match=r"toy: sample 2 \(2\.jpg\)") as caught:
+            list(loader.epoch(epoch))
+    assert caught.value.ids == (2,)
+
+
+def test_verify_names_a_jpeg_packed_with_its_lower_half_missing(unchecked: ShardSet) -> None:
+    findings = verify(unchecked.root, deep=True).findings
+    assert [(one.kind, one.is_error) for one in findings] == [("image", True)]
+    assert "sample 2 (2.jpg)" in findings[0].where
+    assert "cannot be decoded to the end" in findings[0].text
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_jpeg_that_lost_its_middle_but_not_its_end_is_left_out_and_named(
+    packed: ShardSet, backend: str
+) -> None:
+    # Decoders say nothing: the end marker is there, and what is missing becomes grey.
+    table = packed.samples
+    path = Path(packed.root) / packed.manifest.shards[0].name
+    start, size = int(table.offset[4]), int(table.size[4])
+    with path.open("r+b") as tar:
+        tar.seek(start + size // 2)
+        tar.write(bytes(size - size // 2 - 2))
+    assert path.read_bytes()[start + size - 2 : start + size] == b"\xff\xd9"
+    assert verify(packed.root).ok
+    with _loader(packed, backend, on_error="skip") as loader:
+        assert loader.skipped.tolist() == [4]
+        assert 4 not in [id for batch in loader.epoch(0) for id in batch.ids.tolist()]
+    found = [one for one in verify(packed.root, deep=True).findings if one.kind == "image"]
+    assert len(found) == 1
+    assert "sample 4 " in found[0].where
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
