@@ -27,7 +27,8 @@ from lmcl.report.markup import section, shown
 from lmcl.report.page import page
 from pipeline.decode import decode_rgb
 
-_SIDE = 420
+_SIDE = 560
+"""Pixels of the longer side in the page; two images fill it, and smaller ones stay as they are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +38,14 @@ class Scores:
     name: str
     path: tuple[str, ...]
     score: NDArray[np.float64]
+    scale: str = ""
+    """What the file says of its scale, e.g. `koniq10k mos 0..100`."""
+    turned: bool = False
+    """Whether the file's own scores are lower = better, so that `score` is minus them."""
+
+    def as_filed(self, row: int) -> float:
+        """The score as it stands in the file."""
+        return float(-self.score[row] if self.turned else self.score[row])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +130,16 @@ def read_scores(file: Path) -> Scores:
     except ValueError as error:
         raise LmclError(f"{file}: column {column}: {error}", exit_code=3) from error
     paths = tuple(row["path"] for row in kept)
-    return Scores(name=file.stem, path=paths, score=-score if turned else score)
+    scale = kept[0].get("scale", "") if kept else ""
+    if scale:
+        scale += f", {'lower' if turned else 'higher'} is better"
+    return Scores(
+        name=file.stem,
+        path=paths,
+        score=-score if turned else score,
+        scale=scale,
+        turned=turned,
+    )
 
 
 def common_pool(a: Scores, b: Scores) -> tuple[Scores, Scores]:
@@ -186,9 +204,10 @@ def _widest(
     return best
 
 
-def write_duels(duels: list[Duel], a: Scores, b: Scores, *, images: Path, output: Path) -> Path:
+def write_duels(
+    duels: list[Duel], a: Scores, b: Scores, *, levels: int, images: Path, output: Path
+) -> Path:
     """Write gmad.csv and gmad.html; an image that cannot be opened is named in its place."""
-    scores = {a.name: a.score, b.name: b.score}
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -200,50 +219,71 @@ def write_duels(duels: list[Duel], a: Scores, b: Scores, *, images: Path, output
         writer.writerow([duel.attacker, duel.defender, duel.level, *names, *gaps])
     write_atomic(output / "gmad.csv", out.getvalue().encode())
     parts = [
-        _side(attacker, defender, duels, a.path, scores, images)
-        for attacker, defender in ((a.name, b.name), (b.name, a.name))
+        _side(attacker, defender, duels, levels, images) for attacker, defender in ((a, b), (b, a))
     ]
     top = (
         '<p class="kicker">Group maximum differentiation</p>'
         f"<h1>{escape(a.name)} against {escape(b.name)}</h1>"
         '<p class="lede">In every pair one model sees two images of equal quality and the other a '
         f"great difference. Look, and judge the models. Pool: {len(a.path)} images.</p>"
+        f'<p class="note">{escape(_scales(a, b))}</p>'
     )
-    html = page(f"{a.name} against {b.name}", top, parts, '{"rows":[],"thumbs":{}}')
+    html = page(
+        f"{a.name} against {b.name}",
+        top,
+        parts,
+        '{"rows":[],"thumbs":{}}',
+        footer="Written by lmcl gmad. The same pairs stand in gmad.csv.",
+    )
     write_atomic(output / "gmad.html", html.encode())
     return output / "gmad.html"
 
 
-def _side(
-    attacker: str,
-    defender: str,
-    duels: list[Duel],
-    paths: tuple[str, ...],
-    scores: dict[str, NDArray[np.float64]],
-    images: Path,
-) -> str:
+def _scales(a: Scores, b: Scores) -> str:
+    """What a reader of the numbers must know."""
+    known = [f"{s.name} answers in {s.scale}" for s in (a, b) if s.scale]
+    small = f"Images of more than {_SIDE} pixels a side are shown smaller: open the files to judge "
+    return f"{'; '.join(known)}. {small}noise." if known else f"{small}noise."
+
+
+def _side(attacker: Scores, defender: Scores, duels: list[Duel], levels: int, images: Path) -> str:
     blocks = []
-    for duel in duels:
-        if duel.attacker != attacker:
+    for level in range(1, levels + 1):
+        mine = [d for d in duels if d.attacker == attacker.name and d.level == level]
+        if not mine:
             continue
-        pair = "".join(
-            f"<figure>{_picture(images / paths[row])}<figcaption>{escape(attacker)} "
-            f"<b>{shown(float(scores[attacker][row]))}</b>, {escape(defender)} "
-            f"{shown(float(scores[defender][row]))}<br>{escape(paths[row])}</figcaption></figure>"
-            for row in (duel.better, duel.worse)
-        )
-        blocks.append(
-            f"<h3>Level {duel.level}: {shown(duel.gap, 2)} deviations apart for "
-            f"{escape(attacker)}, {shown(duel.slack, 2)} for {escape(defender)}</h3>"
-            f'<div class="pair">{pair}</div>'
-        )
+        blocks.append(f"<h3>Level {level} of {levels}{_place(level, levels)}</h3>")
+        blocks += [_duel(duel, attacker, defender, images) for duel in mine]
+    strong, weak = escape(attacker.name), escape(defender.name)
     note = (
-        f"{escape(defender)} calls the images of a pair equal, {escape(attacker)} prefers the left "
-        f"one. If you see the difference, {escape(attacker)} wins the pair. Level 1 is the worst "
-        "fifth or so of the pool."
+        f"{weak} calls the images of a pair equal, {strong} prefers the left one. If you see the "
+        f"difference, {strong} wins the pair. Levels are equally large parts of the pool by the "
+        f"scores of {weak}."
     )
-    key = f"{attacker}-attacks".replace(" ", "-")
-    return section(escape(key), f"{attacker} attacks {defender}", note, "".join(blocks))
+    key = f"{attacker.name}-attacks".replace(" ", "-")
+    title = f"{attacker.name} attacks {defender.name}"
+    return section(escape(key), title, note, "".join(blocks))
+
+
+def _place(level: int, levels: int) -> str:
+    if levels == 1:
+        return ""
+    return {1: ", the worst", levels: ", the best"}.get(level, "")
+
+
+def _duel(duel: Duel, attacker: Scores, defender: Scores, images: Path) -> str:
+    pair = "".join(
+        f"<figure>{_picture(images / attacker.path[row])}<figcaption>"
+        f"{escape(attacker.name)} <b>{shown(attacker.as_filed(row))}</b><br>"
+        f"{escape(defender.name)} <b>{shown(defender.as_filed(row))}</b><br>"
+        f"{escape(attacker.path[row])}</figcaption></figure>"
+        for row in (duel.better, duel.worse)
+    )
+    return (
+        f'<p class="note">{shown(duel.gap, 2)} standard deviations apart for '
+        f"{escape(attacker.name)}, {shown(duel.slack, 2)} for {escape(defender.name)}</p>"
+        f'<div class="pair">{pair}</div>'
+    )
 
 
 def _picture(file: Path) -> str:
@@ -300,4 +340,4 @@ def command(
         for attacker, defender in ((a, b), (b, a))
         for duel in find_duels(attacker, defender, levels=levels, top=top, tolerance=tolerance)
     ]
-    click.echo(write_duels(duels, a, b, images=images, output=output))
+    click.echo(write_duels(duels, a, b, levels=levels, images=images, output=output))

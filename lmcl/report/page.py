@@ -9,6 +9,10 @@ from lmcl.report.analysis import Analysis
 from lmcl.report.markup import shown
 from lmcl.report.pictures import hover_data
 
+_OF_A_REPORT = (
+    "Written by lmcl report from the run folder alone. The same figures stand in results.json."
+)
+
 
 def run_page(a: Analysis) -> str:
     """The page of one run."""
@@ -30,10 +34,12 @@ def run_page(a: Analysis) -> str:
     return page(a.run.name, top, parts, hover_data(a))
 
 
-def page(title: str, top: str, parts: Sequence[str], data: str) -> str:
-    """A whole page; `top` and `parts` are HTML, `data` is JSON without `<`."""
+def page(
+    title: str, top: str, parts: Sequence[str], data: str, *, footer: str = _OF_A_REPORT
+) -> str:
+    """A whole page; `top` and `parts` are HTML, `data` is JSON without `<`, `footer` is text."""
     kept = [part for part in parts if part]
-    links = "".join(_link(part) for part in kept)
+    links = "".join(_link(part) for part in kept) if len(kept) > 1 else ""
     style, script = (_asset(name) for name in ("page.css", "page.js"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -43,7 +49,7 @@ def page(title: str, top: str, parts: Sequence[str], data: str) -> str:
         "img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
         f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{style}</style>'
         f'</head><body><header class="top">{top}<nav>{links}</nav></header>'
-        f"<main>{''.join(kept)}</main><footer>{_footer()}</footer>"
+        f"<main>{''.join(kept)}</main><footer>{escape(footer)}</footer>"
         f'<aside id="card" hidden></aside><script type="application/json" id="data">{data}</script>'
         f"<script>{script}</script></body></html>\n"
     )
@@ -88,12 +94,6 @@ def _link(part: str) -> str:
     key = part.partition('id="')[2].partition('"')[0]
     title = part.partition("<h2>")[2].partition("</h2>")[0]
     return f'<a href="#{key}">{title}</a>'
-
-
-def _footer() -> str:
-    return (
-        "Written by lmcl report from the run folder alone. The same figures stand in results.json."
-    )
 
 
 def _asset(name: str) -> str:

@@ -75,28 +75,54 @@ def write_sheet(rows: Sequence[Row], items: Sequence[Item], output: Path, *, sca
     scored.sort(key=lambda pair: (pair[0].quality or 0.0, pair[0].path))
     kept = np.unique(np.linspace(0, max(len(scored) - 1, 0), _MOST_SHOWN).round().astype(int))
     shown_pairs = [scored[k] for k in kept.tolist() if k < len(scored)]
-    shots = "".join(_shot(row, item) for row, item in shown_pairs)
+    plain = _is_quality(shown_pairs)
+    shots = "".join(_shot(row, item, plain=plain) for row, item in shown_pairs)
     thinned = "" if len(shown_pairs) == len(scored) else f", {len(shown_pairs)} of them shown"
-    note = f"{len(scored)} images from the worst to the best{thinned}. Scale: {escape(scale)}."
+    failed = len(rows) - len(scored)
+    note = (
+        f"{len(scored)} images from the worst to the best{thinned}. Scale: {escape(scale)}; the "
+        "order is that of quality, 0 to 1, higher = better"
+        f"{'' if plain else ', which stands in brackets'}."
+        f"{f' {failed} images could not be scored; their rows say why.' if failed else ''}"
+    )
     top = '<p class="kicker">lmcl score</p><h1>Contact sheet</h1>'
     body = section("sheet", "Worst to best", note, f'<div class="gallery">{shots}</div>')
-    write_atomic(output, page("Contact sheet", top, [body], '{"rows":[],"thumbs":{}}').encode())
+    html = page(
+        "Contact sheet",
+        top,
+        [body],
+        '{"rows":[],"thumbs":{}}',
+        footer="Written by lmcl score. The same scores stand in the scores file.",
+    )
+    write_atomic(output, html.encode())
     return len(shown_pairs)
 
 
-def _shot(row: Row, item: Item) -> str:
-    image = Image.fromarray(decode_rgb(item.read()))
+def _is_quality(pairs: Sequence[tuple[Row, Item]]) -> bool:
+    """Whether scores are qualities, as they are for a set from 0 to 1: no need to show both."""
+    return all(row.score == row.quality for row, _ in pairs)
+
+
+def _thumb(item: Item) -> str:
+    try:
+        image = Image.fromarray(decode_rgb(item.read()))
+    except Exception as error:  # it was there when it was scored; its score is worth showing
+        return f'<p class="quiet">cannot be shown: {escape(str(error))}</p>'
     image.thumbnail((_SIDE, _SIDE))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=80)
     encoded = base64.b64encode(out.getvalue()).decode()
+    return f'<div class="pic"><img alt="" src="data:image/jpeg;base64,{encoded}"></div>'
+
+
+def _shot(row: Row, item: Item, *, plain: bool) -> str:
     name = PurePosixPath(row.path).name
     score = row.score if row.score is not None else math.nan
     quality = row.quality if row.quality is not None else math.nan
+    brackets = "" if plain else f" ({shown(quality, 2)})"
     return (
-        f'<figure class="shot"><div class="pic"><img alt="" '
-        f'src="data:image/jpeg;base64,{encoded}"></div><figcaption><b>{shown(score, 2)}</b> '
-        f"({shown(quality, 2)})<br>{escape(name)}</figcaption></figure>"
+        f'<figure class="shot" title="{escape(row.path)}">{_thumb(item)}<figcaption>'
+        f"<b>{shown(score, 2)}</b>{brackets}<br>{escape(name)}</figcaption></figure>"
     )
 
 

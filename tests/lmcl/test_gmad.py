@@ -111,3 +111,24 @@ def test_the_command_writes_a_page_with_the_images_and_a_table(tmp_path: Path) -
     assert len(rows) == 40
     assert page.count('src="data:image/jpeg;base64,/') == 2 * 40 - 2
     assert page.count("cannot be shown") == 2
+
+
+def test_a_model_whose_lower_scores_are_better_is_shown_with_its_own_scores(tmp_path: Path) -> None:
+    for name, better in (("up", "true"), ("down", "false")):
+        with (tmp_path / f"{name}.csv").open("w") as out:
+            writer = csv.writer(out)
+            writer.writerow(["path", "score", "scale", "higher_is_better"])
+            turn = [7, 3, 9, 1, 5, 8, 2, 6, 4, 0] if name == "down" else range(10)
+            writer.writerows(
+                [f"{i}.png", 10.0 + v, f"{name} set", better] for i, v in enumerate(turn)
+            )
+    asked = [str(tmp_path / n) for n in ("up.csv", "down.csv")]
+    asked += ["--output", str(tmp_path / "out"), "--levels", "3", "--tolerance", "2"]
+    assert CliRunner().invoke(command, asked, catch_exceptions=False).exit_code == 0
+    page = (tmp_path / "out" / "gmad.html").read_text()
+    assert "down <b>1" in page
+    assert "<b>\N{MINUS SIGN}1" not in page
+    assert "up answers in up set, higher is better; down answers in down set, lower" in page
+    assert "Level 1 of 3, the worst" in page
+    assert "Level 3 of 3, the best" in page
+    assert "lmcl report from the run folder" not in page

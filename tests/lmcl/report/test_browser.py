@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lmcl.report import write_report
 
@@ -254,3 +256,73 @@ def test_every_picture_of_the_gallery_is_decoded(browser, page) -> None:
     widths = browser.run("[...document.querySelectorAll('.gallery img')].map(i => i.naturalWidth)")
     assert len(widths) == 64
     assert min(widths) > 0
+
+
+@pytest.fixture(scope="module")
+def duels(tmp_path_factory) -> Path:
+    """Pairs of images larger and smaller than their place on the page, with a long name."""
+    from lmcl.gmad import common_pool, find_duels, read_scores, write_duels
+
+    folder = tmp_path_factory.mktemp("gmad")
+    rng = np.random.default_rng(0)
+    names = [f"a-camera-with-a-long-name/{i:03d}.jpg" for i in range(30)]
+    (folder / names[0]).parent.mkdir()
+    for i, name in enumerate(names):
+        size = (900, 600) if i % 3 else (64, 96)
+        Image.fromarray(rng.integers(0, 256, (6, 9, 3), np.uint8)).resize(size).save(folder / name)
+    for file in ("first.csv", "second.csv"):
+        rows = "".join(f"{n},{rng.normal()},a set mos 0..100,true\n" for n in names)
+        (folder / file).write_text("path,score,scale,higher_is_better\n" + rows)
+    a, b = common_pool(read_scores(folder / "first.csv"), read_scores(folder / "second.csv"))
+    found = [d for x, y in ((a, b), (b, a)) for d in find_duels(x, y, levels=2, tolerance=3.0)]
+    return write_duels(found, a, b, levels=2, images=folder, output=folder / "out")
+
+
+@pytest.fixture(scope="module")
+def sheet(tmp_path_factory) -> Path:
+    from lmcl.scoring.gate import write_sheet
+    from lmcl.scoring.inputs import list_items
+    from lmcl.scoring.rows import Row
+
+    folder = tmp_path_factory.mktemp("sheet")
+    for i in range(24):
+        size = ((300, 200), (120, 400), (32, 32))[i % 3]
+        Image.new("RGB", size, (10 * i, 90, 60)).save(folder / f"IMG_20240101_{i:06d}_HDR.jpg")
+    items = list_items([str(folder)])
+    rows = [Row(path=x.path, score=i / 5, quality=i / 24, error="") for i, x in enumerate(items)]
+    write_sheet(rows, items, folder / "sheet.html", scale="demo mos 1..5")
+    return folder / "sheet.html"
+
+
+@pytest.mark.parametrize("width", [400, 1600])
+def test_pairs_stand_beside_each_other_and_no_image_is_blown_up(browser, duels, width) -> None:
+    browser.open(duels, width=width)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    pairs = browser.run(
+        "[...document.querySelectorAll('.pair')].map(p => [...p.querySelectorAll('img')]"
+        ".map(i => { const r = i.getBoundingClientRect();"
+        " return [r.left, r.right, r.top, r.width, i.naturalWidth]; }))"
+    )
+    assert len(pairs) >= 8
+    for (l1, r1, t1, w1, n1), (l2, r2, t2, w2, n2) in pairs:
+        assert l1 < r1 <= l2 < r2 <= width
+        assert t1 == t2
+        assert w1 <= n1 + 0.5
+        assert w2 <= n2 + 0.5
+    if width == 1600:  # there is room for every pixel
+        assert max(w for pair in pairs for _, _, _, w, _ in pair) == 560
+    assert [e for e in browser.log("browser") if e["level"] == "SEVERE"] == []
+
+
+@pytest.mark.parametrize(("width", "columns"), [(400, 2), (1600, 8)])
+def test_a_contact_sheet_fills_the_page_with_thumbnails(browser, sheet, width, columns) -> None:
+    browser.open(sheet, width=width)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    places = browser.run(
+        "[...document.querySelectorAll('.shot')].map(f => {"
+        " const r = f.getBoundingClientRect(); return [r.left, r.top]; })"
+    )
+    assert len(places) == 24
+    assert len({round(x) for x, _ in places}) == columns
+    assert browser.run("document.querySelectorAll('nav a').length") == 0
+    assert [e for e in browser.log("browser") if e["level"] == "SEVERE"] == []

@@ -199,7 +199,26 @@ def test_the_command_gates_a_folder_without_touching_it_in_a_dry_run(
     assert "moved 4 of 12" in wet.output
     assert len([p for p in (tmp_path / "rejected").rglob("*") if p.is_file()]) == 4
     assert len([p for p in photos.rglob("*") if p.is_file()]) == 8
-    assert sheet.read_text().count('<figure class="shot">') == 12
+    assert sheet.read_text().count('<figure class="shot"') == 12
+
+
+@pytest.mark.parametrize("high", [1.0, 100.0], ids=["quality", "other-scale"])
+def test_a_contact_sheet_says_what_its_numbers_are_and_what_is_not_on_it(photos, tmp_path, high):
+    from lmcl.scoring.gate import write_sheet
+
+    (photos / "zero.jpg").touch()
+    items = list_items([str(photos)])
+    rows = [Row(path=i.path, score=0.25 * high, quality=0.25, error="") for i in items]
+    bad = next(k for k, i in enumerate(items) if i.path.endswith("zero.jpg"))
+    rows[bad] = Row(path=items[bad].path, score=None, quality=None, error="the file is empty")
+    (photos / "img.03.jpg").unlink()  # gone since it was scored
+    assert write_sheet(rows, items, tmp_path / "sheet.html", scale="demo mos") == 12
+    page = (tmp_path / "sheet.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,/') == 11
+    assert page.count("cannot be shown") == 1
+    assert "1 images could not be scored" in page
+    assert ("(0.25)" in page) == ("stands in brackets" in page) == (high == 100.0)
+    assert "lmcl report" not in page
 
 
 def test_moving_never_writes_over_a_file(scorer, photos, tmp_path) -> None:
