@@ -9,7 +9,9 @@ costs memory, never an answer (docs/decisions/0307).
 
 import contextlib
 import fcntl
+import io
 import logging
+import math
 import os
 import shutil
 import time
@@ -111,17 +113,27 @@ def _prepare(folder: Path) -> None:
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any] | None:
+    # What the file must begin with and how long it must be is known, so nothing in it is believed.
+    header = _header(dtype, shape)
+    expected = len(header) + math.prod(shape) * dtype.itemsize
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError) as error:
-        _log.debug("%s: not usable (%s)", path, error)
-        return None
-    if array.dtype != dtype or array.shape != shape:
+        with path.open("rb") as file:
+            if file.read(len(header)) != header or os.fstat(file.fileno()).st_size != expected:
+                _log.debug("%s: is not %s of %s; made anew", path, shape, dtype)
+                return None
+            if expected == len(header):
+                return np.empty(shape, dtype)  # nothing cannot be mapped
+            array = np.memmap(file, dtype, mode="r", offset=len(header), shape=shape)
+    except OSError:
         return None
     # A plain view: numpy's memmap class costs microseconds at every slice.
     return array.view(np.ndarray)
+
+
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    out = io.BytesIO()
+    npy.write_array_header_1_0(out, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    return out.getvalue()
 
 
 def _write(
@@ -132,8 +144,7 @@ def _write(
     rows = 0
     try:
         with temporary.open("wb") as out:
-            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-            npy.write_array_header_1_0(out, header)
+            out.write(_header(dtype, shape))
             for piece in pieces:
                 if piece.dtype != dtype or piece.shape[1:] != shape[1:]:
                     raise ValueError(f"{target.stem} holds {piece.dtype}, it should be {dtype}")

@@ -14,7 +14,7 @@ from shards.errors import ShardError
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
 from shards.sample_table import SCHEMA, SampleTable
-from shards.split import load_split, make_splits, write_split
+from shards.split import Protocol, load_split, make_splits, write_split
 from shards.write import build
 
 NUMBERS = (
@@ -81,7 +81,7 @@ def test_where_nothing_can_be_written_columns_are_kept_in_memory_and_a_warning_s
     assert "set LMCL_CACHE" in caplog.text
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "garbage", "longer", "another type"])
+@pytest.mark.parametrize("how", ["cut", "empty", "garbage", "an archive", "longer", "another type"])
 def test_a_damaged_file_is_made_anew(large: ShardSet, how: str) -> None:
     expected = large.samples.mos.copy()
     path = _folder(large) / "mos.npy"
@@ -90,8 +90,14 @@ def test_a_damaged_file_is_made_anew(large: ShardSet, how: str) -> None:
         path.unlink()
         np.save(path, np.zeros(*((13, np.float64) if how == "longer" else (12, np.float32))))
     else:
+        contents = {
+            "cut": whole[:-8],
+            "empty": b"",
+            "garbage": bytes(len(whole)),
+            "an archive": b"PK\3\4" + whole[4:],
+        }
         path.unlink()
-        path.write_bytes({"cut": whole[:-8], "empty": b"", "garbage": bytes(len(whole))}[how])
+        path.write_bytes(contents[how])
     again = open_set(large.root).samples.mos
     np.testing.assert_array_equal(again, expected)
     assert path.read_bytes() == whole
@@ -158,14 +164,18 @@ def test_of_processes_that_start_together_one_makes_the_file(tmp_path: Path) -> 
     assert all(values == [0, 500, 999] for _, values in found)
 
 
-def test_the_parts_of_a_large_split_are_mapped_and_equal_those_drawn(large: ShardSet) -> None:
-    (drawn,) = make_splits(large, repeats=1)
+@pytest.mark.parametrize("protocol", ["70-10-20", "80-20"])
+def test_the_parts_of_a_large_split_are_mapped_and_equal_those_drawn(
+    large: ShardSet, protocol: Protocol
+) -> None:
+    (drawn,) = make_splits(large, protocol=protocol, repeats=1)
     write_split(large.root, drawn)
     for _ in range(2):
         loaded = load_split(open_set(large.root), drawn.name)
+        assert len(list(_folder(large).glob("split-*.npy"))) == 3
         for part in ("train", "val", "test"):
             np.testing.assert_array_equal(loaded.part(part), drawn.part(part))
-            assert _is_mapped(loaded.part(part))
+            assert _is_mapped(loaded.part(part)) or drawn.part(part).size == 0
         assert loaded.hash == drawn.hash
 
 
