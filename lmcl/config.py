@@ -106,6 +106,10 @@ class RuntimeConfig:
     gradient_checkpointing: bool = False
     """Keep only the input of each transformer block for the backward pass and compute the rest
     again: less memory, about a third more time, the same gradient."""
+    cells: str = ""
+    """Folder that keeps what a frozen stem makes of every crop, so that further epochs and runs
+    need no pixels (`squeezenet-vit` with all 13 modules frozen, `crops.pool`); empty: nothing is
+    kept. Takes tens of kilobytes a crop."""
     compile: bool = False
     """Run the student through torch.compile."""
     trackers: tuple[str, ...] = ()

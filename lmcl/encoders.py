@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Block, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from lmcl.errors import ConfigError, LmclError
-from lmcl.stems import Cells, SqueezeLevels, small_stem
+from lmcl.stems import Cells, PixelsOrCells, SqueezeLevels, small_stem
 
 _BRANCH_SCALE = 0.1
 """LayerScale of the blocks above a stem: they start close to passing the stem's features on, which
@@ -44,9 +44,11 @@ class EncoderConfig:
     heads: int | None = None
     """Attention heads; None: as the timm model is named, 3 otherwise."""
     patch: int | None = None
-    """Patch side in pixels for timm models and `conv-vit`; None: as named, 16 otherwise."""
+    """Patch side in pixels; None: as the timm model is named, 16 otherwise. `squeezenet-vit` can
+    have 16 or 32."""
     frozen: int = 0
-    """How many of the stem's first modules keep their weights (`squeezenet-vit` only)."""
+    """How many of the stem's first modules keep their weights (`squeezenet-vit` only); all 13 of
+    them can be run once and kept (`runtime.cells`)."""
 
 
 class Encoder(nn.Module):
@@ -54,7 +56,7 @@ class Encoder(nn.Module):
 
     width: int
 
-    def tokens(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t d"]:
+    def tokens(self, pixels: PixelsOrCells) -> Float[Tensor, "n t d"]:
         """CLS and patch tokens after the final norm; CLS first, patches in reading order."""
         raise TypeError(f"{type(self).__name__} is abstract; use make_encoder")
 
@@ -71,9 +73,7 @@ class Encoder(nn.Module):
         """How many tokens stand before the patches inside the layers (CLS and registers)."""
         return 1
 
-    def cls_attention(
-        self, pixels: Float[Tensor, "n 3 s s"], *, layers: int
-    ) -> Float[Tensor, "n g g"]:
+    def cls_attention(self, pixels: PixelsOrCells, *, layers: int) -> Float[Tensor, "n g g"]:
         """CLS -> patch attention, mean over heads and the last `layers` layers.
 
         Returns:
@@ -156,7 +156,7 @@ class TimmEncoder(Encoder):
         """CLS, and registers where the model has them."""
         return int(self.vit.num_prefix_tokens)
 
-    def tokens(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t d"]:
+    def tokens(self, pixels: PixelsOrCells) -> Float[Tensor, "n t d"]:
         """CLS and patch tokens; register tokens are dropped."""
         out: Tensor = self.vit.forward_features(pixels)
         if self.prefix == 1:
@@ -188,7 +188,7 @@ class ConvVit(Encoder):
         )
         self.norm = nn.LayerNorm(self.width)
 
-    def tokens(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t d"]:
+    def tokens(self, pixels: PixelsOrCells) -> Float[Tensor, "n t d"]:
         """CLS and patch tokens."""
         patches = self.project(self.stem(pixels))
         grid = round(patches.shape[1] ** 0.5)
@@ -216,7 +216,7 @@ def make_encoder(config: EncoderConfig, *, sizes: Sequence[int]) -> Encoder:
         ConfigError: If the name is unknown or cannot serve the method.
     """
     if config.name == "squeezenet-vit":
-        return ConvVit(SqueezeLevels(frozen=config.frozen), config)
+        return ConvVit(SqueezeLevels(frozen=config.frozen, patch=config.patch or 16), config)
     if config.frozen:
         raise ConfigError(
             f"encoder.frozen = {config.frozen} is for squeezenet-vit, not {config.name!r}; "

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from lmcl.cells import CellBanks, CellLoader
 from lmcl.checkpoint import (
     Position,
     State,
@@ -65,8 +66,10 @@ class Run:
     teacher: Teacher
     sight: Sight
     optimizer: torch.optim.Optimizer
-    loader: Loader
+    loader: Loader | CellLoader
     journal: Journal
+    banks: CellBanks | None
+    """Cells of the frozen stem in place of pixels, where they are kept."""
     position: Position
     stop: Stop = field(default_factory=Stop)
     saliency: SaliencyTable | None = None
@@ -157,6 +160,7 @@ def teacher_looks(run: Run, epoch: int) -> None:
         place=run.place,
         keep_attention=False,
         title=f"epoch {epoch + 1}: teacher looks",
+        bank=run.banks.views if run.banks else None,
     )
     run.saliency = make_table(looked.ids, looked.boxes)
     if run.place.is_main:
@@ -274,6 +278,7 @@ def validate(run: Run, epoch: int, last: StepEntry | None) -> None:
             place=run.place,
             batch_size=run.config.evaluation.batch_size,
             title=f"epoch {epoch + 1}: validation",
+            bank=run.banks.judged if run.banks else None,
         )
         mos = run.shard_set.unit_mos()[judged.ids]
         value, value_plcc = srcc(judged.score, mos), plcc(judged.score, mos)

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
+from lmcl.cells import CellBank, CellLoader
 from lmcl.errors import LmclError
 from lmcl.model import QualityModel
 from lmcl.saliency import SaliencyConfig, best_window, window_to_box
@@ -91,19 +93,21 @@ def judge(
     place: Place,
     batch_size: int,
     title: str,
+    bank: CellBank | None = None,
 ) -> Judged:
     """Score every image of a part by its deterministic crops; every rank gets the whole result.
+
+    Where `bank` has the cells of the images' evaluation crops, no pixels are read.
 
     Raises:
         LmclError: If the gathered predictions are not exactly the part (exit code 3).
     """
     model.eval()
     found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
-    with _loader(shard_set, ids, crops, "eval", batch_size, place) as loader:
+    with _loader(shard_set, ids, crops, "eval", batch_size, place, bank) as loader:
         for batch in _bar(loader, title, place):
-            flat = normalize(batch.crops, mean=pixels.mean, std=pixels.std, dtype=torch.float32)
             with torch.no_grad(), autocast(place.device, pixels.precision):
-                output = model(flat)
+                output = model(inputs(batch.crops, pixels))
             images = len(batch.ids)
             score = output.score.double().reshape(images, -1).mean(dim=1)
             mean = output.embedding.float().reshape(images, -1, output.embedding.shape[-1]).mean(1)
@@ -137,6 +141,7 @@ def look(
     place: Place,
     keep_attention: bool,
     title: str,
+    bank: CellBank | None = None,
 ) -> Looked:
     """The saliency pass: one squeezed view of every image, dealt to all ranks, gathered once.
 
@@ -146,11 +151,10 @@ def look(
     view = CropConfig(size=saliency.view, max_side=crops.max_side, salient=False)
     samples = shard_set.samples
     found: list[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]] = []
-    with _loader(shard_set, ids, view, "global", saliency.batch_size, place) as loader:
+    with _loader(shard_set, ids, view, "global", saliency.batch_size, place, bank) as loader:
         for batch in _bar(loader, title, place):
-            flat = normalize(batch.crops, mean=pixels.mean, std=pixels.std, dtype=torch.float32)
             with torch.no_grad(), autocast(place.device, pixels.precision):
-                maps = looker(flat, layers=saliency.layers)
+                maps = looker(inputs(batch.crops, pixels), layers=saliency.layers)
             keep = batch.valid.cpu()
             maps = maps.float().cpu()[keep]
             shown = batch.ids.cpu()[keep].numpy()
@@ -173,6 +177,13 @@ def look(
     )
 
 
+def inputs(crops: Tensor, pixels: Pixels) -> Tensor:
+    """What a network takes of a batch: pixels are normalised, kept cells stay as they are."""
+    if crops.is_floating_point():
+        return crops.flatten(0, 1)
+    return normalize(crops, mean=pixels.mean, std=pixels.std, dtype=torch.float32)
+
+
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """Autocast of the networks; switched off for float32."""
     enabled = precision != torch.float32
@@ -186,8 +197,9 @@ def _loader(
     mode: Mode,
     batch_size: int,
     place: Place,
-) -> Loader:
-    return Loader(
+    bank: CellBank | None,
+) -> Loader | CellLoader:
+    loader = Loader(
         shard_set,
         ids,
         crops=crops,
@@ -201,9 +213,10 @@ def _loader(
         device=place.device,
         num_threads=place.threads,
     )
+    return CellLoader(loader, bank, salient=False, device=place.device) if bank else loader
 
 
-def _bar(loader: Loader, title: str, place: Place) -> tqdm:
+def _bar(loader: Loader | CellLoader, title: str, place: Place) -> tqdm:
     return tqdm(
         loader.epoch(0),
         total=loader.steps,

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lmcl.encoders import Encoder, EncoderConfig, make_encoder
+from lmcl.stems import PixelsOrCells
 
 MEAN = (0.485, 0.456, 0.406)
 """Channel means of ImageNet, RGB in [0, 1]: what pretrained encoders expect."""
@@ -62,7 +63,7 @@ class QualityModel(nn.Module):
         self.encoder: Encoder = make_encoder(encoder, sizes=(crop_size, view_size))
         self.panel = AttentionPanel(self.encoder.width, decoder)
 
-    def forward(self, pixels: Float[Tensor, "n 3 s s"]) -> StudentOutput:
+    def forward(self, pixels: PixelsOrCells) -> StudentOutput:
         """Embeddings and scores of crops; both leave autocast in float32."""
         tokens = self.encoder.tokens(pixels)
         embedding = functional.normalize(_at_least_float32(tokens[:, 0]), dim=-1)

@@ -165,6 +165,7 @@ def _judge(run: Run, model: QualityModel, part: str) -> Judged:
         place=run.place,
         batch_size=run.config.evaluation.batch_size,
         title=f"judging the {part} part",
+        bank=run.banks.judged if run.banks else None,
     )
 
 
@@ -179,6 +180,7 @@ def _look(run: Run, model: QualityModel, part: str) -> Looked:
         place=run.place,
         keep_attention=True,
         title=f"where the model looks in the {part} part",
+        bank=run.banks.views if run.banks else None,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from lmcl.cells import CellBanks, CellLoader
 from lmcl.checkpoint import (
     Position,
     State,
@@ -25,6 +26,7 @@ from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place
 from lmcl.files import write_atomic
 from lmcl.journal import CollapseWatch, Journal
+from lmcl.keep_cells import CellMaker, check_cells
 from lmcl.model import MEAN, STD, QualityModel, keep_block_inputs_only
 from lmcl.outcome import Outcome, write_outcome
 from lmcl.runtime import RunFolder, describe_environment
@@ -129,7 +131,8 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
         _parameter_groups(student, config), lr=config.schedule.lr, betas=config.train.betas
     )
     wrapped, prepared = accelerator.prepare(student, optimizer)
-    loader = _training_loader(config, shard_set, split, place)
+    banks = _banks(config, shard_set, split, place, student)
+    loader = _training_loader(config, shard_set, split, place, banks)
     run = Run(
         config=config,
         folder=folder,
@@ -145,6 +148,7 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
         optimizer=prepared,
         loader=loader,
         journal=_journal(config, folder, place),
+        banks=banks,
         position=Position(epoch=0, step=0),
     )
     state = _state_to_resume(folder, resume)
@@ -226,11 +230,32 @@ def _check_data(config: Config, shard_set: ShardSet, split: Split, place: Place)
         )
 
 
-def _training_loader(config: Config, shard_set: ShardSet, split: Split, place: Place) -> Loader:
-    return Loader(
+def _banks(
+    config: Config, shard_set: ShardSet, split: Split, place: Place, student: QualityModel
+) -> CellBanks | None:
+    if not config.runtime.cells:
+        return None
+    maker = CellMaker(
+        folder=Path(config.runtime.cells),
+        shard_set=shard_set,
+        stem=check_cells(student, pool=config.crops.pool, flip=config.train.flip),
+        crops=config.crops,
+        saliency=config.saliency,
+        pixels=_pixels(config),
+        place=place,
+    )
+    judged = np.union1d(split.part("val"), split.part(config.evaluation.part))
+    return maker.make(split.part("train"), judged)
+
+
+def _training_loader(
+    config: Config, shard_set: ShardSet, split: Split, place: Place, banks: CellBanks | None
+) -> Loader | CellLoader:
+    crops = training_crops(config)
+    loader = Loader(
         shard_set,
         split.part("train"),
-        crops=training_crops(config),
+        crops=crops,
         batch_size=config.train.batch_size // place.world_size,
         mode="train",
         seed=config.train.seed,
@@ -240,6 +265,9 @@ def _training_loader(config: Config, shard_set: ShardSet, split: Split, place: P
         device=place.device,
         num_threads=place.threads,
     )
+    if banks is None:
+        return loader
+    return CellLoader(loader, banks.train, salient=crops.salient, device=place.device)
 
 
 def _sight(

@@ -18,12 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lmcl.errors import ConfigError
-from lmcl.evaluate import Pixels, Place, autocast
+from lmcl.evaluate import Pixels, Place, autocast, inputs
 from lmcl.model import StudentOutput
 from lmcl.runtime import seed_step
 from lmcl.teacher import Teacher
 from pipeline.batch import CropBatch
-from pipeline.normalize import normalize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +104,7 @@ class Sight:
         return output
 
     def _view(self, batch: CropBatch, part: slice, mirrored: Tensor | None) -> Tensor:
-        pixels = normalize(
-            batch.crops[part], mean=self.pixels.mean, std=self.pixels.std, dtype=torch.float32
-        )
+        pixels = inputs(batch.crops[part], self.pixels)
         if mirrored is None:
             return pixels
         views = batch.crops.shape[1]

@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from lmcl.errors import ConfigError
 
+PixelsOrCells = Float[Tensor, "n 3 s s"] | Float[Tensor, "n cells features"]
+"""What an encoder takes: normalised pixels, or what its frozen stem made of them (lmcl.cells)."""
+
 _TAPS = {4: (128, 7, 4), 7: (256, 3, 2), 12: (512, 1, 1)}
 """Module of SqueezeNet 1.1 -> its channels, and the window and stride in its own pixels whose means
 lie on the cells of the last level: those of the pools that stand between."""
@@ -31,12 +34,16 @@ class SqueezeLevels(nn.Module):
     Args:
         frozen: How many of the first modules keep their weights; no graph is kept for them, as
             their activations are most of the memory.
+        patch: Pixels a side under a cell: 16 as the last level has them, or 32, four in one.
     """
 
     channels = sum(count * (2 if window > 1 else 1) for count, window, _ in _TAPS.values())
 
-    def __init__(self, *, frozen: int) -> None:
+    def __init__(self, *, frozen: int, patch: int = 16) -> None:
         super().__init__()
+        if patch not in (16, 32):
+            raise ConfigError(f"encoder.patch for squeezenet-vit must be 16 or 32, got {patch}")
+        self.merges = patch == 32
         # weights=None: torchvision would otherwise go to the network.
         self.layers = torchvision.models.squeezenet1_1(weights=None).features
         if frozen > len(self.layers):
@@ -50,22 +57,29 @@ class SqueezeLevels(nn.Module):
             nn.LayerNorm(count * (2 if window > 1 else 1)) for count, window, _ in _TAPS.values()
         )
 
-    def forward(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t c"]:
-        """Features of every cell, in reading order."""
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no convolution ever learns, so that `cells` of a crop never change."""
+        return self.frozen == len(self.layers)
+
+    def forward(self, shown: PixelsOrCells) -> Float[Tensor, "n t c"]:
+        """Features of every cell, in reading order, each level on its own scale."""
+        cells = shown if shown.ndim == 3 else self.cells(shown)
+        levels = torch.split(cells, [norm.normalized_shape[0] for norm in self.norms], dim=-1)  # type: ignore[index,misc]
+        return torch.cat(
+            [norm(level) for norm, level in zip(self.norms, levels, strict=True)], dim=-1
+        )
+
+    def cells(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t c"]:
+        """The same before the norms: all that the convolutions have to say."""
         levels, x = [], pixels
         for place, layer in enumerate(self.layers):
             with torch.set_grad_enabled(torch.is_grad_enabled() and place >= self.frozen):
                 x = layer(x)
             if place in _TAPS:
                 _, window, stride = _TAPS[place]
-                levels.append(_under_cells(x, window, stride))
-        return torch.cat(
-            [
-                norm(level.flatten(2).transpose(1, 2))
-                for norm, level in zip(self.norms, levels, strict=True)
-            ],
-            dim=-1,
-        )
+                levels.append(_under_cells(x, window, stride, merges=self.merges))
+        return torch.cat(levels, dim=1).flatten(2).transpose(1, 2)
 
     def load(self, path: Path) -> None:
         """Fill the convolutions from an .npz file with torchvision's names.
@@ -118,12 +132,18 @@ def small_stem(patch: int) -> Cells:
     return Cells(nn.Sequential(*layers), channels)
 
 
-def _under_cells(x: Float[Tensor, "n c h w"], window: int, stride: int) -> Float[Tensor, "n k g g"]:
+def _under_cells(
+    x: Float[Tensor, "n c h w"], window: int, stride: int, *, merges: bool
+) -> Float[Tensor, "n k g g"]:
     """The map itself if it has the cells already, else mean and root mean square under each."""
+
+    def merged(cells: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c g g"]:
+        return functional.avg_pool2d(cells, 2, ceil_mode=True) if merges else cells
+
     if window == 1:
-        return x
-    mean = functional.avg_pool2d(x, window, stride, ceil_mode=True)
-    square = functional.avg_pool2d(x * x, window, stride, ceil_mode=True)
+        return merged(x)
+    mean = merged(functional.avg_pool2d(x, window, stride, ceil_mode=True))
+    square = merged(functional.avg_pool2d(x * x, window, stride, ceil_mode=True))
     return torch.cat([mean, square.clamp_min(_LEAST_SQUARE).sqrt()], dim=1)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lmcl.model import QualityModel, StudentOutput
 from lmcl.schedule import step_momentum
+from lmcl.stems import PixelsOrCells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +52,12 @@ class Teacher:
             self._move(student, self.config.beta)
 
     @torch.no_grad()
-    def look(self, view: Float[Tensor, "b 3 s s"], *, layers: int) -> Float[Tensor, "b g g"]:
+    def look(self, view: PixelsOrCells, *, layers: int) -> Float[Tensor, "b g g"]:
         """CLS attention over whole images (method.md, step 2)."""
         return self.model.encoder.cls_attention(view, layers=layers)
 
     @torch.no_grad()
-    def embed(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
+    def embed(self, pixels: PixelsOrCells) -> Float[Tensor, "n d"]:
         """Embeddings without gradients, for `objective.keys = "teacher"`."""
         output: StudentOutput = self.model(pixels)
         return output.embedding

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
 from torch import Tensor
 
 
@@ -10,8 +10,9 @@ from torch import Tensor
 class CropBatch:
     """Crops of `b` images, `v` views each: random ones first, the salient one (if any) last."""
 
-    crops: UInt8[Tensor, "b v size size 3"]
-    """Pixels as decoded, never resampled (but see `CropConfig.max_side` and mode `global`)."""
+    crops: UInt8[Tensor, "b v size size 3"] | Float[Tensor, "b v cells features"]
+    """Pixels as decoded, never resampled (but see `CropConfig.max_side` and mode `global`); or
+    what a frozen encoder part made of them once (decision 0008)."""
     boxes: Int32[Tensor, "b v 4"]
     """y, x, height, width of each crop in the image's frame (`pipeline.boxes.frame_sizes`)."""
     mos: Float32[Tensor, " b"]

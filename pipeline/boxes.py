@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import PipelineError
@@ -16,6 +17,7 @@ from pipeline.keyed import fold_key, keyed_bits, scale_bits
 from pipeline.saliency import SaliencyTable as SaliencyTable
 
 _EVALUATION_KEY = 0x45564C  # never that of an epoch: those are folded from two numbers
+_POOL_KEY = 0x504F4F4C
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,9 @@ class CropConfig:
     """Height and width of a crop, pixels; what the encoder takes."""
     random: int = 10
     """Random crops per image while training."""
+    pool: int | None = None
+    """Draw the random crops from this many places of each image, scattered once and for all; None:
+    from anywhere. What a frozen encoder part makes of them can then be kept (decision 0008)."""
     salient: bool = True
     """Whether the teacher's most salient crop comes last while training."""
     max_side: int | None = None
@@ -47,6 +52,11 @@ class CropConfig:
         ):
             if value < least:
                 raise ValueError(f"crops.{name} is {value}; it must be at least {least}")
+        if self.pool is not None and self.pool < self.random:
+            raise ValueError(
+                f"crops.random draws {self.random} crops from crops.pool = {self.pool} places; "
+                f"set crops.pool to at least {self.random}"
+            )
         if self.small != "reflect":
             raise ValueError(f"crops.small is {self.small!r}; the only rule there is is 'reflect'")
         if self.evaluation_layout not in ("grid", "seeded"):
@@ -83,9 +93,25 @@ def random_boxes(
     count: int,
     seed: int,
     epoch: int,
+    pool: int | None = None,
 ) -> Int32[np.ndarray, "b count 4"]:
-    """`count` boxes per image, each place equally likely, independent of rank, batch and world."""
-    return _scattered(ids, frames, size=size, count=count, key=fold_key(seed, epoch))
+    """`count` boxes per image, each place equally likely, independent of rank, batch and world.
+
+    With `pool` they are different ones of the image's `pool_boxes`.
+    """
+    key = fold_key(seed, epoch)
+    if pool is None:
+        return _scattered(ids, frames, size=size, count=count, key=key)
+    tickets = keyed_bits(key, _counters(ids, pool))
+    drawn = np.argsort(tickets, axis=1)[:, :count, None]
+    return np.take_along_axis(pool_boxes(ids, frames, size=size, pool=pool), drawn, axis=1)
+
+
+def pool_boxes(
+    ids: Int64[np.ndarray, " b"], frames: Int64[np.ndarray, "b 2"], *, size: int, pool: int
+) -> Int32[np.ndarray, "b pool 4"]:
+    """The places of `CropConfig.pool`: the same in every epoch and under every seed."""
+    return _scattered(ids, frames, size=size, count=pool, key=fold_key(_POOL_KEY))
 
 
 def evaluation_boxes(
@@ -112,12 +138,16 @@ def _scattered(
     count: int,
     key: int,
 ) -> Int32[np.ndarray, "b count 4"]:
-    # Two independent draws per crop; the counter is unique for ids below 2**44.
-    draws = np.arange(2 * count, dtype=np.uint64) + np.uint64(1)
-    counters = (ids.astype(np.uint64)[:, None] << np.uint64(20)) + draws[None, :]
-    bits = keyed_bits(key, counters).reshape(len(ids), count, 2)
+    # Two independent draws per crop.
+    bits = keyed_bits(key, _counters(ids, 2 * count)).reshape(len(ids), count, 2)
     room = (frames - size + 1)[:, None, :]
     return _boxes_at(scale_bits(bits, np.broadcast_to(room, bits.shape)), size)
+
+
+def _counters(ids: Int64[np.ndarray, " b"], draws: int) -> NDArray[np.uint64]:
+    """One counter a draw, unique for ids below 2**44."""
+    numbers = np.arange(draws, dtype=np.uint64) + np.uint64(1)
+    return np.asarray((ids.astype(np.uint64)[:, None] << np.uint64(20)) + numbers[None, :])
 
 
 def _boxes_at(corners: Int64[np.ndarray, "b count 2"], size: int) -> Int32[np.ndarray, "b count 4"]:

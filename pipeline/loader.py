@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 Mode = Literal["train", "eval", "global"]
 Backend = DaliBackend | TorchBackend
+BoxRule = Callable[[Int64[np.ndarray, " b"], Int64[np.ndarray, "b 2"]], NDArray[np.int32]]
+"""Ids and frame sizes (`pipeline.boxes.frame_sizes`) -> boxes [b, v, 4]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,7 @@ class Loader:
         prefetch: int = 2,
         decode: Decode = "cpu",
         on_error: Literal["fail", "skip"] = "fail",
+        rule: BoxRule | None = None,
     ) -> None:
         """Check the request; nothing is opened or decoded before the first epoch.
 
@@ -96,6 +99,7 @@ class Loader:
                 the GPU, which is another recipe (docs/loader.md).
             on_error: What to do about damaged images: `fail`, or `skip` to check all of `ids` by
                 their checksums now and leave the damaged ones out, on every rank alike.
+            rule: In `eval`: which boxes, `crops.evaluation` per image, in place of the config's.
 
         Raises:
             ValueError: If an argument makes no sense.
@@ -109,6 +113,7 @@ class Loader:
         self._rank = rank
         self._device = torch.device(device)
         self._decode = decode
+        self._rule = rule
         self._num_threads = num_threads or default_threads()
         self._prefetch = prefetch
         self._source = Source(shard_set)
@@ -193,7 +198,7 @@ class Loader:
                 if request is None or crops is None:
                     break
                 self._position = _Position(epoch=epoch, step=request.step + 1)
-                yield self._batch(request, crops, epoch)
+                yield self.batch(request, crops, epoch)
         finally:
             ready.close()
         if self.skipped.size:
@@ -239,9 +244,19 @@ class Loader:
     ) -> NDArray[np.int32]:
         crops = self._crops
         if self._mode == "eval":
-            return evaluation_boxes(ids, frames, crops)
+            if self._rule is None:
+                return evaluation_boxes(ids, frames, crops)
+            asked = self._rule(ids, frames)
+            check_boxes(asked, ids, frames, size=crops.size, origin="rule")
+            return asked
         boxes = random_boxes(
-            ids, frames, size=crops.size, count=crops.random, seed=self._seed, epoch=epoch
+            ids,
+            frames,
+            size=crops.size,
+            count=crops.random,
+            seed=self._seed,
+            epoch=epoch,
+            pool=crops.pool,
         )
         if saliency is None:
             return boxes
@@ -249,7 +264,8 @@ class Loader:
         check_boxes(salient, ids, frames, size=crops.size, origin="saliency table")
         return np.concatenate([boxes, salient], axis=1)
 
-    def _batch(self, request: Request, crops: torch.Tensor, epoch: int) -> CropBatch:
+    def batch(self, request: Request, crops: torch.Tensor, epoch: int) -> CropBatch:
+        """What the loader yields for a request once its crops are there."""
         raw = self._set.samples.mos[request.ids]
         score = self._set.score
         unit = raw if score is None else score.to_unit(raw)

@@ -13,6 +13,7 @@ from pipeline.boxes import (
     check_boxes,
     evaluation_boxes,
     frame_sizes,
+    pool_boxes,
     random_boxes,
     scaled_sizes,
 )
@@ -188,3 +189,30 @@ def test_iou_counts_shared_pixels(corners: list[tuple[int, int]]) -> None:
     shared = (masks[:, None] & masks[None]).sum((2, 3))
     joined = (masks[:, None] | masks[None]).sum((2, 3))
     assert torch.allclose(box_iou(boxes)[0], shared / joined)
+
+
+@given(seed=st.integers(0, 2**31), epoch=st.integers(0, 99), count=st.integers(1, 6))
+def test_crops_from_a_pool_are_different_places_of_it(seed: int, epoch: int, count: int) -> None:
+    frames, ids = np.array([[400, 700], [300, 240]]), np.array([4, 9])
+    pool = pool_boxes(ids, frames, size=224, pool=6)
+    drawn = random_boxes(ids, frames, size=224, count=count, seed=seed, epoch=epoch, pool=6)
+    for places, boxes in zip(pool, drawn, strict=True):
+        indices = [int(np.flatnonzero((places == box).all(axis=1))[0]) for box in boxes]
+        assert len(set(indices)) == count
+    assert _inside(pool, frames, 224)
+
+
+def test_every_place_of_a_pool_is_drawn_equally_often() -> None:
+    frames, ids = np.array([[4000, 7000]]), np.array([4])
+    pool = pool_boxes(ids, frames, size=224, pool=6)[0]
+    hits = np.zeros(6)
+    for epoch in range(3000):
+        drawn = random_boxes(ids, frames, size=224, count=2, seed=1, epoch=epoch, pool=6)[0]
+        hits += (pool[:, None] == drawn).all(-1).any(-1)
+    # 1000 expected each; the deviation of a fair draw is 26.
+    assert np.all(np.abs(hits - 1000) < 130)
+
+
+def test_a_pool_smaller_than_the_draw_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"set crops\.pool to at least 10"):
+        CropConfig(random=10, pool=8)
