@@ -5,6 +5,7 @@ the others do not move when it is repaired; whoever iterates takes `ids()`, not 
 Columns of numbers of a large table are mapped from files that processes share (`columns.py`).
 """
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -273,27 +274,41 @@ class SampleTable:
 
     def _numpy(self, name: str) -> NDArray[Any]:
         if name not in self._columns:
-            try:
-                array = self._read(name)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise ShardError(
-                    f"{self.path_of_file}: column {name} is damaged ({error}); build again",
-                    exit_code=3,
-                ) from error
+            array = self._read(name)
             array.setflags(write=False)
             self._columns[name] = array
         return self._columns[name]
 
     def _read(self, name: str) -> NDArray[Any]:
         shape = (len(self), 32) if name == "sha256" else (len(self),)
-        mapped = None if name in _TEXTS else self._shared(name, shape, lambda: self._pieces(name))
-        return _to_numpy(self._file.read([name]).column(0), name) if mapped is None else mapped
+        with self._damage_named(name):
+            if name not in _TEXTS:
+                mapped = self._shared(name, shape, lambda: self._pieces(name))
+                if mapped is not None:
+                    return mapped
+            array = _to_numpy(self._file.read([name]).column(0), name)
+            # A damaged footer may lose rows without an error, and ids would be of others.
+            if array.shape != shape:
+                raise ValueError(f"{len(array):,} of {len(self):,} rows")
+            return array
 
     def _pieces(self, name: str) -> Iterator[NDArray[Any]]:
-        for batch in self.arrow([name]):
-            yield _to_numpy(batch.column(0), name)
+        # Named here: to whoever writes the pieces, an error of reading looks like one of writing.
+        with self._damage_named(name):
+            for batch in self.arrow([name]):
+                yield _to_numpy(batch.column(0), name)
         # Parquet's buffers are not needed again, and would count as this process's memory.
         pa.default_memory_pool().release_unused()
+
+    @contextlib.contextmanager
+    def _damage_named(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ShardError(
+                f"{self.path_of_file}: column {name} is damaged ({error}); build again",
+                exit_code=3,
+            ) from error
 
     def _shared(self, name: str, shape: tuple[int, ...], pieces: Pieces) -> NDArray[Any] | None:
         return None if self.files is None else self.files.make(name, _DTYPES[name], shape, pieces)

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 import tarfile
@@ -11,11 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from shards.columns import ColumnFiles
 from shards.datasets.agiqa3k import open_agiqa3k
 from shards.datasets.biq2021 import open_biq2021
 from shards.datasets.csiq import open_csiq
@@ -31,14 +34,16 @@ from shards.datasets.wds import open_wds
 from shards.errors import ShardError
 from shards.image import inspect
 from shards.manifest import decode
-from shards.read import open_set
-from shards.sample_table import SampleTable
+from shards.read import ShardSet, open_set
+from shards.sample_table import SCHEMA, SampleRow, SampleTable, to_arrow
+from shards.split import PARTS, load_split, make_splits, write_split
 from shards.tar import read_members
+from shards.write import build
 
-# Shared out over the seven tests below.
+# Shared out over the nine tests below.
 CASES = int(os.environ.get("LMCL_FUZZ_CASES", "500"))
 SOME = settings(
-    max_examples=max(10, -(-CASES // 7)),
+    max_examples=max(10, -(-CASES // 9)),
     deadline=5000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -150,6 +155,68 @@ def test_any_bytes_as_a_sample_table(fence: Path, data: bytes) -> None:
     (fence / "samples.parquet").write_bytes(data)
     with pytest.raises(ShardError):
         SampleTable(fence / "samples.parquet")
+
+
+def _table() -> bytes:
+    rows = [
+        SampleRow(
+            id=id, ok=id != 3, shard=0, offset=512 * id, size=100, width=9, height=8, codec="png",
+            mos=float(id), mos_std=0.5, group=f"g{id % 4}", group_key=id % 4, distortion="",
+            level=-1, subset="", part="train", path=f"{id}.png", sha256=bytes([id]) * 32,
+        )
+        for id in range(20)
+    ]  # fmt: skip
+    out = io.BytesIO()
+    pq.write_table(to_arrow(rows), out)
+    return out.getvalue()
+
+
+@SOME
+@given(data=damaged(_table()), shares=st.booleans())
+def test_any_damage_of_a_sample_table(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, shares: bool
+) -> None:
+    path = tmp_path_factory.mktemp("table") / "samples.parquet"
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ShardError):
+        patch.setattr("shards.sample_table.SHARED_FROM_ROWS", 0)
+        files = ColumnFiles([path.parent], "key") if shares else None
+        table = SampleTable(path, files)
+        for name in SCHEMA.names[1:]:
+            assert len(getattr(table, name)) == len(table)
+        assert table.ids().size <= len(table)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """Six pictures, and a split of them in `splits/`."""
+    root = tmp_path_factory.mktemp("labelled")
+    for id in range(6):
+        (root / f"{id}.png").write_bytes(_image("PNG"))
+    lines = [f"{id}.png,{id}" for id in range(6)]
+    (root / "labels.csv").write_text("\n".join(["path,score", *lines]) + "\n")
+    build(open_table(root / "labels.csv", images=root), root / "set", workers=1)
+    shard_set = open_set(root / "set")
+    write_split(root / "set", dataclasses.replace(make_splits(shard_set)[0], name="x"))
+    return shard_set
+
+
+@SOME
+@given(data=st.data())
+def test_any_damage_of_a_split(labelled: ShardSet, data: st.DataObject) -> None:
+    path = Path(labelled.root) / "splits" / "x.json"
+    whole = path.read_bytes()
+    sound = load_split(labelled, path)
+    broken = path.with_name("broken.json")
+    broken.write_bytes(data.draw(damaged(whole)))
+    try:
+        found = load_split(labelled, broken)
+    except ShardError:
+        return
+    # What passes has the ids that were drawn: they are under the hash.
+    assert [found.part(part).tolist() for part in PARTS] == [
+        sound.part(part).tolist() for part in PARTS
+    ]
 
 
 LABELS: tuple[tuple[str, Callable[[Path], object]], ...] = (
