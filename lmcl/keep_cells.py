@@ -38,8 +38,10 @@ from shards.read import ShardSet
 
 logger = logging.getLogger(__name__)
 
-_IMAGES = 8
-"""Images a forward pass while cells are made."""
+_IMAGES = 4
+"""Images a batch while cells are made."""
+_CROPS = 16
+"""Crops a forward pass: more of them and their maps no longer stay in a processor's cache."""
 
 
 def check_cells(student: QualityModel, *, pool: int | None, flip: bool) -> SqueezeLevels:
@@ -206,8 +208,9 @@ class CellMaker:
 
     @torch.no_grad()
     def _cells(self, batch: CropBatch) -> Float[Tensor, "n t c"]:
+        shown = inputs(batch.crops, self.pixels)
         with autocast(self.place.device, self.pixels.precision):
-            return self.stem.cells(inputs(batch.crops, self.pixels)).cpu().contiguous()
+            return torch.cat([self.stem.cells(part).cpu() for part in shown.split(_CROPS)])
 
     def _key(
         self,

@@ -110,16 +110,7 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
     if place.is_main:
         folder.claim(config, resume=bool(resume))
     accelerator.wait_for_everyone()
-    torch.manual_seed(config.train.seed)
-    student = QualityModel(
-        config.encoder,
-        config.decoder,
-        crop_size=config.crops.size,
-        view_size=config.saliency.view,
-    )
-    load_weights(student.encoder, config.encoder)
-    student.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    suit_attention(student.encoder, accelerator.device, _PRECISION[config.runtime.precision])
+    student = make_student(config, accelerator.device)
     teacher = Teacher(student, config.teacher)
     if config.runtime.micro_batch:
         check_divisible(student)
@@ -164,6 +155,21 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
         if state is None:
             folder.rewind_log(epoch=0, step=0)
     return run
+
+
+def make_student(config: Config, device: torch.device) -> QualityModel:
+    """The model of a run as it is before the first step, laid out as the device likes it."""
+    torch.manual_seed(config.train.seed)
+    student = QualityModel(
+        config.encoder,
+        config.decoder,
+        crop_size=config.crops.size,
+        view_size=config.saliency.view,
+    )
+    load_weights(student.encoder, config.encoder)
+    student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    suit_attention(student.encoder, device, _PRECISION[config.runtime.precision])
+    return student
 
 
 def _place(accelerator: Accelerator, config: Config, *, progress: bool) -> Place:

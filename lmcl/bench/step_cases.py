@@ -26,11 +26,9 @@ from lmcl.bench.stopwatch import Part, PeakMemory, Spent, Stopwatch, synchronize
 from lmcl.bench.workers import Workers
 from lmcl.checkpoint import Position
 from lmcl.config import Config
-from lmcl.encoders import load_weights
 from lmcl.engine import Run, teacher_looks, train_epoch, training_crops
 from lmcl.evaluate import Pixels, autocast
-from lmcl.model import QualityModel
-from lmcl.session import prepare
+from lmcl.session import make_student, prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +130,7 @@ class PlainLoop:
         self._clip = config.train.clip
         gc.collect()
         memory = PeakMemory(device)
-        self._model = make_model(config, device)
+        self._model = make_student(config, device)
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(),
             lr=config.schedule.lr,
@@ -212,25 +210,12 @@ class PlainCrops(Dataset[tuple[Tensor, float]]):
         return self._transform(image), label
 
 
-def make_model(config: Config, device: torch.device) -> QualityModel:
-    """The run's model, as it is before training."""
-    torch.manual_seed(config.train.seed)
-    model = QualityModel(
-        config.encoder,
-        config.decoder,
-        crop_size=config.crops.size,
-        view_size=config.saliency.view,
-    )
-    load_weights(model.encoder, config.encoder)
-    return model.to(device)
-
-
 def crop_flops(config: Config, device: torch.device) -> int:
     """Floating-point operations of the networks for one crop, forward and backward, as counted.
 
     What is done twice for want of memory is not counted: these are the model's operations.
     """
-    model = make_model(config, device)
+    model = make_student(config, device)
     side = config.crops.size
     with FlopCounterMode(display=False) as counter:
         output = model(torch.randn(1, 3, side, side, device=device))
