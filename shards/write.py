@@ -12,6 +12,7 @@ import importlib.metadata
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.budget import PIXELS_AT_ONCE, lock_file
+from shards.columns import COLUMNS
 from shards.engine import Engine, run_jobs
 from shards.errors import ShardError
 from shards.job import (
@@ -245,6 +247,9 @@ def remove_leftovers(store: Store, shards: Sequence[ShardInfo], name: str) -> No
         if ours.fullmatch(file) and file not in kept:
             store.remove(file)
     store.remove_folder(STATE)
+    if store.folder is not None:
+        # Of an earlier set in this folder: found by nobody any more, and large.
+        shutil.rmtree(store.folder / COLUMNS, ignore_errors=True)
 
 
 class _Labels:

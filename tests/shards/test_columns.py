@@ -115,6 +115,15 @@ def test_a_set_built_anew_is_not_answered_from_old_files(
     assert not old.exists()
 
 
+def test_a_build_removes_the_files_of_the_set_it_replaces(
+    large: ShardSet, table: Callable[..., DataSet], tmp_path: Path
+) -> None:
+    assert large.samples.mos.size == 12
+    shutil.rmtree(tmp_path / "mine")
+    build(table(9), large.root, workers=1, overwrite=True)
+    assert not (Path(large.root) / COLUMNS).exists()
+
+
 def test_a_file_that_was_not_finished_is_never_seen(tmp_path: Path) -> None:
     def pieces() -> Iterator[np.ndarray]:
         yield np.arange(3)
