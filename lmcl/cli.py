@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from lmcl.allocator import keep_freed_memory
 from lmcl.errors import LmclError
 
 _ELSEWHERE = {
@@ -164,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     # A run opens a loader for every pass; which decoder it took is said once, by the session.
     for noisy in ("accelerate", "httpx", "pipeline.loader", "timm", "torch", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    keep_freed_memory()
     with report_errors():
         cli.main(arguments, standalone_mode=False)
 

@@ -210,7 +210,7 @@ class CellMaker:
     def _cells(self, batch: CropBatch) -> Float[Tensor, "n t c"]:
         shown = inputs(batch.crops, self.pixels)
         with autocast(self.place.device, self.pixels.precision):
-            return torch.cat([self.stem.cells(part).cpu() for part in shown.split(_CROPS)])
+            return torch.cat([self.stem.cells(part).cpu() for part in torch.split(shown, _CROPS)])
 
     def _key(
         self,
