@@ -149,11 +149,12 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        wants_hub = self.objective.contrastive_weight > 0 and self.objective.hub == "salient"
+        hub = self.objective.hub
+        wants_hub = self.objective.contrastive_weight > 0 and hub != "random"
         if wants_hub and not self.crops.salient:
             raise ValueError(
-                "objective.hub = 'salient' needs the teacher's crop, but crops.salient is false; "
-                "set crops.salient = true or objective.hub = 'random'"
+                f"objective.hub = {hub!r} needs a crop beside the random ones, but crops.salient "
+                "is false; set crops.salient = true or objective.hub = 'random'"
             )
 
 

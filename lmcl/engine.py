@@ -40,7 +40,7 @@ from lmcl.sight import Seen, Sight
 from lmcl.stopping import InterruptedRunError, Stop
 from lmcl.teacher import Teacher
 from pipeline.batch import CropBatch
-from pipeline.boxes import CropConfig, SaliencyTable, box_iou
+from pipeline.boxes import CropConfig, SaliencyTable, box_iou, centre_boxes, frame_sizes
 from pipeline.loader import Loader
 from shards.read import ShardSet
 from shards.split import Split
@@ -135,7 +135,7 @@ def train(run: Run) -> None:
     with run.stop.patiently():
         for epoch in range(run.position.epoch, run.config.train.epochs):
             if training_crops(run.config).salient:
-                teacher_looks(run, epoch)
+                find_hubs(run, epoch)
             last = train_epoch(run, epoch)
             run.teacher.follow_epoch(run.core)
             validate(run, epoch, last)
@@ -143,6 +143,18 @@ def train(run: Run) -> None:
             save(run)
             if _anyone_asked_to_stop(run):
                 raise _stopped(run)
+
+
+def find_hubs(run: Run, epoch: int) -> None:
+    """Say where each training image's hub lies: where the teacher looks, or in the middle."""
+    if run.config.objective.hub == "salient":
+        teacher_looks(run, epoch)
+    elif run.saliency is None:
+        ids, samples = np.unique(run.split.part("train")), run.shard_set.samples
+        frames = frame_sizes(samples.height[ids], samples.width[ids], run.config.crops)
+        run.saliency = SaliencyTable(
+            ids=ids, boxes=centre_boxes(frames, size=run.config.crops.size)
+        )
 
 
 def teacher_looks(run: Run, epoch: int) -> None:

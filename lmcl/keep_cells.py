@@ -28,6 +28,7 @@ from lmcl.stems import SqueezeLevels
 from pipeline.batch import CropBatch
 from pipeline.boxes import (
     CropConfig,
+    centre_boxes,
     evaluation_boxes,
     frame_sizes,
     pool_boxes,
@@ -107,6 +108,8 @@ class CellMaker:
     stem: SqueezeLevels
     crops: CropConfig
     saliency: SaliencyConfig
+    has_centre: bool
+    """Whether crops in the middle are wanted (`objective.hub = "centre"`)."""
     pixels: Pixels
     place: Place
 
@@ -129,7 +132,10 @@ class CellMaker:
             salient = salient_places(
                 self._extent(ids), grid=grid, saliency=self.saliency, size=size
             )
-            return np.concatenate([drawn, salient], axis=1)
+            places = [drawn, salient]
+            if self.has_centre:
+                places.append(centre_boxes(frames, size=size)[:, None])
+            return np.concatenate(places, axis=1)
 
         return CellBanks(
             train=self._bank("eval", np.unique(train), self.crops, places),

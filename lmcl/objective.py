@@ -32,9 +32,9 @@ class ObjectiveConfig:
     """Put the positive into the denominator (InfoNCE) [paper: no]."""
     keys: Literal["student", "teacher"] = "student"
     """Whose embeddings rows are compared with [paper: student]."""
-    hub: Literal["salient", "random"] = "salient"
-    """What an image's crops are drawn to: the teacher's crop [paper], or one more random crop (the
-    paper's ablation)."""
+    hub: Literal["salient", "random", "centre"] = "salient"
+    """What an image's crops are drawn to: the teacher's crop [paper], one more random crop (the
+    paper's ablation), or the crop in the middle of the image [ours], which needs no teacher."""
     backend: Literal["auto", "triton", "chunked", "dense"] = "auto"
     """Which implementation of the loss; `auto`: fused on a GPU, chunked elsewhere."""
 

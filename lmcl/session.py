@@ -247,6 +247,7 @@ def _banks(
         stem=check_cells(student, pool=config.crops.pool, flip=config.train.flip),
         crops=config.crops,
         saliency=config.saliency,
+        has_centre=config.objective.hub == "centre",
         pixels=_pixels(config),
         place=place,
     )

@@ -107,6 +107,11 @@ def random_boxes(
     return np.take_along_axis(pool_boxes(ids, frames, size=size, pool=pool), drawn, axis=1)
 
 
+def centre_boxes(frames: Int64[np.ndarray, "b 2"], *, size: int) -> Int32[np.ndarray, "b 4"]:
+    """The box in the middle of each frame."""
+    return _boxes_at(((frames - size) // 2)[:, None], size)[:, 0]
+
+
 def pool_boxes(
     ids: Int64[np.ndarray, " b"], frames: Int64[np.ndarray, "b 2"], *, size: int, pool: int
 ) -> Int32[np.ndarray, "b pool 4"]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from lmcl.config import Config
-from lmcl.engine import step, train
+from lmcl.engine import find_hubs, step, train
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place, judge
 from lmcl.model import StudentOutput
@@ -21,6 +21,7 @@ from lmcl.predictions import read_csv
 from lmcl.release import load_model
 from lmcl.session import _check_data, fit, prepare
 from lmcl.stopping import InterruptedRunError
+from lmcl.teacher import Teacher
 from pipeline.boxes import SaliencyTable
 from shards.read import open_set
 from shards.split import load_split
@@ -336,3 +337,28 @@ def test_a_compiled_student_learns_what_a_plain_one_does(
         for name in ("false", "true")
     )
     assert plain == pytest.approx(compiled, rel=1e-3)
+
+
+def test_a_centre_hub_is_the_middle_crop_and_asks_no_teacher(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the teacher was asked")
+
+    monkeypatch.setattr(Teacher, "look", refuse)
+    run = prepare(tiny("objective.hub='centre'"), tmp_path / "run", resume="", progress=False)
+    find_hubs(run, 0)
+    samples, size = run.shard_set.samples, run.config.crops.size
+    batch = next(iter(run.loader.epoch(0, saliency=run.saliency)))
+    for id, box in zip(batch.ids.tolist(), batch.boxes[:, -1].tolist(), strict=True):
+        height, width = samples.height[id], samples.width[id]
+        assert box == [(height - size) // 2, (width - size) // 2, size, size]
+    train(run)
+    run.loader.close()
+
+
+def test_a_hub_needs_its_crop(tiny: Tiny) -> None:
+    for hub in ("salient", "centre"):
+        with pytest.raises(ConfigError, match=f"objective.hub = '{hub}' needs a crop"):
+            tiny("crops.salient=false", f"objective.hub='{hub}'")
+    assert not tiny("crops.salient=false", "objective.hub='random'").crops.salient
