@@ -227,17 +227,6 @@ def make_encoder(config: EncoderConfig, *, sizes: Sequence[int]) -> Encoder:
     return TimmEncoder(config, sizes=sizes)
 
 
-def suit_attention(encoder: Encoder, device: torch.device, precision: torch.dtype) -> None:
-    """Spell attention out in half precision on a CPU, else keep it fused; same up to rounding.
-
-    PyTorch's fused backward pass on a CPU takes 2.7 times as long in bfloat16; in float32 it is the
-    faster one and keeps no attention maps (decision 0006).
-    """
-    is_spelled_out = device.type == "cpu" and precision != torch.float32
-    for attention in encoder.attentions():
-        attention.fused_attn = not is_spelled_out  # type: ignore[assignment]
-
-
 def load_weights(encoder: Encoder, config: EncoderConfig) -> Literal["random", "file", "hub"]:
     """Fill the encoder with the weights its configuration names, and say where they came from.
 

@@ -20,14 +20,14 @@ from lmcl.checkpoint import (
     save_tensors,
 )
 from lmcl.config import Config, binding_differences, flatten, parse_config
-from lmcl.encoders import load_weights, suit_attention
+from lmcl.encoders import load_weights
 from lmcl.engine import Run, best_path, restore, train, training_crops
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place
 from lmcl.files import write_atomic
 from lmcl.journal import CollapseWatch, Journal
 from lmcl.keep_cells import CellMaker, check_cells
-from lmcl.model import MEAN, STD, QualityModel, keep_block_inputs_only
+from lmcl.model import MEAN, STD, QualityModel, keep_block_inputs_only, suit_attention
 from lmcl.outcome import Outcome, write_outcome
 from lmcl.runtime import RunFolder, describe_environment
 from lmcl.sight import Sight, check_divisible
@@ -168,7 +168,7 @@ def make_student(config: Config, device: torch.device) -> QualityModel:
     )
     load_weights(student.encoder, config.encoder)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    suit_attention(student.encoder, device, _PRECISION[config.runtime.precision])
+    suit_attention(student, device, _PRECISION[config.runtime.precision])
     return student
 
 

@@ -6,9 +6,9 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from lmcl.encoders import EncoderConfig, TimmEncoder, load_weights, make_encoder, suit_attention
+from lmcl.encoders import EncoderConfig, TimmEncoder, load_weights, make_encoder
 from lmcl.errors import ConfigError, LmclError
-from lmcl.model import DecoderConfig, QualityModel
+from lmcl.model import DecoderConfig, QualityModel, suit_attention
 
 TINY = EncoderConfig(name="vit_tiny_patch16_224", width=48, depth=3, heads=3, patch=8)
 CONV = EncoderConfig(name="conv-vit", width=48, depth=2, heads=3, patch=8)
@@ -65,7 +65,7 @@ def test_attention_is_what_the_layers_use() -> None:
 def test_attention_spelled_out_gives_what_the_fused_one_gives(config: EncoderConfig) -> None:
     model, crops = build(config), torch.randn(2, 3, 64, 64)
     fused = model(crops)
-    suit_attention(model.encoder, torch.device("cpu"), torch.bfloat16)
+    suit_attention(model, torch.device("cpu"), torch.bfloat16)
     assert not any(attention.fused_attn for attention in model.encoder.attentions())
     spelled = model(crops)
     torch.testing.assert_close(spelled.score, fused.score, atol=1e-5, rtol=1e-4)
