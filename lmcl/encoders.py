@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lmcl.errors import ConfigError, LmclError
 from lmcl.stems import Cells, PixelsOrCells, SqueezeLevels, small_stem
 
+_SUMMARY_HIDDEN = 512
 _BRANCH_SCALE = 0.1
 """LayerScale of the blocks above a stem: they start close to passing the stem's features on, which
 is what little data can use at once (docs/decisions/0006)."""
@@ -179,6 +180,15 @@ class ConvVit(Encoder):
         self.width = config.width or 192
         self.stem = stem
         self.project = nn.Linear(stem.channels, self.width)
+        self.about = (
+            nn.Sequential(
+                nn.Linear(stem.summary, _SUMMARY_HIDDEN),
+                nn.GELU(),
+                nn.Linear(_SUMMARY_HIDDEN, self.width),
+            )
+            if stem.summary
+            else None
+        )
         self.cls = nn.Parameter(torch.randn(1, 1, self.width) * 0.02)
         # Sines of full size would drown the features at first; where a crop lies matters little.
         self.position_scale = nn.Parameter(torch.full((1,), 0.1))
@@ -190,11 +200,13 @@ class ConvVit(Encoder):
 
     def tokens(self, pixels: PixelsOrCells) -> Float[Tensor, "n t d"]:
         """CLS and patch tokens."""
-        patches = self.project(self.stem(pixels))
+        cells, whole = self.stem(pixels)
+        patches = self.project(cells)
         grid = round(patches.shape[1] ** 0.5)
         patches = patches + self.position_scale * _positions(grid, self.width, patches)
-        # CLS starts as the mean of what it will look at: it is about this crop from the first step.
-        cls = self.cls.to(patches.dtype) + patches.mean(dim=1, keepdim=True)
+        # CLS starts with what is known of the crop: it is about this crop from the first step.
+        about = self.about(whole)[:, None] if self.about else patches.mean(dim=1, keepdim=True)
+        cls = self.cls.to(patches.dtype) + about
         out = torch.cat([cls, patches], dim=1)
         for block in self.blocks:
             out = block(out)

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from lmcl.encoders import Encoder, EncoderConfig, make_encoder
-from lmcl.stems import PixelsOrCells
+from lmcl.stems import PixelsOrCells, at_least_float32
 
 MEAN = (0.485, 0.456, 0.406)
 """Channel means of ImageNet, RGB in [0, 1]: what pretrained encoders expect."""
@@ -68,7 +68,7 @@ class QualityModel(nn.Module):
     def forward(self, pixels: PixelsOrCells) -> StudentOutput:
         """Embeddings and scores of crops; both leave autocast in float32."""
         tokens = self.encoder.tokens(pixels)
-        embedding = functional.normalize(_at_least_float32(tokens[:, 0]), dim=-1)
+        embedding = functional.normalize(at_least_float32(tokens[:, 0]), dim=-1)
         return StudentOutput(embedding, self.panel(tokens))
 
 
@@ -102,7 +102,7 @@ class AttentionPanel(nn.Module):
         with sdpa_kernel(SDPBackend.MATH) if self.spells_attention_out else nullcontext():
             opinions = self.norm(self.layer(queries, tokens[:, 1:]))
         with torch.autocast(tokens.device.type, enabled=False):
-            votes = self.head(_at_least_float32(opinions))
+            votes = self.head(at_least_float32(opinions))
         return _MIDDLE + votes.mean(dim=1)[:, 0]  # type: ignore[no-any-return]
 
 
@@ -127,8 +127,3 @@ def keep_block_inputs_only(encoder: Encoder) -> None:
     """
     for block in encoder.layers():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-
-def _at_least_float32(values: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Out of autocast's half precision; float64 stays what it is."""
-    return values if values.dtype == torch.float64 else values.float()
