@@ -153,13 +153,23 @@ class TimmEncoder(Encoder):
         self.width = int(self.vit.embed_dim)
 
     @property
+    def is_half(self) -> bool:
+        """Whether its weights are bfloat16 (`keep_in_half`)."""
+        return bool(self.vit.cls_token.dtype == torch.bfloat16)
+
+    @property
     def prefix(self) -> int:
         """CLS, and registers where the model has them."""
         return int(self.vit.num_prefix_tokens)
 
     def tokens(self, pixels: PixelsOrCells) -> Float[Tensor, "n t d"]:
         """CLS and patch tokens; register tokens are dropped."""
-        out: Tensor = self.vit.forward_features(pixels)
+        if self.is_half:
+            # Autocast would take every norm back to float32, and each product to bfloat16 again.
+            with torch.autocast(pixels.device.type, enabled=False):
+                out: Tensor = self.vit.forward_features(pixels.bfloat16()).float()
+        else:
+            out = self.vit.forward_features(pixels)
         if self.prefix == 1:
             return out
         return torch.cat([out[:, :1], out[:, self.prefix :]], dim=1)

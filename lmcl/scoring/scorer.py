@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lmcl.errors import LmclError
+from lmcl.model import keep_in_half
 from lmcl.release import ReleasedModel, load_model
 from lmcl.saliency import best_window, window_to_box
 from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
@@ -110,6 +111,8 @@ class Scorer:
         self.device = torch.device(device)
         # Channels-last changes which convolution is picked; it must be the same on every day.
         self.model = released.model.eval().requires_grad_(False).to(self.device)
+        if precision == "bfloat16":
+            keep_in_half(self.model, self.device)
         self.fingerprint = fingerprint
         self._one_large = threading.Lock()
         score = released.card.score

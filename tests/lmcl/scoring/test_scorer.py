@@ -7,10 +7,13 @@ from PIL import Image
 
 import lmcl
 from lmcl.api import load
+from lmcl.encoders import EncoderConfig
 from lmcl.errors import LmclError
 from lmcl.release import ScoreScale
 from lmcl.scoring.scorer import MOST_PIXELS, Scorer
 from pipeline.boxes import CropConfig
+
+VIT = EncoderConfig(name="vit_tiny_patch16_224", width=48, depth=2, heads=3)
 
 
 def test_the_three_lines_of_the_readme(model_folder: Path, photos: Path) -> None:
@@ -58,14 +61,19 @@ def test_the_score_does_not_depend_on_the_number_of_threads(scorer, photos) -> N
     assert abs(found[0] - found[1]) <= 1e-5 * 100
 
 
-def test_bfloat16_stays_near_float32_and_repeats_exactly(model_folder, photos) -> None:
+@pytest.mark.parametrize("encoder", [None, VIT], ids=["conv-vit", "timm"])
+def test_bfloat16_stays_near_float32_and_repeats_exactly(
+    tmp_path, make_model, photos, encoder
+) -> None:
+    folder = make_model(tmp_path / "m", **({"encoder": encoder} if encoder else {}))
     files = sorted(photos.glob("*.jpg"))
-    exact = load(model_folder, device="cpu")
-    fast = load(model_folder, device="cpu", precision="bfloat16")
+    exact = load(folder, device="cpu")
+    fast = load(folder, device="cpu", precision="bfloat16")
     scores = fast.score(files)
     assert scores == [fast.score(f) for f in files]
     assert scores != exact.score(files)
     np.testing.assert_allclose(scores, exact.score(files), atol=2.0)  # of a range of 100
+    assert fast.details(files[0]).salient is not None
 
 
 def test_a_dmos_model_answers_in_its_own_direction(tmp_path, make_model, photos, scorer) -> None:
