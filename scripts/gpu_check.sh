@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything this project wants to know of a GPU, in calls of at most ten minutes. No network.
 #
-#   scripts/gpu_check.sh FOLDER [kernels|loader|step|score|all] [--rehearse]
+#   scripts/gpu_check.sh FOLDER [kernels|loader|step|score|photos|all] [--rehearse]
 #
 # kernels  correctness of every configuration first, then compute-sanitizer, the targets, the loss's
 #          share of a training step, all baselines, a profile, other tiles, a CUDA graph, counters.
@@ -10,23 +10,27 @@
 #          beside DALI's reader; pixels and scores by decoder.        These three need DALI and
 # step     whole training steps of ViT-S/16 by batch size, beside the usual loop.   webdataset too:
 # score    `lmcl score` beside the bare model.                                   docs/kernels.md.
+# photos   training on real photographs: squeezenet-vit, a ViT-S/16 from scratch, the ablation ladder
+#          with five seeds. Needs a packed set, and no DALI. Runs lie in GPU_CHECK_RUNS
+#          (build/photos-runs), one folder per version of code, set and stem; they go on too.
 #
 # What a call does not finish the next one goes on with: give the same FOLDER. It holds at most
 # eight files: JSON lines per part, log.txt, about.txt, summary.txt. --rehearse does the same steps,
 # tiny, on a CPU (kernels interpreted). GPU_CHECK_SECONDS: the call's time, 570 unless told.
-# GPU_CHECK_MODEL: a released model for the scores by decoder. PYTHON: the interpreter.
+# GPU_CHECK_MODEL: a released model for the scores by decoder. GPU_CHECK_PHOTOS: the packed set
+# (build/photos). GPU_CHECK_STEM: SqueezeNet weights, .npz (random). PYTHON: the interpreter.
 #
 # Exit code: 0 all done, correct, and every target met; 1 something wrong or missed (summary.txt);
 # 2 wrong arguments or nothing to run on; 3 time was up, call again.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
-usage="usage: scripts/gpu_check.sh FOLDER [kernels|loader|step|score|all] [--rehearse]"
+usage="usage: scripts/gpu_check.sh FOLDER [kernels|loader|step|score|photos|all] [--rehearse]"
 folder="" part="" rehearse=""
 for argument in "$@"; do
     case $argument in
         --rehearse) rehearse=--rehearse ;;
-        kernels | loader | step | score | all) part=$argument ;;
+        kernels | loader | step | score | photos | all) part=$argument ;;
         -*) echo "$argument: no such option; $usage" >&2; exit 2 ;;
         *) [ -z "$folder" ] || { echo "$argument: no such part; $usage" >&2; exit 2; }
            folder=$argument ;;
@@ -34,12 +38,13 @@ for argument in "$@"; do
 done
 [ -n "$folder" ] || { echo "$usage" >&2; exit 2; }
 parts=${part:-all}
-[ "$parts" = all ] && parts="kernels loader step score"
+[ "$parts" = all ] && parts="kernels loader step score photos"
 
 python=${PYTHON:-python3}
 # A rehearsal has nobody waiting for its machine, and may share a slow one.
 patience=1 call_s=570
 [ -n "$rehearse" ] && patience=6 call_s=3600
+photos=${GPU_CHECK_PHOTOS:-build/photos}
 deadline=$((SECONDS + ${GPU_CHECK_SECONDS:-$call_s}))
 mkdir -p "$folder" && folder=$(cd "$folder" && pwd) || exit 2
 log=$folder/log.txt
@@ -51,6 +56,9 @@ if [ -n "$rehearse" ]; then export TRITON_INTERPRET=1; else unset TRITON_INTERPR
 version_of() {
     local files=(scripts/gpu_check.sh scripts/gpu_check_book.py kernels/*.py lmcl/bench/contrastive*.py)
     if [ "$1" = kernels ]; then files+=(scripts/gpu_check_kernels.py)
+    elif [ "$1" = photos ]; then
+        files+=(scripts/gpu_check_photos.py shards/*.py pipeline/*.py lmcl/*.py lmcl/{metrics,sweep}/*.py
+                configs/biq2021-small.toml configs/paper/base.toml configs/ablations/{base,ladder/*}.toml)
     else files+=(scripts/gpu_check_loader.py pipeline/*.py lmcl/*.py lmcl/bench/*.py); fi
     echo "$1 $(cat "${files[@]}" | sha256sum | cut -c1-16) ${rehearse:-gpu}"
 }
@@ -66,9 +74,6 @@ if [ ! -f "$folder/about.txt" ]; then
       "$python" -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
     } >"$folder/about.txt" 2>>"$log"
 fi
-for current in $parts; do
-    grep -qs "^$current " "$folder/about.txt" || version_of "$current" >>"$folder/about.txt"
-done
 
 wrong=() unfinished=() skipped=()
 
@@ -172,12 +177,33 @@ score() {
     done
 }
 
+photos() {
+    local root=${GPU_CHECK_RUNS:-build/photos-runs} packed=$photos stem=${GPU_CHECK_STEM:-} runs check run
+    # Runs outlive the folder, so it is their place that says what they are of.
+    if [ -n "$rehearse" ]; then
+        root=${GPU_CHECK_RUNS:-$work/photos-runs} packed=$root/demo
+        runs=$root/$(version_of photos | sha256sum | cut -c1-16)
+    else
+        runs=$root/$({ version_of photos; cat "$packed/manifest.json" "$packed"/splits/*.json ${stem:+"$stem"}
+            } | sha256sum | cut -c1-16)
+    fi
+    check=("$python" -W ignore scripts/gpu_check_photos.py --book "$folder/photos.jsonl"
+           --photos "$packed" --runs "$runs" ${stem:+--stem "$stem"} $rehearse)
+    for run in squeezenet-vit vit-s ladder; do
+        plain_step $run 570 "${check[@]}" $run
+        # A ladder that was stopped has finished runs too.
+        "${check[@]}" lines >>"$log" 2>&1 || wrong+=("photos/lines")
+    done
+}
+
 for current in $parts; do
-    if ! sentence=$("$python" -W ignore scripts/gpu_check_needs.py "$current" $rehearse 2>&1); then
+    if ! sentence=$("$python" -W ignore scripts/gpu_check_needs.py "$current" $rehearse --photos "$photos" 2>&1); then
         echo "$sentence" | tee -a "$log"
         skipped+=("$current")
         continue
     fi
+    # A part that was left out may be tried again when the code is another.
+    grep -qs "^$current " "$folder/about.txt" || version_of "$current" >>"$folder/about.txt"
     case $current in step) step_part ;; *) $current ;; esac
 done
 [ "${skipped[*]}" = "$parts" ] && exit 2

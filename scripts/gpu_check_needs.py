@@ -2,21 +2,44 @@
 
 import argparse
 import importlib.util
+import os
+from pathlib import Path
 
 KERNELS = ("torch", "triton", "numpy", "click", "tqdm", "jaxtyping")
 DATA = (*KERNELS, "torchvision", "PIL", "pyarrow", "fsspec", "msgspec", "nvidia.dali", "webdataset")
 MODEL = (*DATA, "timm", "accelerate", "safetensors", "scipy")
+TRAINING = (
+    *KERNELS, "torchvision", "PIL", "pyarrow", "fsspec", "msgspec", "timm", "accelerate",
+    "safetensors", "scipy", "tomli_w",
+)  # fmt: skip
 NEEDS = {
     "kernels": KERNELS,
     "loader": MODEL,
     "step": (*MODEL, "tomli_w"),
     "score": MODEL,
+    "photos": TRAINING,
 }
 
 
 def missing(part: str) -> list[str]:
     """Packages by import name."""
     return [name for name in NEEDS[part] if not _is_there(name)]
+
+
+def missing_files(photos: Path, stem: str) -> str:
+    """What the part `photos` lacks beside packages, as a sentence; empty if nothing."""
+    if not (photos / "manifest.json").is_file() or not list((photos / "splits").glob("*.json")):
+        return (
+            f"photos: {photos} holds no packed set with a split; where the photographs are, "
+            f"`lmcl-shard build biq2021 FOLDER --output {photos}` and `lmcl-shard split {photos} "
+            "--protocol official --val-fraction 0` make it: carry it here (GPU_CHECK_PHOTOS names "
+            "another folder)"
+        )
+    if stem and not Path(stem).is_file():
+        return (
+            f"photos: GPU_CHECK_STEM names {stem}, which is not there; unset it for random weights"
+        )
+    return ""
 
 
 def _is_there(name: str) -> bool:
@@ -31,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=list(NEEDS))
     parser.add_argument("--rehearse", action="store_true", help="No GPU is needed.")
+    parser.add_argument("--photos", type=Path, default=Path("build/photos"), help="Packed set.")
     asked = parser.parse_args()
     lacks = missing(asked.part)
     if lacks:
@@ -39,6 +63,11 @@ def main() -> None:
             "says and set PYTHONPATH"
         )
         raise SystemExit(1)
+    if asked.part == "photos" and not asked.rehearse:
+        sentence = missing_files(asked.photos, os.environ.get("GPU_CHECK_STEM", ""))
+        if sentence:
+            print(sentence)
+            raise SystemExit(1)
     import torch
 
     if not asked.rehearse and not torch.cuda.is_available():

@@ -6,6 +6,7 @@ that has lines counts as missed.
 
 import argparse
 import operator
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,10 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "times the usual loop, crops/s": (">=", 8),
     },
     "score": {},
+    "photos": {
+        "squeezenet-vit, SRCC on the test part": (">=", 0.79),
+        "squeezenet-vit, SRCC within ss02": (">=", 0.45),
+    },
 }
 
 
@@ -101,6 +106,18 @@ def step(lines: list[Figures], *, rehearsed: bool) -> dict[str, float]:
     return figures
 
 
+def photos(lines: list[Figures], *, rehearsed: bool) -> dict[str, float]:
+    """Rank correlations of squeezenet-vit, whose targets are those of its pretrained stem."""
+    run = next((line for line in lines if line.get("step") == "squeezenet-vit"), None)
+    if run is None or run["weights"] == "random":
+        return {}
+    found = {
+        "squeezenet-vit, SRCC on the test part": run["srcc"],
+        "squeezenet-vit, SRCC within ss02": run["subsets"].get("ss02", {}).get("srcc"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def report(part: str, lines: list[Figures], *, rehearsed: bool) -> bool:
     """Print a part's verdicts; True if nothing is wrong and every target is met."""
     wrong = [line for line in lines if line.get("wrong")]
@@ -112,11 +129,15 @@ def report(part: str, lines: list[Figures], *, rehearsed: bool) -> bool:
     for line in lines:
         if line.get("left_out") and not line.get("wrong"):
             print(f"left out: {part}/{line['step']}/{line['key']}: {line['left_out']}")
-        if "images_per_s" in line:
+        if part == "loader" and "images_per_s" in line:
             print(f"loader, {line['key']}: {line['images_per_s']:.0f} images/s")
         if part == "score" and line.get("case") == "lmcl_score":
             _print_score(line)
-    reader = {"kernels": kernels, "loader": loader, "step": step}.get(part)
+        if part == "photos" and "srcc" in line and line["step"] != "ladder":
+            _print_run(line)
+    if part == "photos":
+        _print_ladder([line for line in lines if line.get("step") == "ladder"])
+    reader = {"kernels": kernels, "loader": loader, "step": step, "photos": photos}.get(part)
     figures = reader(lines, rehearsed=rehearsed) if reader else {}
     met = True
     for name, (sign, bound) in TARGETS[part].items():
@@ -134,6 +155,37 @@ def _print_score(line: Figures) -> None:
     rate = line["median"] / params["crops"]
     hours = MILLION / rate / 3600
     print(f"score, {params['precision']}: {rate:.1f} images/s, {hours:.2f} h for a million images")
+
+
+def _print_run(line: Figures) -> None:
+    subsets = ", ".join(f"{name} {_four(one['srcc'])}" for name, one in line["subsets"].items())
+    print(
+        f"photos, {line['step']} ({line['weights']} weights, {line['epochs']} epochs of "
+        f"{line['trained_on']}): SRCC {_four(line['srcc'])}, PLCC {_four(line['plcc'])} on "
+        f"{line['n']} of {line['set']}; {line['seconds']:.0f} s, "
+        f"{line['images_per_s']:.0f} images/s"
+    )
+    if subsets:
+        print(f"photos, {line['step']}, SRCC within: {subsets}")
+
+
+def _print_ladder(lines: list[Figures]) -> None:
+    rungs: dict[str, list[Figures]] = {}
+    for line in lines:
+        if line["srcc"] is not None and line["plcc"] is not None:
+            rungs.setdefault(line["key"].split("/")[0], []).append(line)
+    for name, runs in sorted(rungs.items()):
+        values = [run["srcc"] for run in runs]
+        rate = statistics.mean(run["images_per_s"] for run in runs)
+        print(
+            f"photos, ladder {name}: SRCC {_four(statistics.mean(values))} in the mean of "
+            f"{len(runs)} seeds [{_four(min(values))} .. {_four(max(values))}], "
+            f"PLCC {_four(statistics.mean(run['plcc'] for run in runs))}; {rate:.0f} images/s"
+        )
+
+
+def _four(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
 
 
 def main() -> None:

@@ -60,6 +60,141 @@ def test_the_other_parts_are_rehearsed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) <= 8
 
 
+@pytest.mark.timeout(600)
+def test_training_on_photographs_is_rehearsed(tmp_path: Path) -> None:
+    folder, runs = tmp_path / "out", tmp_path / "runs"
+    done = check(folder, "photos", "--rehearse", GPU_CHECK_RUNS=str(runs), GPU_CHECK_STEM="")
+    assert done.returncode == 0, done.stdout + (folder / "log.txt").read_text()[-3000:]
+    results = lines(folder / "photos.jsonl")
+    assert {line["finished"] for line in results if "finished" in line} == {
+        "squeezenet-vit", "vit-s", "ladder",
+    }  # fmt: skip
+    found = {(line["step"], line["key"]): line for line in results if "step" in line}
+    assert {key: line["encoder"] for key, line in found.items()} == {
+        ("squeezenet-vit", "run"): "squeezenet-vit",
+        ("vit-s", "run"): "deit3_small_patch16_224",
+        ("ladder", "0-baseline/seed-0"): "squeezenet-vit",
+        ("ladder", "4-intra-class/seed-0"): "squeezenet-vit",
+    }
+    for line in found.values():
+        assert line["weights"] == "random"
+        assert line["seconds"] > 0
+        assert line["images_per_s"] > 0
+        subsets = line["subsets"].values()
+        for figures in (line, *subsets):
+            assert -1 <= figures["srcc"] <= 1
+            assert -1 <= figures["plcc"] <= 1
+        assert sum(one["n"] for one in subsets) == line["n"] == 10
+    # The runs themselves stay where the next call finds them, not in the folder that travels.
+    assert len(list(runs.glob("*/ladder/*/seed-0/report.html"))) == 2
+    assert {path.name for path in folder.iterdir()} == {
+        "about.txt", "log.txt", "photos.jsonl", "summary.txt",
+    }  # fmt: skip
+    summary = (folder / "summary.txt").read_text()
+    assert "photos, ladder 4-intra-class: SRCC" in summary
+    assert "the figures above mean nothing" in summary
+
+
+def test_without_a_packed_set_it_says_how_to_make_one(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    done = check(tmp_path / "out", "photos", GPU_CHECK_PHOTOS=str(photos))
+    assert done.returncode == 2
+    assert f"{photos} holds no packed set with a split" in done.stdout
+    assert f"`lmcl-shard build biq2021 FOLDER --output {photos}`" in done.stdout
+    # It can be carried there later: the folder does not yet belong to a version of this part.
+    assert "photos" not in (tmp_path / "out" / "about.txt").read_text()
+
+
+def test_a_stem_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "splits").mkdir()
+    for name in ("manifest.json", "splits/official.json"):
+        (tmp_path / name).write_text("{}")
+    needs = module("gpu_check_needs", monkeypatch)
+    sentence = needs["missing_files"](tmp_path, str(tmp_path / "stem.npz"))
+    assert f"GPU_CHECK_STEM names {tmp_path / 'stem.npz'}, which is not there" in sentence
+    assert not needs["missing_files"](tmp_path, "")
+
+
+def test_the_ladder_is_the_whole_one_with_five_seeds_and_the_same_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = module("gpu_check_photos", monkeypatch)["command"]
+    (tmp_path / "splits").mkdir()
+    for name in ("70-10-20-seed123-00", "official"):
+        (tmp_path / "splits" / f"{name}.json").write_text("{}")
+    settings = {"photos": tmp_path, "runs": tmp_path, "stem": tmp_path / "a.npz"}
+    one, ladder = (
+        command(run, **settings, rehearsed=False) for run in ("squeezenet-vit", "ladder")
+    )
+    assert "data.split=official" in one
+    assert not [word for word in one if word.startswith("train.epochs")]
+    assert str(ROOT / "configs" / "ablations" / "ladder") in ladder
+    assert ladder[ladder.index("--over") :][:4] == ["--over", "seeds", "--count", "5"]
+    assert one[one.index("--set") :] == ladder[ladder.index("--set") :]
+
+
+def test_finished_runs_are_written_down_once_and_unfinished_ones_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = module("gpu_check_photos", monkeypatch)
+    book = photos["Book"](tmp_path / "photos.jsonl")
+    figures = {"n": 6, "srcc": 0.8, "plcc_raw": 0.81}
+    for seed in (0, 1):
+        folder = tmp_path / "runs" / "ladder" / "0-baseline" / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        (folder / "config.toml").write_text(
+            '[encoder]\nname = "squeezenet-vit"\nweights = "a/b.npz"\n[train]\nepochs = 2\n'
+        )
+        metrics = {**figures, "subsets": {"ss02": {**figures, "srcc": 0.4}}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        protocol = {"set": "s", "split": "official", "split_hash": "0", "train_seconds": 4.0}
+        (folder / "protocol.json").write_text(json.dumps({**protocol, "counts": {"train": 9}}))
+        steps = [
+            {"event": "step", "epoch": epoch, "images": 4, "data_wait": 0.2 * epoch, "time_s": t}
+            for epoch, t in ((0, 1.0), (0, 2.0), (1, 3.0), (1, 4.0))
+        ]
+        log = "".join(json.dumps(one) + "\n" for one in [*steps, {"event": "epoch", "epoch": 1}])
+        (folder / "log.jsonl").write_text(log)
+    (folder.parent / "seed-0" / "report.html").touch()
+    for _ in range(2):
+        photos["write_lines"](book, tmp_path / "runs")
+        (line,) = book.lines()
+    assert (line["step"], line["key"], line["weights"]) == ("ladder", "0-baseline/seed-0", "b.npz")
+    assert line["subsets"] == {"ss02": {"n": 6, "srcc": 0.4, "plcc": 0.81}}
+    assert (line["images_per_s"], line["data_wait"]) == (4.0, pytest.approx(0.1))
+
+
+@pytest.mark.parametrize(
+    ("weights", "srcc", "verdicts"),
+    [
+        ("a.npz", 0.8, ["0.8 (target >= 0.79): met", "0.4 (target >= 0.45): MISSED"]),
+        ("a.npz", 0.78, ["0.78 (target >= 0.79): MISSED", "0.4 (target >= 0.45): MISSED"]),
+        # The targets are those of a pretrained stem.
+        ("random", 0.8, ["not measured (target >= 0.79): MISSED", "not measured (target >= 0.45)"]),
+    ],
+)
+def test_photographs_are_judged_by_the_targets(
+    weights: str, srcc: float, verdicts: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    summary = module("gpu_check_summary", monkeypatch)
+    line = {
+        "step": "squeezenet-vit", "key": "run", "weights": weights, "epochs": 12, "set": "biq2021",
+        "trained_on": 2400, "n": 600, "srcc": srcc, "plcc": 0.81, "seconds": 90.0,
+        "images_per_s": 320.0, "subsets": {"ss02": {"n": 200, "srcc": 0.4, "plcc": 0.4}},
+    }  # fmt: skip
+    rungs = [
+        {**line, "step": "ladder", "key": f"0-baseline/seed-{seed}", "srcc": 0.7 + 0.02 * seed}
+        for seed in range(2)
+    ]
+    assert not summary["report"]("photos", [line, *rungs], rehearsed=False)
+    printed = capsys.readouterr().out
+    assert f"SRCC {srcc:.4f}, PLCC 0.8100 on 600 of biq2021; 90 s, 320 images/s" in printed
+    assert "ladder 0-baseline: SRCC 0.7100 in the mean of 2 seeds [0.7000 .. 0.7200]" in printed
+    for name, verdict in zip(("on the test part", "within ss02"), verdicts, strict=True):
+        assert f"squeezenet-vit, SRCC {name}: {verdict}" in printed
+
+
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = check(tmp_path, "kernels")
     assert done.returncode == 2
