@@ -133,9 +133,10 @@ def test_workers_of_a_build_decode_huge_pictures_in_turns(tmp_path: Path) -> Non
             lambda: build(dataset, tmp_path / name, workers=3, size=size, pixels_at_once=pixels)
         )
 
-    free, bound = pack("free", 200 * MEGA), pack("bound", 40 * MEGA)
-    # A picture of 36 megapixels is 144 MB decoded: three at once, or one.
-    assert free - bound > 144 * MEGA
+    pack("free", 200 * MEGA)
+    # A picture of 36 megapixels is 144 MB decoded. How many of three workers' pictures meet without
+    # a bound is chance (350 to 500 MB); with it there is never a second one.
+    assert pack("bound", 40 * MEGA) < 2 * 144 * MEGA
     for path in sorted((tmp_path / "free").iterdir()):
         assert path.read_bytes() == (tmp_path / "bound" / path.name).read_bytes()
 
