@@ -204,6 +204,7 @@ class CellMaker:
                         dtype=_bits(cells).dtype,
                         shape=(len(ids), *cells.shape[1:]),
                     )
+                    _take_room(temporary, path)
                 values[np.searchsorted(ids, batch.ids.cpu()[keep].numpy())] = _bits(cells)
             if values is None:
                 raise LmclError(f"{path}: no image to make cells of", exit_code=3)
@@ -242,6 +243,19 @@ class CellMaker:
     def _extent(self, ids: NDArray[np.int64]) -> Int64[np.ndarray, "n 2"]:
         samples = self.shard_set.samples
         return scaled_sizes(samples.height[ids], samples.width[ids], self.crops.max_side)
+
+
+def _take_room(temporary: Path, path: Path) -> None:
+    """A full disk is a sentence now; in the middle of a mapped file it would be a fatal signal."""
+    size = temporary.stat().st_size
+    try:
+        with temporary.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise LmclError(
+            f"{path}: the cells take {size / 1e9:.1f} GB, and there is no room for them ({error}); "
+            "set runtime.cells to a folder on a larger disk, or to '' to see pixels"
+        ) from error
 
 
 def _wait(place: Place) -> None:

@@ -159,3 +159,27 @@ def test_a_place_that_was_not_kept_is_named() -> None:
     for ids, asked in (([4], box), ([9], box), ([5], box + 1)):
         with pytest.raises(LmclError, match=rf"sample {ids[0]}"):
             bank.find(np.array(ids), asked)
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+    tiny: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    config = _frozen(tiny, f"runtime.cells='{tmp_path / 'cells'}'")
+    with pytest.raises(LmclError, match="no room for them .*No space left"):
+        fit(config, tmp_path / "run", progress=False)
+    assert list((tmp_path / "cells").iterdir()) == []
+
+
+def test_a_resumed_run_on_kept_cells_ends_in_the_same_bits(
+    tiny: ConfigMaker, tmp_path: Path
+) -> None:
+    config = _frozen(tiny, f"runtime.cells='{tmp_path / 'cells'}'", "runtime.checkpoint_steps=1")
+    fit(config, tmp_path / "whole", progress=False)
+    before_the_last = sorted((tmp_path / "whole" / "checkpoints").glob("epoch-*.pt"))[0]
+    assert "epoch-0001" in before_the_last.name
+    fit(config, tmp_path / "again", resume=str(before_the_last), progress=False)
+    assert np.array_equal(_scores(tmp_path / "whole"), _scores(tmp_path / "again"))
