@@ -169,7 +169,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
 
     monkeypatch.setattr("os.posix_fallocate", full)
     config = _frozen(tiny, f"runtime.cells='{tmp_path / 'cells'}'")
-    with pytest.raises(LmclError, match="no room for them .*No space left"):
+    with pytest.raises(LmclError, match=r"no room for them .*No space left"):
         fit(config, tmp_path / "run", progress=False)
     assert list((tmp_path / "cells").iterdir()) == []
 
