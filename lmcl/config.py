@@ -54,6 +54,9 @@ class TrainConfig:
     """AdamW's moving averages [family]."""
     clip: float = 5.0
     """Gradient norm beyond which gradients are scaled down [family]; 0 = never."""
+    start_from: str = ""
+    """A model folder (`<run>/model`) whose weights the student starts from; empty: those of
+    `encoder.weights`. On the set it was trained on, the split must be its own (decision 0010)."""
     stem_lr_scale: float = 1.0
     """Learning rate of a convolutional stem relative to the rest; below 1 for pretrained stems."""
     seed: int = 0
@@ -155,6 +158,12 @@ class Config:
             raise ValueError(
                 f"objective.hub = {hub!r} needs a crop beside the random ones, but crops.salient "
                 "is false; set crops.salient = true or objective.hub = 'random'"
+            )
+        if self.train.start_from and self.encoder.weights:
+            raise ValueError(
+                f"train.start_from = {self.train.start_from!r} and encoder.weights = "
+                f"{self.encoder.weights!r} both say which weights the run starts from; set one of "
+                "them to ''"
             )
 
 

@@ -31,6 +31,7 @@ from lmcl.model import MEAN, STD, QualityModel, keep_block_inputs_only, suit_att
 from lmcl.outcome import Outcome, write_outcome
 from lmcl.runtime import RunFolder, describe_environment
 from lmcl.sight import Sight, check_divisible
+from lmcl.start_from import start_from_model
 from lmcl.stopping import stop_on_signals
 from lmcl.teacher import Teacher
 from lmcl.trackers import Trackers
@@ -83,7 +84,8 @@ def plan(config: Config, output: Path) -> str:
         f"set {shard_set.name} in {shard_set.root}, split {split.name}: {counts}\n"
         f"{config.train.epochs} epochs x {steps} steps x {config.train.batch_size} images x "
         f"{views} crops of {crops.size} px\n"
-        f"encoder {config.encoder.name}, weights {config.encoder.weights or 'random'}\n"
+        f"encoder {config.encoder.name}, weights "
+        f"{config.train.start_from or config.encoder.weights or 'random'}\n"
         f"run folder {output}"
     )
 
@@ -111,6 +113,7 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
         folder.claim(config, resume=bool(resume))
     accelerator.wait_for_everyone()
     student = make_student(config, accelerator.device)
+    start_from_model(student, config, shard_set=shard_set, split=split)
     teacher = Teacher(student, config.teacher)
     if config.runtime.micro_batch:
         check_divisible(student)
