@@ -5,22 +5,28 @@ can say where CLS looked in its last layers. Attention weights are computed only
 the training forward keeps the fused attention.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
 from jaxtyping import Float
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import Attention, AttentionRope, build_sincos2d_pos_embed
 from timm.models import load_checkpoint, load_pretrained
+from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Block, checkpoint_filter_fn
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from lmcl.errors import ConfigError, LmclError
 from lmcl.stems import Cells, PixelsOrCells, SqueezeLevels, small_stem
 
+_HEARD = (Attention, AttentionRope, EvaAttention)
+"""Attention modules whose queries and keys reach one fused call a layer, and no mask with them."""
 _SUMMARY_HIDDEN = 512
 _BRANCH_SCALE = 0.1
 """LayerScale of the blocks above a stem: they start close to passing the stem's features on, which
@@ -88,20 +94,9 @@ class Encoder(nn.Module):
                 f"saliency.layers is {layers}, but the encoder has {len(modules)} layers; "
                 f"set saliency.layers to at most {len(modules)}"
             )
-        seen: list[Tensor] = []
-        hooks = [
-            module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-            for module in modules[-layers:]
-        ]
-        try:
+        with _fused(modules), _ClsRows() as seen:
             self.tokens(pixels)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        maps = [
-            _cls_row(module, inputs) for module, inputs in zip(modules[-layers:], seen, strict=True)
-        ]
-        patches = torch.stack(maps).mean(dim=0)[:, self.prefix :]
+        patches = torch.stack(seen.rows[-layers:]).mean(dim=0)[:, self.prefix :]
         grid = round(patches.shape[1] ** 0.5)
         return patches.reshape(-1, grid, grid)
 
@@ -133,10 +128,16 @@ class TimmEncoder(Encoder):
                 f"encoder.name = {config.name!r}: timm {timm.__version__} has no such model "
                 f"({error}); try one of {', '.join(hint)}, or squeezenet-vit"
             ) from error
-        except (TypeError, AssertionError) as error:
+        except TypeError as error:
             raise ConfigError(
-                f"encoder.name = {config.name!r} at {sizes[0]} pixels: {error}; only vision "
-                "transformers whose patch divides the crop size can be used"
+                f"encoder.name = {config.name!r} is none of timm's plain vision transformers "
+                f"({error}); choose a vit_, deit or eva02 model, e.g. deit3_small_patch16_224"
+            ) from error
+        except AssertionError as error:
+            raise ConfigError(
+                f"encoder.name = {config.name!r} at {sizes[0]} pixels with {changes}: timm refuses "
+                f"these sizes ({error}); encoder.width must be a multiple of the heads, and "
+                "crops.size one of the patch"
             ) from error
         side = self.vit.patch_embed.patch_size[0] if hasattr(self.vit, "patch_embed") else 1
         if any(size % side for size in sizes):
@@ -150,7 +151,18 @@ class TimmEncoder(Encoder):
                 f"encoder.name = {config.name!r} has no CLS token, and the teacher's saliency is "
                 "CLS attention; choose a ViT with one, e.g. deit3_small_patch16_224"
             )
-        self.width = int(self.vit.embed_dim)
+        if not all(isinstance(getattr(block, "attn", None), _HEARD) for block in self.vit.blocks):
+            raise ConfigError(
+                f"encoder.name = {config.name!r} has blocks without an attention that can be "
+                "listened to, and the teacher's saliency is CLS attention; choose a plain ViT, "
+                "e.g. deit3_small_patch16_224"
+            )
+        self.width, heads = int(self.vit.embed_dim), self.vit.blocks[0].attn.num_heads
+        if self.width % heads:
+            raise ConfigError(
+                f"encoder.name = {config.name!r} has {heads} heads and a width of {self.width}; "
+                "set encoder.width to a multiple of encoder.heads"
+            )
 
     @property
     def is_half(self) -> bool:
@@ -282,15 +294,44 @@ def load_weights(encoder: Encoder, config: EncoderConfig) -> Literal["random", "
     return "file"
 
 
-def _cls_row(attention: nn.Module, inputs: Float[Tensor, "n t d"]) -> Float[Tensor, "n t"]:
-    """Attention of CLS to all tokens, mean over heads, in float32."""
-    batch, length, _ = inputs.shape
-    heads, scale = attention.num_heads, attention.scale
-    qkv = attention.qkv(inputs).reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)  # type: ignore[operator]
-    query, key = attention.q_norm(qkv[0]), attention.k_norm(qkv[1])  # type: ignore[operator]
-    logits = (query[:, :, :1].float() * scale) @ key.float().transpose(-2, -1)
-    row: Tensor = logits.softmax(dim=-1)[:, :, 0].mean(dim=1)
-    return row
+class _ClsRows(TorchFunctionMode):
+    """Listens to the attention of every layer: where CLS looks, mean over heads, in float32.
+
+    Queries and keys are taken as the layer hands them over: what it does to them before (rotary
+    positions, biases kept apart, norms) differs from model to model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Float[Tensor, "n t"]] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Call `func`; where it is attention, keep its first row."""
+        if func is functional.scaled_dot_product_attention:
+            query, key = args[:2]
+            scaled = query[:, :, :1].float() * query.shape[-1] ** -0.5
+            row = (scaled @ key.float().transpose(-2, -1)).softmax(dim=-1)
+            self.rows.append(row[:, :, 0].mean(dim=1))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _fused(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Attention in one call, in which it can be listened to, also where it is spelled out."""
+    before = [module.fused_attn for module in modules]
+    for module in modules:
+        module.fused_attn = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module, was in zip(modules, before, strict=True):
+            module.fused_attn = was
 
 
 def _positions(grid: int, width: int, like: Tensor) -> Float[Tensor, "t d"]:

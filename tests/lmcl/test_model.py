@@ -6,7 +6,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from lmcl.encoders import EncoderConfig, TimmEncoder, load_weights, make_encoder
+from lmcl.encoders import EncoderConfig, load_weights, make_encoder
 from lmcl.errors import ConfigError, LmclError
 from lmcl.model import DecoderConfig, QualityModel, suit_attention
 
@@ -16,6 +16,14 @@ SQUEEZE = EncoderConfig(name="squeezenet-vit", width=48, depth=2, heads=3)
 REGISTERS = EncoderConfig(name="vit_small_patch14_reg4_dinov2", width=48, depth=2, heads=3, patch=8)
 ALL = pytest.mark.parametrize(
     "config", [TINY, CONV, SQUEEZE, REGISTERS], ids=lambda config: config.name
+)
+EVA02 = EncoderConfig(name="eva02_tiny_patch14_224", width=48, depth=2, heads=3, patch=8)
+DINOV3 = EncoderConfig(name="vit_small_patch16_dinov3_qkvb", width=48, depth=2, heads=3, patch=8)
+ROPE = EncoderConfig(name="vit_small_patch16_rope_224", width=48, depth=2, heads=3, patch=8)
+ROTARY_TOO = pytest.mark.parametrize(
+    "config",
+    [TINY, CONV, REGISTERS, EVA02, DINOV3, ROPE],
+    ids=lambda config: config.name,
 )
 
 
@@ -40,25 +48,26 @@ def test_attention_is_a_share_of_cls_over_the_patches(config: EncoderConfig) -> 
     assert (maps.flatten(1).sum(dim=1) < 1).all()
 
 
-def test_attention_is_what_the_layers_use() -> None:
-    """Rebuilt CLS rows, applied to the values, give the attention module's own output."""
-    encoder = build(TINY).encoder
-    assert isinstance(encoder, TimmEncoder)
-    attention, seen = encoder.attentions()[-1], {}
-    attention.register_forward_hook(lambda _m, inputs, out: seen.update(x=inputs[0], out=out))
-    encoder.tokens(torch.randn(1, 3, 64, 64))
-    x = seen["x"]
-    qkv = attention.qkv(x).reshape(1, x.shape[1], 3, 3, 16).permute(2, 0, 3, 1, 4)
-    weights = ((qkv[0] * attention.scale) @ qkv[1].transpose(-2, -1)).softmax(dim=-1)
-    mixed = attention.proj((weights @ qkv[2]).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(mixed[:, 0], seen["out"][:, 0], atol=1e-5, rtol=1e-4)
-    images = torch.randn(1, 3, 64, 64)
-    maps = encoder.cls_attention(images, layers=1)
+@pytest.mark.parametrize("is_fused", [True, False], ids=["fused", "spelled-out"])
+@ROTARY_TOO
+def test_attention_is_what_the_layers_use(config: EncoderConfig, is_fused: bool) -> None:
+    """CLS rows are those that reach the dropout of each layer when it is spelled out."""
+    encoder = build(config).encoder
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.add_(torch.randn_like(weight) * 0.3)  # biases, which begin at zero, count too
+    used: list[torch.Tensor] = []
+    for attention in encoder.attentions():
+        attention.attn_drop.register_forward_hook(lambda _m, inputs, _out: used.append(inputs[0]))
+        attention.fused_attn = False
+    images = torch.randn(2, 3, 64, 64)
     encoder.tokens(images)
-    x = seen["x"]
-    qkv = attention.qkv(x).reshape(1, x.shape[1], 3, 3, 16).permute(2, 0, 3, 1, 4)
-    weights = ((qkv[0] * attention.scale) @ qkv[1].transpose(-2, -1)).softmax(dim=-1)
-    torch.testing.assert_close(maps.flatten(1), weights.mean(dim=1)[:, 0, 1:])
+    expected = torch.stack(used[-2:]).mean(dim=(0, 2))[:, 0, encoder.prefix :]
+    for attention in encoder.attentions():
+        attention.fused_attn = is_fused
+    maps = encoder.cls_attention(images, layers=2)
+    torch.testing.assert_close(maps.flatten(1), expected)
+    assert {attention.fused_attn for attention in encoder.attentions()} == {is_fused}
 
 
 @ALL
@@ -143,6 +152,19 @@ def test_no_constructor_touches_the_network(monkeypatch: pytest.MonkeyPatch) -> 
         pytest.param({"name": "vit_gigantic_none"}, "vit_", id="unknown"),
         pytest.param({"name": "resnet18"}, "resnet18", id="no-transformer"),
         pytest.param({"name": "vit_base_patch16_siglip_224"}, "CLS", id="no-cls-token"),
+        pytest.param({"name": "beit_base_patch16_224"}, "none of timm's plain", id="beit"),
+        pytest.param({"name": "cait_s24_224"}, "none of timm's plain", id="cait"),
+        pytest.param(
+            {"name": "vit_dpwee_patch16_reg1_gap_256"}, "CLS attention", id="two-attentions"
+        ),
+        pytest.param(
+            {"name": "vit_tiny_patch16_224", "width": 50}, "multiple of the heads", id="odd-heads"
+        ),
+        pytest.param(
+            {"name": "eva02_tiny_patch14_224", "width": 50, "patch": 8},
+            "multiple of encoder.heads",
+            id="odd-heads-eva",
+        ),
         pytest.param({"name": "conv-vit", "patch": 12}, "patch", id="odd-patch"),
         pytest.param({"name": "squeezenet-vit", "frozen": 99}, "frozen", id="frozen-too-many"),
         pytest.param({"name": "conv-vit", "frozen": 1}, "frozen", id="frozen-elsewhere"),
