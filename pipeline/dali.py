@@ -18,8 +18,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from pipeline.dali_feed import Flow, Inputs
-from pipeline.dali_graph import Decode, build_graph, decodes_rows_only
-from pipeline.errors import PipelineError
+from pipeline.dali_graph import Decode, build_graph, decode_alone, decodes_rows_only
+from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.prepare import frame_pixels
 from pipeline.request import Request, ViewSpec
 from pipeline.source import Source
@@ -52,6 +52,7 @@ class DaliBackend:
         self._spec = spec
         self._prefetch = prefetch
         self._device = device
+        self._decode: Decode = decode
         self._rows_only = decodes_rows_only(spec, decode)
         self._graph_of = functools.partial(
             build_graph,
@@ -165,17 +166,38 @@ class DaliBackend:
             for one, reason in _find_damaged(request, encoded, self._spec)
         ]
         if not wrong:
-            return PipelineError(
-                f"DALI failed on a batch whose images all decode otherwise: {_tail(error)}; try "
-                'loader.backend = "torch" and report the message'
-            )
+            return self._explain_singly(error, flow)
         first, reason = wrong[0]
         more = f" ({len(wrong) - 1} more in the same batches)" if len(wrong) > 1 else ""
         return PipelineError(
-            f"{self._source.describe(first)}: {reason}{more}; run `lmcl-shard verify --deep`, or "
-            'set loader.on_error = "skip" to leave damaged images out',
+            f"{self._source.describe(first)}: {reason}{more}; run `lmcl-shard verify --deep`; "
+            f"{LEAVE_OUT}",
             exit_code=3,
             ids=tuple(one for one, _ in wrong),
+        )
+
+    def _explain_singly(self, error: Exception, flow: "Flow") -> PipelineError:
+        """Pillow decodes everything that was in flight: ask DALI itself, one image at a time."""
+        way_out = 'set runtime.backend = "torch" (of a Loader: backend="torch")'
+        for request, inputs in flow.in_flight():
+            for row, data in enumerate(inputs.encoded):
+                try:
+                    decode_alone(data, device=self._device, decode=self._decode)
+                except RuntimeError as refusal:
+                    one = int(request.ids[row])
+                    return PipelineError(
+                        f"{self._source.describe(one)}: DALI cannot decode it, though Pillow can: "
+                        f"{_tail(refusal)}; store the image anew and pack the set again, or "
+                        f"{way_out}",
+                        exit_code=3,
+                        ids=(one,),
+                    )
+        ids = tuple(int(one) for request, _ in flow.in_flight()[:1] for one in request.ids)
+        where = f" of {self._source.describe(ids[0])} and {len(ids) - 1} more" if ids else ""
+        return PipelineError(
+            f"DALI failed on the batch{where}, though it decodes each image alone: {_tail(error)}; "
+            f"{way_out} and report the message",
+            ids=ids,
         )
 
     def close(self) -> None:
@@ -198,4 +220,6 @@ def _find_damaged(request: Request, inputs: Inputs, spec: ViewSpec) -> Iterator[
 
 def _tail(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # DALI ends with this as often as it was asked again.
+    lines = [line for line in lines if not line.startswith("Current pipeline object")]
     return " ".join(lines[-3:])[:300]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from pipeline.dali_feed import Feed
 from pipeline.request import ViewSpec
@@ -55,6 +56,28 @@ def _decoded(encoded: Any, decode: Decode) -> Any:
 
     # Fancy upsampling is the CPU decoder's way with chroma; the GPU's default is another.
     return fn.decoders.image(encoded, device=decode, jpeg_fancy_upsampling=True)
+
+
+def decode_alone(
+    data: UInt8[np.ndarray, " _size"], *, device: torch.device, decode: Decode
+) -> None:
+    """Decode one image with a pipeline of its own; costs milliseconds, so only after a failure.
+
+    Raises:
+        RuntimeError: What DALI says about it.
+    """
+    from nvidia.dali import Pipeline, fn, types
+
+    pipe = Pipeline(
+        batch_size=1,
+        num_threads=1,
+        device_id=(device.index or 0) if device.type == "cuda" else None,
+        prefetch_queue_depth=1,
+    )
+    with pipe:
+        encoded = fn.external_source(source=lambda: [data], dtype=types.UINT8, ndim=1)
+        pipe.set_outputs(_decoded(encoded, decode))
+    pipe.run()
 
 
 def decodes_rows_only(spec: ViewSpec, decode: Decode) -> bool:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pipeline.errors import PipelineError
 from pipeline.png16 import decode_png16
+from shards.png import find_png_damage
 
 
 def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -32,8 +33,12 @@ def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            if opened.format == "PNG" and _bit_depth(data) == 16:
-                return _narrow_png16(data, opened)
+            if opened.format == "PNG":
+                # Pillow would decode over what makes DALI's decoder stop.
+                if damage := find_png_damage(data):
+                    raise PipelineError(f"not a readable image ({damage})", exit_code=3)
+                if _bit_depth(data) == 16:
+                    return _narrow_png16(data, opened)
             # In place: otherwise Pillow copies the image even if nothing is to be turned.
             ImageOps.exif_transpose(opened, in_place=True)
             return _to_rgb(opened)
@@ -57,7 +62,7 @@ def _bit_depth(png: bytes) -> int:
 
 
 def _narrow_png16(data: bytes, opened: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    # Pillow reads the file first and finds what is wrong with it, checksums included.
+    # Pillow reads the file first and finds what else is wrong with it.
     opened.load()
     wide = decode_png16(data).astype(np.int64)
     narrow = ((wide + 128) // 257).astype(np.uint8)

@@ -1,5 +1,11 @@
 """What goes wrong between a shard and a batch."""
 
+LEAVE_OUT = (
+    'training leaves damaged images of the train part out with runtime.on_error = "skip", a Loader '
+    'with on_error="skip"'
+)
+"""The way out that every error about an image names."""
+
 
 class PipelineError(Exception):
     """The data, a shard or a decoder is not what the loader was promised.

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError
+from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.source import Source
 from shards.read import ShardSet
 
@@ -64,7 +64,7 @@ def usable_ids(
     elif not usable.all():
         raise PipelineError(
             f"{shard_set.name}: sample {ids[~usable][0]} was rejected when the set was built "
-            '(rejected.jsonl); make the split again, or set loader.on_error = "skip"',
+            f"(rejected.jsonl); make the split again; {LEAVE_OUT}",
             exit_code=3,
         )
     if not usable.any():

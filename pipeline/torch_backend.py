@@ -16,7 +16,7 @@ from PIL import __version__ as _pillow_version
 from torch import Tensor
 
 from pipeline.decode import resize_rgb
-from pipeline.errors import PipelineError
+from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.prepare import frame_pixels
 from pipeline.request import Request, ViewSpec
 from pipeline.source import Source
@@ -96,8 +96,8 @@ class TorchBackend:
             )
         except PipelineError as error:
             raise PipelineError(
-                f"{self._source.describe(one)}: {error}; run `lmcl-shard verify --deep`, or set "
-                'loader.on_error = "skip" to leave damaged images out',
+                f"{self._source.describe(one)}: {error}; run `lmcl-shard verify --deep`; "
+                f"{LEAVE_OUT}",
                 exit_code=3,
                 ids=(one,),
             ) from error

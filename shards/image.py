@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from shards.budget import Decoding, unbounded
 from shards.errors import ShardError
+from shards.png import find_png_damage
 
 MAX_PIXELS = 256_000_000
 """Larger images are refused before decoding: a small PNG can claim to be terabytes."""
@@ -64,6 +65,9 @@ def inspect(
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_OPENERS) as image:
                 refuse_by_header(image, where, max_pixels)
+                # Pillow would decode over it; the OSError becomes the sentence below.
+                if image.format == "PNG" and (damage := find_png_damage(data)):
+                    raise OSError(damage)
                 codec = _CODECS[str(image.format)]
                 width, height = image.size
                 with decoding(width * height):

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def _damage(shard_set: ShardSet, id: int, how: str) -> None:
         tar.write(filler[keep:])
 
 
+def _flip(shard_set: ShardSet, shard: int, at: int) -> None:
+    """Change one bit of a shard."""
+    path = Path(shard_set.root) / shard_set.manifest.shards[shard].name
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("how", ["garbage", "truncated", "header"])
 @pytest.mark.parametrize("id", [4, 5], ids=["jpeg", "png"])
@@ -65,6 +74,44 @@ def test_a_damaged_image_is_named(packed: ShardSet, backend: str, how: str, id: 
         list(loader.epoch(0))
     assert caught.value.exit_code == 3
     assert caught.value.ids == (id,)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_png_whose_checksum_does_not_fit_is_named_by_both_backends(
+    packed: ShardSet, backend: str
+) -> None:
+    table = packed.samples
+    end = int(table.offset[5]) + int(table.size[5])
+    _flip(packed, 0, end - 13)
+    place = r"toy: sample 5 \(image 5\.png\), member toy-00000005\.png of toy-000000\.tar"
+    with (
+        _loader(packed, backend) as loader,
+        pytest.raises(PipelineError, match=place + ".*checksum of the IDAT chunk") as caught,
+    ):
+        list(loader.epoch(0))
+    assert caught.value.ids == (5,)
+    assert "runtime.on_error" in str(caught.value)
+
+
+def test_an_image_that_dali_alone_refuses_is_found_by_trying_one_after_the_other(
+    pack: Pack, photograph: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    images = [(f"{one}.png", encode(photograph(97, 131, seed=one), "PNG")) for one in range(6)]
+    # Image data without the checksum that zlib ends with, in a chunk whose own checksum fits.
+    data = images[2][1]
+    at = data.index(b"IDAT") - 4
+    body = data[at + 8 : at + 8 + int.from_bytes(data[at : at + 4], "big") - 4]
+    chunk = len(body).to_bytes(4, "big") + b"IDAT" + body
+    images[2] = ("2.png", data[:at] + chunk + zlib.crc32(chunk[4:]).to_bytes(4, "big") + data[-12:])
+    shard_set = pack(images)
+    with (
+        _loader(shard_set, "dali") as loader,
+        pytest.raises(PipelineError, match="DALI cannot decode it, though Pillow can") as caught,
+    ):
+        list(loader.epoch(0))
+    assert caught.value.ids == (2,)
+    assert r"toy: sample 2 (2.png), member toy-00000002.png of toy-000000.tar" in str(caught.value)
+    assert 'runtime.backend = "torch"' in str(caught.value)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

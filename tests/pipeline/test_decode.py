@@ -217,6 +217,52 @@ def test_a_png_with_a_bad_checksum_is_an_error_and_no_crash() -> None:
         decode_rgb(bytes(data))
 
 
+def _reworked(png: bytes, change: Callable[[bytes, bytes], bytes]) -> bytes:
+    """A PNG whose chunks went through `change(kind, whole chunk)`."""
+    out, at = png[:8], 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        out += change(png[at + 4 : at + 8], png[at:end])
+        at = end
+    return out
+
+
+def _spoil(chunk: bytes) -> bytes:
+    return chunk[:-1] + bytes([chunk[-1] ^ 1])
+
+
+_UNKNOWN = b"\0\0\0\0ABCD" + struct.pack(">I", zlib.crc32(b"ABCD"))
+PNG_DAMAGE = {
+    "checksum": lambda kind, chunk: _spoil(chunk) if kind == b"IDAT" else chunk,
+    "no-end": lambda kind, chunk: b"" if kind == b"IEND" else chunk,
+    "half-an-end": lambda kind, chunk: chunk[:-2] if kind == b"IEND" else chunk,
+    "unknown": lambda kind, chunk: _UNKNOWN + chunk if kind == b"IDAT" else chunk,
+}
+PNG_ODDITIES = {
+    "checksum-of-the-end": lambda kind, chunk: _spoil(chunk) if kind == b"IEND" else chunk,
+    "bytes-after-the-end": lambda kind, chunk: chunk + b"more" if kind == b"IEND" else chunk,
+}
+
+
+@pytest.mark.parametrize("damage", PNG_DAMAGE)
+def test_a_png_that_dali_cannot_decode_is_an_error_of_pillow_s_rule_too(
+    damage: str, photograph: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    data = _reworked(encode(photograph(64, 64), "PNG"), PNG_DAMAGE[damage])
+    with pytest.raises(PipelineError, match=r"not a readable image.*(chunk|IEND)"):
+        decode_rgb(data)
+    with pytest.raises(RuntimeError, match=r"ecod|nvImageCodec"):
+        _decode_with_dali(data)
+
+
+@pytest.mark.parametrize("oddity", PNG_ODDITIES)
+def test_what_is_odd_about_a_png_and_hurts_neither_decoder_is_let_be(
+    oddity: str, photograph: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    data = _reworked(encode(photograph(64, 64), "PNG"), PNG_ODDITIES[oddity])
+    assert np.array_equal(decode_rgb(data), _decode_with_dali(data))
+
+
 def test_padding_mirrors_without_repeating_the_edge() -> None:
     row = np.arange(4, dtype=np.uint8)
     image = np.broadcast_to(row[None, :, None], (9, 4, 3)).copy()

@@ -61,6 +61,18 @@ def test_a_truncated_image_is_refused_by_name(
         inspect(data[: int(len(data) * kept)], where="here")
 
 
+def test_a_png_whose_image_data_fail_their_checksum_is_refused_though_pillow_decodes_it(
+    picture: Callable[..., bytes],
+) -> None:
+    data = bytearray(picture(codec="png", height=64, width=64))
+    # The last chunk takes 12 bytes; before it stands the checksum of the image data.
+    data[-13] ^= 1
+    Image.open(io.BytesIO(data)).load()
+    with pytest.raises(ShardError, match=r"here: .*checksum of the IDAT chunk at byte") as caught:
+        inspect(bytes(data), where="here")
+    assert caught.value.exit_code == 3
+
+
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"<html>not found</html>"])
 def test_what_is_no_image_is_refused_with_its_first_bytes(data: bytes) -> None:
     with pytest.raises(ShardError, match="not a JPEG, PNG, BMP or WebP image"):

@@ -1,0 +1,35 @@
+"""Whether a PNG's chunks are whole, by the rule of the stricter of the two decoders.
+
+libpng, which DALI decodes with, refuses a critical chunk that is unknown or whose checksum does not
+fit, and a file that ends before its last chunk. Pillow decodes them without a word, so they are
+looked for here.
+"""
+
+import zlib
+
+_SIGNATURE_BYTES = 8
+_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+
+
+def find_png_damage(data: bytes) -> str:
+    """What is wrong with the chunks of a PNG; empty if nothing is.
+
+    Chunks that a decoder may do without, and whatever follows the end, are not looked at.
+    """
+    view, at = memoryview(data), _SIGNATURE_BYTES
+    while at + 12 <= len(data):
+        size, kind = int.from_bytes(view[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 12 + size
+        if end > len(data):
+            break
+        if kind == b"IEND":
+            return ""
+        name = f"{kind.decode('latin-1')} chunk at byte {at}"
+        # A capital first letter: no decoder may leave the chunk out.
+        if kind[:1].isupper():
+            if kind not in _CRITICAL:
+                return f"the {name} is of an unknown kind"
+            if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+                return f"the checksum of the {name} does not fit"
+        at = end
+    return f"the PNG ends in or before the chunk at byte {at}, without its IEND chunk"
