@@ -130,7 +130,7 @@ def train(run: Run) -> None:
 
     Raises:
         InterruptedRunError: If a signal asked the run to stop; a checkpoint was written.
-        LmclError: If the loss is not finite; the batch's keys are saved.
+        LmclError: If the loss or its gradient is not finite; the batch's keys are saved.
     """
     with run.stop.patiently():
         for epoch in range(run.position.epoch, run.config.train.epochs):
@@ -223,14 +223,15 @@ def step(run: Run, batch: CropBatch) -> StepOutput:
         # The contrastive term is one value over all ranks, so all of them stop here.
         raise _not_finite(run, batch, tuple(range(run.place.world_size)), "contrastive")
     run.sight.learn(batch, seen, terms.loss)
-    grad_norm = None
-    if run.config.train.clip:
-        norm = run.accelerator.clip_grad_norm_(run.student.parameters(), run.config.train.clip)
-        grad_norm = float(norm)
+    grad_norm = _clip(run)
+    # Ranks hold the same gradient, so all of them stop here. A scaler expects overflows, skips them.
+    if run.accelerator.scaler is None and not math.isfinite(grad_norm):
+        raise _not_finite(run, batch, tuple(range(run.place.world_size)), "gradient")
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.teacher.follow_step(run.core, steps_per_epoch=run.loader.steps)
-    return StepOutput(terms=terms, agreed=agreed, lr=lr, grad_norm=grad_norm)
+    shown = grad_norm if run.config.train.clip else None
+    return StepOutput(terms=terms, agreed=agreed, lr=lr, grad_norm=shown)
 
 
 def agree(run: Run, batch: CropBatch, seen: Seen) -> Agreement:
@@ -362,6 +363,16 @@ def _set_rate(run: Run, batch: CropBatch) -> float:
     return rate
 
 
+def _clip(run: Run) -> float:
+    """Scale the gradient down to `train.clip`, if there is one; its norm before."""
+    if run.config.train.clip:
+        return float(
+            run.accelerator.clip_grad_norm_(run.student.parameters(), run.config.train.clip)
+        )
+    found = [value.grad for value in run.student.parameters() if value.grad is not None]
+    return float(torch.nn.utils.get_total_norm(found))
+
+
 def _anyone_asked_to_stop(run: Run) -> bool:
     asked = torch.tensor(float(run.stop.asked), device=run.place.device)
     return bool(run.accelerator.reduce(asked, reduction="sum") > 0)
@@ -381,10 +392,11 @@ def _not_finite(run: Run, batch: CropBatch, broken: tuple[int, ...], term: str) 
             run.folder.root / f"nonfinite-rank{run.place.rank}.txt",
             "\n".join(map(str, batch.ids.tolist())) + "\n",
         )
+    what = term if term == "gradient" else f"{term} term"
     ranks = ", ".join(map(str, broken))
     files = ", ".join(f"nonfinite-rank{rank}.txt" for rank in broken)
     return LmclError(
-        f"{run.folder.root}: the {term} term is not finite at epoch {batch.epoch}, step "
+        f"{run.folder.root}: the {what} is not finite at epoch {batch.epoch}, step "
         f"{batch.step}, rank {ranks}; the sample ids of the batch are in {files}. Lower "
         "schedule.lr or raise objective.temperature, set runtime.precision = 'no', or look at "
         "these images with `lmcl-shard verify --deep`"

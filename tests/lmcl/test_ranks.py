@@ -102,12 +102,14 @@ def test_ranks_together_have_the_gradient_of_one_process(
 
 
 def test_an_accident_on_one_rank_stops_all_and_is_named(demo_set: Path, tmp_path: Path) -> None:
-    start(2, tmp_path, demo_set, "accident")
-    messages = [(tmp_path / f"message-{rank}.txt").read_text() for rank in range(2)]
-    for message in messages:
+    start(2, tmp_path, demo_set, "accident", "gradient-accident")
+    for rank in range(2):
+        message = (tmp_path / f"accident-{rank}.txt").read_text()
         assert "the l1 term is not finite at epoch 0, step 0, rank 1;" in message
-    assert not (tmp_path / "run" / "nonfinite-rank0.txt").exists()
-    assert len((tmp_path / "run" / "nonfinite-rank1.txt").read_text().split()) == 6
+        message = (tmp_path / f"gradient-accident-{rank}.txt").read_text()
+        assert "the gradient is not finite at epoch 0, step 0, rank 0, 1;" in message
+    assert not (tmp_path / "accident" / "nonfinite-rank0.txt").exists()
+    assert len((tmp_path / "accident" / "nonfinite-rank1.txt").read_text().split()) == 6
 
 
 @pytest.mark.parametrize(
@@ -194,16 +196,18 @@ def gradient(run: Run, at: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def meet_accident(folder: Path, shards: Path) -> None:
-    run = prepare(make_config(shards), folder / "run", resume="", progress=False)
+def meet_accident(folder: Path, shards: Path, name: str) -> None:
+    run = prepare(make_config(shards), folder / name, resume="", progress=False)
     teacher_looks(run, 0)
     run.student.train()
     batch = next(iter(run.loader.epoch(0, saliency=run.saliency)))
-    if run.place.rank == 1:
+    if run.place.rank == 1 and name == "gradient-accident":
+        run.core.panel.head.weight.register_hook(lambda gradient: gradient * torch.nan)
+    elif run.place.rank == 1:
         batch = dataclasses.replace(batch, mos=torch.full_like(batch.mos, torch.nan))
     with pytest.raises(LmclError) as error:
         step(run, batch)
-    (folder / f"message-{run.place.rank}.txt").write_text(str(error.value))
+    (folder / f"{name}-{run.place.rank}.txt").write_text(str(error.value))
     run.loader.close()
 
 
@@ -241,8 +245,8 @@ def main(folder: Path, shards: Path, scenarios: list[str]) -> None:
         if name == "gradients":
             faulthandler.cancel_dump_traceback_later()
             save_gradients(folder, shards)
-        elif name == "accident":
-            meet_accident(folder, shards)
+        elif name.endswith("accident"):
+            meet_accident(folder, shards, name)
         elif name == "resume":
             stop_or_go_on(folder, shards)
         else:

@@ -203,6 +203,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(
     assert len(ids) == 12
 
 
+@pytest.mark.parametrize("clip", [5.0, 0.0])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_a_weight(
+    tiny: Tiny, tmp_path: Path, clip: float
+) -> None:
+    run = prepare(tiny(f"train.clip={clip}"), tmp_path / "nan", resume="", progress=False)
+    run.core.panel.head.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(LmclError, match="the gradient is not finite at epoch 0, step 0, rank 0"):
+        train(run)
+    run.loader.close()
+    assert all(weight.isfinite().all() for weight in run.core.parameters())
+    assert not list(run.folder.checkpoints.iterdir())
+    assert len((tmp_path / "nan" / "nonfinite-rank0.txt").read_text().split()) == 12
+
+
 @pytest.mark.parametrize(
     ("changes", "word", "code"),
     [
