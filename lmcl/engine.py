@@ -224,7 +224,7 @@ def step(run: Run, batch: CropBatch) -> StepOutput:
         raise _not_finite(run, batch, tuple(range(run.place.world_size)), "contrastive")
     run.sight.learn(batch, seen, terms.loss)
     grad_norm = _clip(run)
-    # Ranks hold the same gradient, so all of them stop here. A scaler expects overflows, skips them.
+    # Ranks hold the same gradient, so all of them stop here. A scaler skips overflows by itself.
     if run.accelerator.scaler is None and not math.isfinite(grad_norm):
         raise _not_finite(run, batch, tuple(range(run.place.world_size)), "gradient")
     run.optimizer.step()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lmcl.bench.record import installed_versions
+from lmcl.checkpoint import list_checkpoints
 from lmcl.config import Config, binding_differences, dump_config, load_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.files import write_atomic
@@ -34,6 +35,12 @@ class RunFolder:
         self.metrics = root / "metrics.json"
         self.model = root / "model"
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run took a step here: one that was refused before has nothing to lose."""
+        is_logged = self.log.exists() and self.log.stat().st_size > 0
+        return is_logged or bool(list_checkpoints(self.checkpoints))
+
     def claim(self, config: Config, *, resume: bool) -> None:
         """Take the folder for this configuration, or say why it cannot be taken.
 
@@ -41,9 +48,10 @@ class RunFolder:
             ConfigError: If the folder holds a run of another configuration (exit code 5).
             LmclError: If it holds a run and resuming was not asked for, or it cannot be written.
         """
-        if self.config.exists():
-            self._check_same(config)
-            if not resume and self.log.exists():
+        if self.has_begun:
+            if self.config.exists():
+                self._check_same(config)
+            if not resume:
                 raise LmclError(
                     f"{self.root}: already holds a run of this configuration; go on with it by "
                     "--resume auto, or choose another --output"

@@ -10,6 +10,7 @@ from typing import Literal
 
 from lmcl.config import Config, binding_differences, load_config
 from lmcl.errors import ConfigError, LmclError
+from lmcl.runtime import RunFolder
 from shards.read import open_set
 
 Over = Literal["splits", "seeds"]
@@ -154,10 +155,10 @@ def _seeds(config: Config, count: int | None) -> list[tuple[str, str]]:
 
 
 def _check_folder(task: Task) -> None:
-    written = task.folder / "config.toml"
-    if not written.exists():
+    folder = RunFolder(task.folder)
+    if not folder.has_begun or not folder.config.exists():
         return
-    changed = binding_differences(task.config, load_config(written))
+    changed = binding_differences(task.config, load_config(folder.config))
     if changed:
         raise ConfigError(
             f"{task.folder}: holds a run of another configuration (asked / found there): "

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmcl.config import Config
+from lmcl.config import Config, load_config
 from lmcl.engine import find_hubs, step, train
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluate import Pixels, Place, judge
@@ -172,6 +173,27 @@ def test_a_folder_of_another_configuration_is_refused(finished: Path, tiny: Tiny
 def test_a_run_is_not_overwritten_unasked(finished: Path, tiny: Tiny) -> None:
     with pytest.raises(LmclError, match="--resume auto"):
         fit(tiny(), finished, progress=False)
+
+
+def test_a_run_refused_before_its_first_step_leaves_the_folder_to_the_corrected_one(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    with pytest.raises(LmclError, match="no such file"):
+        prepare(tiny("encoder.weights=none.npz"), tmp_path / "run", resume="", progress=False)
+    run = prepare(tiny(), tmp_path / "run", resume="", progress=False)
+    run.loader.close()
+    assert load_config(run.folder.config) == tiny()
+
+
+def test_checkpoints_without_a_log_are_a_run_that_is_not_overwritten_unasked(
+    finished: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(LmclError, match="already holds a run"):
+        prepare(tiny(), tmp_path / "run", resume="", progress=False)
+    run = prepare(tiny(), tmp_path / "run", resume="auto", progress=False)
+    run.loader.close()
+    assert run.position.epoch == 2
 
 
 @pytest.mark.parametrize(
