@@ -2,17 +2,19 @@
 
 Files, folders (recursively, sorted), glob patterns, CSVs with a `path` column, WebDataset tars,
 this project's shard sets, and `-` for paths on stdin. Nothing is opened here but folders, tables
-and tar headers: an image that cannot be read is found out, and named, when its turn comes. A folder
-that cannot be read is an item with a `problem`: its images are missing, and somebody must say so.
+and tar headers: an image that cannot be read is found out, and named, when its turn comes. What
+cannot be listed is an item with a `problem`: its images are missing, and somebody must say so.
 """
 
+import collections
 import csv
 import dataclasses
 import errno
+import functools
 import glob
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from lmcl.errors import LmclError
@@ -20,6 +22,8 @@ from shards.manifest import MANIFEST
 from shards.read import open_set
 
 _IN_TARS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
+_TARS = (".tar", ".tar.gz", ".tgz")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +31,9 @@ class Item:
     """One image to be scored."""
 
     path: str
-    """How it is called in the scores file; unique."""
+    """How it is called in the scores file; unique, and text that any file can hold."""
     file: str
-    """The file its bytes lie in."""
+    """The file its bytes lie in, or the place that has the `problem`."""
     offset: int = -1
     """Where they begin in a tar; -1 if the file is the image."""
     size: int = -1
@@ -63,79 +67,154 @@ class Item:
         return data
 
 
-def list_items(arguments: Sequence[str], *, stdin: Iterator[str] | None = None) -> list[Item]:
+def list_items(
+    arguments: Sequence[str],
+    *,
+    stdin: Iterator[str] | None = None,
+    left_out: Sequence[Path] = (),
+) -> list[Item]:
     """All images, each once, in the order of the arguments and sorted inside each.
 
     Args:
         arguments: Paths, patterns, tables, tars, shard sets, or `-`.
         stdin: Lines for `-`.
+        left_out: Files and folders that are passed over: what the job itself writes.
 
     Raises:
-        LmclError: If a table or a shard set cannot be used as one.
+        ShardError: If a shard set cannot be used as one.
     """
-    found: dict[str, Item] = {}
+    is_left_out = _within(left_out)
+    found: dict[tuple[str, int, str], Item] = {}
     for argument in arguments:
-        for item in _expand(argument, stdin):
-            found.setdefault(item.path, item)
-    return list(found.values())
+        expanded = _from_stdin(stdin or iter(()), is_left_out)
+        for item in expanded if argument == "-" else _expand(argument, is_left_out):
+            # The same bytes under another spelling are the same image; a link is its own.
+            place = os.path.abspath(item.file)
+            found.setdefault((place, item.offset, item.path if item.problem else ""), item)
+    return _named_apart(list(found.values()))
 
 
-def _expand(argument: str, stdin: Iterator[str] | None) -> Iterator[Item]:
-    if argument == "-":
-        for line in stdin or ():
-            if line.strip():
-                yield from _expand(line.rstrip("\r\n"), None)
-        return
+def shown(text: str) -> str:
+    """A name as text that any file can hold: bytes that are no UTF-8 are spelled out."""
+    spelled = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return spelled.replace("\0", "\\x00")
+
+
+def _named_apart(items: list[Item]) -> list[Item]:
+    """Different images of one name get names that tell them apart, wherever they stand.
+
+    Two tables may each name their own `a.jpg`, and a tar may hold a name twice.
+    """
+    count = collections.Counter(item.path for item in items)
+    taken = {path for path, times in count.items() if times == 1}
+    apart = []
+    for item in items:
+        if count[item.path] == 1:
+            apart.append(item)
+            continue
+        inside = f"{item.path} at {item.offset}"
+        name = inside if item.offset >= 0 else shown(Path(item.file).as_posix())
+        path, number = name, 1
+        while path in taken:
+            number += 1
+            path = f"{name} ({number})"
+        taken.add(path)
+        apart.append(dataclasses.replace(item, path=path))
+    return apart
+
+
+def _within(places: Sequence[Path]) -> Callable[[Path], bool]:
+    """Whether a path is one of the places or lies below one."""
+    folder_of = functools.cache(os.path.realpath)
+
+    def real(path: Path) -> str:
+        folder, name = os.path.split(os.path.abspath(path))
+        return os.path.join(folder_of(folder), name)
+
+    roots = [os.path.join(real(place), "") for place in places]
+    return lambda path: bool(roots) and os.path.join(real(path), "").startswith(tuple(roots))
+
+
+def _from_stdin(lines: Iterator[str], is_left_out: Callable[[Path], bool]) -> Iterator[Item]:
+    line = ""
+    for line in lines:
+        if line.strip():
+            yield from _expand(line.rstrip("\r\n"), is_left_out)
+    if not line:
+        yield _absent("-", "no path came on stdin")
+
+
+def _expand(argument: str, is_left_out: Callable[[Path], bool]) -> Iterator[Item]:
     path = Path(argument)
+    if "\0" in argument:
+        yield _absent(argument, "a NUL character stands in the path; no file can be called so")
+        return
+    if is_left_out(path):
+        return
     # os.path answers False where pathlib raises: for what must not even be looked at.
-    if os.path.isfile(path / MANIFEST):
-        yield from _from_set(path)
-    elif os.path.isdir(path):
-        yield from _from_folder(path)
-    elif path.suffix == ".csv" and os.path.isfile(path):
-        yield from _from_table(path)
-    elif path.suffix == ".tar" and os.path.isfile(path):
-        yield from _from_tar(path)
-    elif os.path.lexists(path) or _is_denied(path):
-        yield _single(path)
+    if os.path.lexists(path) or _is_denied(path):
+        items = _from_place(path, is_left_out)
     else:
-        yield from _from_pattern(argument)
+        items = _from_pattern(argument, is_left_out)
+    first = next(items, None)
+    yield first or _absent(path, "holds no image")
+    yield from items
 
 
-def _from_folder(folder: Path) -> Iterator[Item]:
+def _from_place(
+    path: Path, is_left_out: Callable[[Path], bool], *, tables: bool = True
+) -> Iterator[Item]:
+    """What one name stands for, a folder or a file; a table is opened only if one was asked for."""
+    if os.path.isdir(path):
+        yield from _from_folder(path, is_left_out)
+    elif path.name.endswith(_TARS) and os.path.isfile(path):
+        yield from _from_tar(path)
+    elif path.suffix != ".csv" or not os.path.isfile(path):
+        yield _single(path)
+    elif tables:
+        yield from _from_table(path)
+    else:
+        yield _absent(path, "a table; name it itself to score the images it lists")
+
+
+def _from_folder(folder: Path, is_left_out: Callable[[Path], bool]) -> Iterator[Item]:
     """Every file that is not hidden; what is no image becomes a row that says so."""
+    if os.path.isfile(folder / MANIFEST):
+        yield from _from_set(folder)
+        return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         yield _unreadable_folder(folder, error)
         return
     for entry in entries:
-        if entry.name.startswith("."):
-            continue
         path = folder / entry.name
+        if entry.name.startswith(".") or is_left_out(path):
+            continue
         # A link to a folder may lead back up: links are followed to files only.
-        if entry.is_dir(follow_symlinks=False):
-            yield from _from_folder(path)
-        elif entry.is_file(follow_symlinks=False):
-            yield Item(path=path.as_posix(), file=str(path))
-        else:
+        if entry.is_symlink() and os.path.isdir(path):
             yield _single(path)
+        elif entry.is_file(follow_symlinks=False) and not entry.name.endswith((*_TARS, ".csv")):
+            # Asking the system about every file again would be slow on a network drive.
+            yield Item(path=shown(path.as_posix()), file=str(path))
+        else:
+            yield from _from_place(path, is_left_out, tables=False)
 
 
 def _single(path: Path) -> Item:
     """What stands under a name and is no folder of its own: a file, or the reason it is none."""
     try:
         if os.path.isfile(path):
-            return Item(path=path.as_posix(), file=str(path))
+            return Item(path=shown(path.as_posix()), file=str(path))
         os.stat(path)
     except OSError as error:
-        return _absent(path.as_posix(), _no_file(path, error))
+        return _absent(path, _no_file(path, error))
     if path.is_symlink():
         return _absent(
-            path.as_posix(),
+            path,
             f"a link to the folder {os.readlink(path)}, which is not followed; name that folder",
         )
-    return _absent(path.as_posix(), "neither a file nor a folder")
+    return _absent(path, "neither a file nor a folder")
 
 
 def _is_denied(path: Path) -> bool:
@@ -158,17 +237,18 @@ def _no_file(path: Path, error: OSError) -> str:
 
 def _unreadable_folder(folder: Path, error: OSError) -> Item:
     return _absent(
-        folder.as_posix(),
+        folder,
         f"the folder cannot be opened ({error.strerror}), no image in it was scored; "
         "check its rights and run again with --resume",
     )
 
 
-def _from_pattern(argument: str) -> Iterator[Item]:
-    matches = sorted(glob.glob(argument, recursive=True))
-    for match in matches:
-        path = Path(match)
-        yield from _from_folder(path) if os.path.isdir(path) else [_single(path)]
+def _from_pattern(argument: str, is_left_out: Callable[[Path], bool]) -> Iterator[Item]:
+    matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
+    for path in matches:
+        if not is_left_out(path):
+            # `photos/*` means images, whatever table lies among them; `lists/*.csv` means tables.
+            yield from _from_place(path, is_left_out, tables=argument.endswith(".csv"))
     # glob passes over folders it may not open; what they hold would be missing without a word.
     closed = list(_closed_folders(argument))
     yield from closed
@@ -196,45 +276,69 @@ def _closed_folders(pattern: str) -> Iterator[Item]:
 
 def _from_table(file: Path) -> Iterator[Item]:
     try:
-        lines = file.open(encoding="utf-8-sig", newline="")
+        # Names need not be UTF-8 on disk, so a table of them need not be either.
+        lines = file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
     except OSError as error:
-        yield _absent(file.as_posix(), f"the table cannot be opened: {error.strerror}")
+        yield _absent(file, f"the table cannot be opened: {error.strerror}")
         return
     with lines:
         reader = csv.DictReader(lines)
-        if "path" not in (reader.fieldnames or ()):
-            raise LmclError(
-                f"{file}: has no column named path, only {', '.join(reader.fieldnames or ())}; "
-                "name the column of image paths `path`",
-                exit_code=3,
-            )
-        for row in reader:
-            # A relative path is meant relative to its table, wherever the command is run.
-            path = Path(row["path"])
-            place = path if path.is_absolute() else file.parent / path
-            yield Item(path=row["path"], file=str(place))
+        try:
+            columns = reader.fieldnames or ()
+            if "path" not in columns:
+                yield _absent(
+                    file,
+                    f"the table has no column named path, only {', '.join(columns) or 'nothing'}; "
+                    "name the column of image paths `path`, and save the table as UTF-8",
+                )
+                return
+            for row in reader:
+                yield _from_line(file, reader.line_num, row["path"])
+        except (csv.Error, OSError) as error:
+            yield _absent(file, f"the table cannot be read after line {reader.line_num}: {error}")
+
+
+def _from_line(table: Path, number: int, path: str | None) -> Item:
+    """One line of a table; a relative path is meant relative to it, wherever the command is run."""
+    if not path:
+        return _absent(f"{table.as_posix()}:{number}", f"line {number} of the table has no path")
+    if "\0" in path:
+        return _absent(path, "a NUL character stands in the path; no file can be called so")
+    place = table.parent / path
+    if path != shown(path) and not os.path.lexists(place):
+        return _absent(path, "no such file, and the table's text is not UTF-8; save it as UTF-8")
+    return Item(path=shown(path), file=str(place))
 
 
 def _from_tar(file: Path) -> Iterator[Item]:
     try:
-        with tarfile.open(file) as tar:
+        with file.open("rb") as opened:
+            begin = opened.read(8)
+        for magic, kind in _COMPRESSED.items():
+            if begin.startswith(magic):
+                yield _absent(
+                    file,
+                    f"{kind}-compressed; members are read in place, so unpack it to a plain tar",
+                )
+                return
+        with tarfile.open(file, "r:") as tar:
             for member in tar:
                 if member.isfile() and PurePosixPath(member.name).suffix.lower() in _IN_TARS:
                     yield Item(
-                        path=f"{file.as_posix()}/{member.name}",
+                        path=shown(f"{file.as_posix()}/{member.name}"),
                         file=str(file),
                         offset=member.offset_data,
                         size=member.size,
                     )
     except (tarfile.TarError, OSError) as error:
-        yield _absent(file.as_posix(), f"the tar cannot be read: {error}")
+        yield _absent(file, f"the tar cannot be read: {error}")
 
 
 def _from_set(root: Path) -> Iterator[Item]:
     shard_set = open_set(root)
     table = shard_set.samples
     for index in range(len(table)):
-        name = f"{root.as_posix()}/{table.path[index]}"
+        name = shown(f"{root.as_posix()}/{table.path[index]}")
         if not table.ok[index]:
             yield _absent(name, "rejected when the set was built (rejected.jsonl)")
             continue
@@ -246,5 +350,5 @@ def _from_set(root: Path) -> Iterator[Item]:
         )
 
 
-def _absent(path: str, problem: str) -> Item:
-    return Item(path=path, file="", problem=problem)
+def _absent(place: Path | str, problem: str) -> Item:
+    return Item(path=shown(Path(place).as_posix()), file=str(place), problem=shown(problem))
