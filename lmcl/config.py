@@ -90,7 +90,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """How the machine is used; none of it changes what is learned, beyond rounding."""
+    """How the machine is used; only `on_error` changes what is learned, beyond rounding."""
 
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast of the networks; loss and head stay in float32."""
@@ -98,6 +98,10 @@ class RuntimeConfig:
     """Who decodes and cuts; `auto` says in the log what it took and why."""
     threads: int = 0
     """Decoder threads per rank; 0 = the cores of the machine over the ranks on it."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """What training does about damaged images: `fail` stops at the first one and names it; `skip`
+    reads the train part once, compares all checksums, and learns from the sound ones alone. Images
+    that are judged are never left out: figures over fewer of them would not be of their part."""
     checkpoint_steps: int = 0
     """Write a checkpoint every so many steps; 0 = at the end of each epoch only."""
     keep_last: int = 2

@@ -3,6 +3,7 @@
 import logging
 import os
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -125,8 +126,11 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
         _parameter_groups(student, config), lr=config.schedule.lr, betas=config.train.betas
     )
     wrapped, prepared = accelerator.prepare(student, optimizer)
+    loader = _training_loader(config, shard_set, split, place)
+    if loader.skipped.size:
+        split = _without_damaged(split, loader)
+        _check_data(config, shard_set, split, place)
     banks = _banks(config, shard_set, split, place, student)
-    loader = _training_loader(config, shard_set, split, place, banks)
     run = Run(
         config=config,
         folder=folder,
@@ -140,7 +144,7 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
         teacher=teacher,
         sight=_sight(config, wrapped, teacher, accelerator, place),
         optimizer=prepared,
-        loader=loader,
+        loader=_with_cells(loader, banks, config, place),
         journal=_journal(config, folder, place),
         banks=banks,
         position=Position(epoch=0, step=0),
@@ -258,14 +262,11 @@ def _banks(
     return maker.make(split.part("train"), judged)
 
 
-def _training_loader(
-    config: Config, shard_set: ShardSet, split: Split, place: Place, banks: CellBanks | None
-) -> Loader | CellLoader:
-    crops = training_crops(config)
-    loader = Loader(
+def _training_loader(config: Config, shard_set: ShardSet, split: Split, place: Place) -> Loader:
+    return Loader(
         shard_set,
         split.part("train"),
-        crops=crops,
+        crops=training_crops(config),
         batch_size=config.train.batch_size // place.world_size,
         mode="train",
         seed=config.train.seed,
@@ -274,10 +275,34 @@ def _training_loader(
         backend=place.backend,
         device=place.device,
         num_threads=place.threads,
+        on_error=config.runtime.on_error,
     )
+
+
+def _without_damaged(split: Split, loader: Loader) -> Split:
+    """The split with those of its train part that the loader kept.
+
+    Everything else that goes over the train part, the teacher's look for one, then does the same.
+    """
+    shown = ", ".join(str(one) for one in loader.skipped[:8].tolist())
+    logger.warning(
+        "runtime.on_error = 'skip': %d of the %d images of the train part are damaged and left "
+        "out: ids %s%s",
+        loader.skipped.size,
+        len(split.train),
+        shown,
+        " and more" if loader.skipped.size > 8 else "",
+    )
+    return replace(split, train=loader.ids)
+
+
+def _with_cells(
+    loader: Loader, banks: CellBanks | None, config: Config, place: Place
+) -> Loader | CellLoader:
     if banks is None:
         return loader
-    return CellLoader(loader, banks.train, salient=crops.salient, device=place.device)
+    salient = training_crops(config).salient
+    return CellLoader(loader, banks.train, salient=salient, device=place.device)
 
 
 def _sight(
