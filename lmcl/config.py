@@ -17,15 +17,19 @@ from typing import Any, Literal
 import msgspec
 import tomli_w
 
+from lmcl.bounds import check_bounds
 from lmcl.encoders import EncoderConfig
 from lmcl.errors import ConfigError
-from lmcl.model import DecoderConfig
+from lmcl.model import DecoderConfig, check_heads
 from lmcl.objective import ObjectiveConfig
 from lmcl.saliency import SaliencyConfig
 from lmcl.schedule import ScheduleConfig
 from lmcl.teacher import TeacherConfig
 from lmcl.trackers import TRACKERS
 from pipeline.boxes import CropConfig
+
+_MOST_SEED = 2**63 - 1
+"""TOML's integers and torch's seeds go so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +69,12 @@ class TrainConfig:
     """Mirror half of the random crops from left to right; quality does not change under it."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("clip", "weight_decay", "stem_lr_scale", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must be >= 0, got {getattr(self, name)}")
+        least = {"epochs": 1, "batch_size": 1, "clip": 0, "weight_decay": 0, "stem_lr_scale": 0}
+        check_bounds("train", self, least={**least, "seed": 0})
+        if self.seed > _MOST_SEED:
+            raise ValueError(f"train.seed must be at most {_MOST_SEED}, got {self.seed}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas must lie in [0, 1), got {list(self.betas)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,9 @@ class EvaluationConfig:
     test part (method.md, trap 1)."""
     batch_size: int = 32
     """Images per rank and forward pass."""
+
+    def __post_init__(self) -> None:
+        check_bounds("evaluation", self, least={"batch_size": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +170,9 @@ class Config:
                 f"objective.hub = {hub!r} needs a crop beside the random ones, but crops.salient "
                 "is false; set crops.salient = true or objective.hub = 'random'"
             )
+        width = self.encoder.token_width
+        if width is not None:
+            check_heads(self.decoder, width)
         if self.train.start_from and self.encoder.weights:
             raise ValueError(
                 f"train.start_from = {self.train.start_from!r} and encoder.weights = "

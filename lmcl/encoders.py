@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from lmcl.bounds import check_bounds
 from lmcl.errors import ConfigError, LmclError
 from lmcl.stems import Cells, PixelsOrCells, SqueezeLevels, small_stem
 
 _HEARD = (Attention, AttentionRope, EvaAttention)
 """Attention modules whose queries and keys reach one fused call a layer, and no mask with them."""
+_STEM_WIDTH, _STEM_HEADS = 192, 3
+"""Of the blocks above a convolutional stem, unless the configuration says otherwise."""
 _SUMMARY_HIDDEN = 512
 _BRANCH_SCALE = 0.1
 """LayerScale of the blocks above a stem: they start close to passing the stem's features on, which
@@ -56,6 +59,32 @@ class EncoderConfig:
     frozen: int = 0
     """How many of the stem's first modules keep their weights (`squeezenet-vit` only); all 13 of
     them can be run once and kept (`runtime.cells`)."""
+
+    def __post_init__(self) -> None:
+        check_bounds(
+            "encoder", self, least={"width": 1, "depth": 1, "heads": 1, "patch": 1, "frozen": 0}
+        )
+        width, heads = self.token_width, self.heads or (_STEM_HEADS if self.has_stem else None)
+        if width is not None and heads is not None and width % heads:
+            raise ValueError(
+                f"encoder.heads is {heads}, which does not divide encoder.width = {width}; set "
+                f"encoder.width to a multiple of {heads}"
+            )
+        if self.has_stem and (self.width or _STEM_WIDTH) % 4:
+            raise ValueError(
+                f"encoder.width is {self.width}, and the positions of {self.name} are sines and "
+                "cosines along two axes; set it to a multiple of 4"
+            )
+
+    @property
+    def has_stem(self) -> bool:
+        """Whether convolutions make its tokens, rather than a timm model."""
+        return self.name in ("squeezenet-vit", "conv-vit")
+
+    @property
+    def token_width(self) -> int | None:
+        """Width of the tokens, where it is known without asking timm."""
+        return self.width or (_STEM_WIDTH if self.has_stem else None)
 
 
 class Encoder(nn.Module):
@@ -199,7 +228,7 @@ class ConvVit(Encoder):
 
     def __init__(self, stem: SqueezeLevels | Cells, config: EncoderConfig) -> None:
         super().__init__()
-        self.width = config.width or 192
+        self.width = config.width or _STEM_WIDTH
         self.stem = stem
         self.project = nn.Linear(stem.channels, self.width)
         self.about = (
@@ -215,7 +244,7 @@ class ConvVit(Encoder):
         # Sines of full size would drown the features at first; where a crop lies matters little.
         self.position_scale = nn.Parameter(torch.full((1,), 0.1))
         self.blocks = nn.ModuleList(
-            Block(self.width, config.heads or 3, qkv_bias=True, init_values=_BRANCH_SCALE)
+            Block(self.width, config.heads or _STEM_HEADS, qkv_bias=True, init_values=_BRANCH_SCALE)
             for _ in range(config.depth or 3)
         )
         self.norm = nn.LayerNorm(self.width)

@@ -16,7 +16,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from lmcl.bounds import check_bounds
 from lmcl.encoders import Encoder, EncoderConfig, TimmEncoder, make_encoder
+from lmcl.errors import ConfigError
 from lmcl.stems import PixelsOrCells, at_least_float32
 
 MEAN = (0.485, 0.456, 0.406)
@@ -37,6 +39,22 @@ class DecoderConfig:
     """Learned queries added to CLS [family]: the panel's members."""
     heads: int = 6
     """Attention heads of the decoder layer; must divide the encoder's width."""
+
+    def __post_init__(self) -> None:
+        check_bounds("decoder", self, least={"queries": 1, "heads": 1})
+
+
+def check_heads(decoder: DecoderConfig, width: int) -> None:
+    """Refuse a decoder whose heads do not share the encoder's width evenly.
+
+    Raises:
+        ValueError: Names both.
+    """
+    if width % decoder.heads:
+        raise ValueError(
+            f"decoder.heads is {decoder.heads}, and the encoder's tokens are {width} wide; set it "
+            f"to a divisor of {width}"
+        )
 
 
 class StudentOutput(NamedTuple):
@@ -63,6 +81,10 @@ class QualityModel(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder: Encoder = make_encoder(encoder, sizes=(crop_size, view_size))
+        try:
+            check_heads(decoder, self.encoder.width)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self.panel = AttentionPanel(self.encoder.width, decoder)
 
     def forward(self, pixels: PixelsOrCells) -> StudentOutput:

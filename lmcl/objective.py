@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from kernels import LossOutput, manifold_contrastive_loss
+from lmcl.bounds import check_bounds
 from lmcl.model import StudentOutput
 
 
@@ -43,8 +44,7 @@ class ObjectiveConfig:
             raise ValueError(
                 f"objective.contrastive_weight must be in [0, 1], got {self.contrastive_weight}"
             )
-        if self.temperature <= 0:
-            raise ValueError(f"objective.temperature must be > 0, got {self.temperature}")
+        check_bounds("objective", self, least={"intra_weight": 0}, above={"temperature": 0})
 
 
 class Terms(NamedTuple):

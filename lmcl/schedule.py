@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from lmcl.bounds import check_bounds
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -28,15 +30,8 @@ class ScheduleConfig:
     the family warms up over 3 of 9 epochs."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"schedule.lr must be > 0, got {self.lr}")
-        if self.decay < 1 or self.decay_epochs < 1:
-            raise ValueError(
-                "schedule.decay and schedule.decay_epochs must be >= 1, got "
-                f"{self.decay} and {self.decay_epochs}"
-            )
-        if self.warmup_epochs < 0:
-            raise ValueError(f"schedule.warmup_epochs must be >= 0, got {self.warmup_epochs}")
+        least = {"decay": 1, "decay_epochs": 1, "warmup_epochs": 0, "final_fraction": 0}
+        check_bounds("schedule", self, least=least, above={"lr": 0})
 
 
 def learning_rate(

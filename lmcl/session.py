@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from kernels.contrastive import choose_backend
 from lmcl.cells import CellBanks, CellLoader
 from lmcl.checkpoint import (
     Position,
@@ -114,6 +115,7 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
         folder.claim(config, resume=bool(resume))
     accelerator.wait_for_everyone()
     student = make_student(config, accelerator.device)
+    _check_backend(config, student)
     start_from_model(student, config, shard_set=shard_set, split=split)
     teacher = Teacher(student, config.teacher)
     if config.runtime.micro_batch:
@@ -177,6 +179,20 @@ def make_student(config: Config, device: torch.device) -> QualityModel:
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     suit_attention(student, device, _PRECISION[config.runtime.precision])
     return student
+
+
+def _check_backend(config: Config, student: QualityModel) -> None:
+    """Whether the loss can run here as asked, said before the first step asks for it."""
+    if config.objective.contrastive_weight == 0:
+        return
+    device = next(student.parameters()).device
+    # On a GPU autocast's dtype reaches the loss, elsewhere float32.
+    precision = _PRECISION[config.runtime.precision] if device.type == "cuda" else torch.float32
+    rows = torch.empty(1, student.encoder.width, device=device, dtype=precision)
+    try:
+        choose_backend(rows, config.objective.backend)
+    except ValueError as error:
+        raise ConfigError(f"objective.{error}") from error
 
 
 def _place(accelerator: Accelerator, config: Config, *, progress: bool) -> Place:

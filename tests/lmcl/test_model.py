@@ -175,6 +175,12 @@ def test_an_encoder_that_cannot_serve_is_refused(changes: dict[str, object], wor
         make_encoder(EncoderConfig(**changes), sizes=(64, 64))
 
 
+def test_decoder_heads_that_do_not_divide_a_timm_models_own_width_are_refused() -> None:
+    encoder = EncoderConfig(name="vit_tiny_patch16_224", depth=1)
+    with pytest.raises(ConfigError, match=r"decoder\.heads is 5.*divisor of 192"):
+        QualityModel(encoder, DecoderConfig(heads=5), crop_size=32, view_size=32)
+
+
 def test_more_saliency_layers_than_there_are_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"saliency\.layers is 9"):
         build(TINY).encoder.cls_attention(torch.randn(1, 3, 64, 64), layers=9)

@@ -332,6 +332,15 @@ def test_an_unlabelled_training_image_is_refused_before_training(
     assert error.value.exit_code == 3
 
 
+def test_triton_without_a_gpu_is_refused_before_training(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match=r"objective\.backend: asked for 'triton'.*'auto'"):
+        prepare(tiny("objective.backend=triton"), tmp_path / "run", resume="", progress=False)
+
+
 def test_half_precision_without_a_gpu_is_refused_with_a_way_out(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
