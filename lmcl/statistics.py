@@ -135,8 +135,8 @@ def sign_test(a: Sequence[float], b: Sequence[float]) -> Verdict:
     """How often the first model wins, against a fair coin; ties are left out."""
     difference = _paired(a, b)
     wins, losses = int(np.sum(difference > 0)), int(np.sum(difference < 0))
-    if wins + losses == 0:
-        return _undefined("sign", "no difference in any split")
+    if len(difference) < 2 or wins + losses == 0:
+        return _undefined("sign", "fewer than two splits, or no difference in any of them")
     p = float(stats.binomtest(wins, wins + losses).pvalue)
     return Verdict(name="sign", statistic=float(wins), p=p)
 

@@ -48,9 +48,13 @@ class Model:
         """A figure of every run, in their order."""
         return np.array([a.evaluation.figure(figure) for a in self.runs])
 
-    def split_names(self) -> list[str]:
-        """Set and split of every run."""
-        return [f"{a.run.set_name}/{a.run.protocol.get('split', '')}" for a in self.runs]
+    def by_split(self) -> dict[str, list[Analysis]]:
+        """The runs on each set and split; those that do not say their split are left out."""
+        found: dict[str, list[Analysis]] = {}
+        for a in self.runs:
+            if split := a.run.protocol.get("split", ""):
+                found.setdefault(f"{a.run.set_name}/{split}", []).append(a)
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +64,26 @@ class SplitPair:
     a: str
     b: str
     splits: int
+    """Different splits; runs of one model on one split (other seeds) count once, as their mean."""
+    runs: tuple[int, int]
+    """Runs of each model on those splits."""
     mean: float
-    """Mean difference in rank correlation, first minus second."""
+    """Mean difference in rank correlation, first minus second, over the splits."""
     tests: tuple[Verdict, ...]
+
+    @property
+    def averaged(self) -> str:
+        """What was averaged before the splits were compared; empty if nothing was."""
+        if self.runs == (self.splits, self.splits):
+            return ""
+        told = " and ".join(
+            f"{count} runs of {name}"
+            for name, count in zip((self.a, self.b), self.runs, strict=True)
+        )
+        return (
+            f"{told} on {self.splits} {'split' if self.splits == 1 else 'splits'}: runs of one "
+            "model on one split were averaged first"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -191,19 +212,24 @@ def _models(analyses: Sequence[Analysis]) -> tuple[Model, ...]:
 def _split_pairs(models: Sequence[Model]) -> list[SplitPair]:
     found = []
     for a, b in itertools.combinations(models, 2):
-        of_b = dict(zip(b.split_names(), b.runs, strict=True))
-        common = [
-            (x, of_b[name]) for name, x in zip(a.split_names(), a.runs, strict=True) if name in of_b
-        ]
-        if len(common) < 2:
+        of_a, of_b = a.by_split(), b.by_split()
+        common = [name for name in of_a if name in of_b]
+        runs = (sum(len(of_a[n]) for n in common), sum(len(of_b[n]) for n in common))
+        # One run of each on one split: the test on the same images says all there is to say.
+        if max(runs) < 2:
             continue
-        left, right = ([pair[i].evaluation.srcc for pair in common] for i in (0, 1))
-        train = common[0][0].run.protocol.get("counts.train", "0")
+        left, right = (
+            [float(np.mean([r.evaluation.srcc for r in of[n]])) for n in common]
+            for of in (of_a, of_b)
+        )
+        first = of_a[common[0]][0]
+        train = first.run.protocol.get("counts.train", "0")
         found.append(
             SplitPair(
                 a=a.name,
                 b=b.name,
                 splits=len(common),
+                runs=runs,
                 mean=float(np.mean(left) - np.mean(right)),
                 tests=(
                     statistics.wilcoxon(left, right),
@@ -212,7 +238,7 @@ def _split_pairs(models: Sequence[Model]) -> list[SplitPair]:
                         left,
                         right,
                         n_train=int(train or 0),
-                        n_test=common[0][0].evaluation.n,
+                        n_test=first.evaluation.n,
                     ),
                 ),
             )

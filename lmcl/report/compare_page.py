@@ -176,7 +176,7 @@ def _splits(c: Comparison) -> str:
     rows = []
     for m in c.models:
         s = summary(m)
-        cells = [escape(m.name), str(len(m.runs))]
+        cells = [escape(m.name), str(len(m.runs)), str(len(m.by_split()) or UNKNOWN)]
         rows.append(row([*cells, *(shown(s[k]) for k in ("median", "mean", "sd", "min", "max"))]))
     drawing = draw.boxes([(m.name, m.values("srcc")) for m in c.models], y_label="SRCC")
     tests = [
@@ -191,14 +191,16 @@ def _splits(c: Comparison) -> str:
         for p in c.split_pairs
     ]
     heads = ["", "Splits", "Mean difference", "Wilcoxon", "Sign", "Nadeau-Bengio"]
+    told = "".join(f"<li>{escape(p.averaged)}</li>" for p in c.split_pairs if p.averaged)
+    averaged = f"<ul class='quiet'>{told}</ul>" if told else ""
     note = (
         "Runs whose settings differ only in the split or the seed are one model. Random splits "
         "overlap, so the deviation over splits is no standard error; the last test corrects for it."
     )
     body = (
-        table(["", "Runs", "Median SRCC", "Mean", "Deviation", "Least", "Greatest"], rows)
+        table(["", "Runs", "Splits", "Median SRCC", "Mean", "Deviation", "Least", "Greatest"], rows)
         + f'<div class="narrow">{figure(drawing, "Median, quartiles, range, and every run.")}</div>'
-        + (f"<h3>Paired over splits</h3>{table(heads, tests)}" if tests else "")
+        + (f"<h3>Paired over splits</h3>{table(heads, tests)}{averaged}" if tests else "")
     )
     return section("splits", "Over the splits", note, body)
 

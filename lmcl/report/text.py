@@ -80,6 +80,8 @@ def comparison_markdown(c: Comparison) -> str:
             f"{' | '.join(shown(t.p) for t in p.tests)} |"
             for p in c.split_pairs
         ]
+        told = [f"* {p.averaged}" for p in c.split_pairs if p.averaged]
+        lines += ["", *told] if told else []
     lines += _discrimination_lines(c)
     lines += _matrix_lines(c)
     lines += ["", *(f"* not compared: {r}" for r in c.refusals)] if c.refusals else []

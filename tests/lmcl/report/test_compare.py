@@ -48,6 +48,53 @@ def test_runs_that_differ_only_in_the_split_are_one_model(tmp_path: Path, make_r
     assert found.split_pairs[0].tests[0].name == "wilcoxon"
 
 
+def _runs_of_two_models(root: Path, make_run, wanted: list[tuple[str, float, int, str]]):
+    """Runs `(model, noise, seed, split)`; the models a and b differ in their learning rate."""
+    folders = []
+    for name, noise, seed, split in wanted:
+        folder = make_run(
+            root / f"{name}-{split}-{seed}", noise=noise, seed=seed, split=split, pictures=False
+        )
+        if name == "b":
+            config = folder / "config.toml"
+            config.write_text(config.read_text().replace("2e-4", "3e-4"))
+        folders.append(folder)
+    return folders
+
+
+def test_two_seeds_of_one_split_are_one_split_and_every_run_counts(
+    tmp_path: Path, make_run
+) -> None:
+    wanted = [("a", 5.0, 0, "s"), ("a", 12.0, 1, "s"), ("b", 20.0, 2, "s"), ("b", 40.0, 3, "s")]
+    folders = _runs_of_two_models(tmp_path, make_run, wanted)
+    analyses = [analyse(read_run(f)) for f in folders]
+    found = compare(analyses)
+    (pair,) = found.split_pairs
+    a0, a1, b0, b1 = (one.evaluation.srcc for one in analyses)
+    assert (pair.splits, pair.runs) == (1, (2, 2))
+    assert pair.mean == pytest.approx((a0 + a1) / 2 - (b0 + b1) / 2)
+    assert all(math.isnan(test.p) for test in pair.tests)
+    assert "fewer than two splits" in pair.tests[1].reason
+    page = write_report(folders, tmp_path / "out").read_text()
+    words = "on 1 split: runs of one model on one split were averaged first"
+    assert words in page
+    assert words in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_splits_weigh_the_same_however_many_seeds_they_were_run_with(
+    tmp_path: Path, make_run
+) -> None:
+    wanted = [
+        *[("a", 5.0, 0, "s"), ("a", 9.0, 1, "s"), ("a", 30.0, 2, "t")],
+        *[("b", 20.0, 3, "s"), ("b", 25.0, 4, "t")],
+    ]
+    analyses = [analyse(read_run(f)) for f in _runs_of_two_models(tmp_path, make_run, wanted)]
+    (pair,) = compare(analyses).split_pairs
+    a0, a1, a2, b0, b1 = (one.evaluation.srcc for one in analyses)
+    assert (pair.splits, pair.runs) == (2, (3, 2))
+    assert pair.mean == pytest.approx(((a0 + a1) / 2 - b0 + a2 - b1) / 2)
+
+
 def test_other_images_are_refused_with_the_reason(tmp_path: Path, make_run, runs) -> None:
     other = make_run(tmp_path / "other", contents=5, pictures=False)
     found = compare([analyse(read_run(r)) for r in (runs[0], other)])
