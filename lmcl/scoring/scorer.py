@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int32, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lmcl.errors import LmclError
@@ -24,7 +25,7 @@ from lmcl.model import keep_in_half
 from lmcl.release import ReleasedModel, load_model
 from lmcl.saliency import best_window, window_to_box
 from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
-from pipeline.decode import decode_rgb, reflect_pad, resize_rgb
+from pipeline.decode import _to_rgb, decode_rgb, reflect_pad, resize_rgb
 from pipeline.errors import PipelineError
 from pipeline.normalize import normalize
 
@@ -42,7 +43,8 @@ _UNREADABLE = (
     ValueError,
 )
 _NO_VIEW = np.zeros((0, 0, 3), dtype=np.uint8)
-_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
+"""Formats of several frames or pages; an MPO's second picture belongs to its first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,16 @@ class Scored:
     salient: tuple[int, int, int, int] | None
     """The salient crop, if it was asked for."""
 
+    @property
+    def problem(self) -> str:
+        """Why the score is none; empty if it is one."""
+        if math.isfinite(self.quality):
+            return ""
+        return (
+            f"the model answers {self.quality}, which is no score; its weights or its precision "
+            "are at fault, not the image: take float32, or another model"
+        )
+
 
 class Scorer:
     """Judges images; open one with `lmcl.load`."""
@@ -140,15 +152,18 @@ class Scorer:
             In the scale of the training set (`scale` says which, and which direction is better).
 
         Raises:
-            LmclError: If an image cannot be read; exit code 3, or 4 if there is no such file.
+            LmclError: If an image cannot be read (exit code 3, or 4 if there is no such file), or
+                the model's answer is not a number (5).
+            ValueError: If an array or a tensor is no image of bytes, or of floats in [0, 1].
         """
         if isinstance(images, list | tuple):
-            return [found.score for found in self.judge([self.prepare(i) for i in images])]
-        return self.judge([self.prepare(images)])[0].score
+            found = self.judge([self.prepare(i) for i in images])
+            return [_checked(scored).score for scored in found]
+        return _checked(self.judge([self.prepare(images)])[0]).score
 
     def details(self, image: object) -> Scored:
         """Score, crops, boxes and the salient crop of one image; takes what `score` takes."""
-        return self.judge([self.prepare(image, salient=True)])[0]
+        return _checked(self.judge([self.prepare(image, salient=True)])[0])
 
     def prepare(self, image: object, *, salient: bool = False) -> Prepared:
         """Decode an image and cut its crops; safe to call from several threads."""
@@ -238,17 +253,36 @@ def open_scorer(folder: Path, *, device: str = "auto", precision: Precision = "f
     """Open a model folder (or a run folder that holds one).
 
     Raises:
-        LmclError: If it is missing (4) or damaged (5).
+        LmclError: If it is missing (4) or damaged (5), or there is no such device (2).
     """
     inner = folder / "model"
     place = inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
     released = load_model(place)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    _check_device(chosen)
     digest = hashlib.sha256()
     for name in ("config.json", "model.safetensors"):
         with (place / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return Scorer(released, device=chosen, fingerprint=digest.hexdigest(), precision=precision)
+
+
+def _check_device(asked: str) -> None:
+    try:
+        # A name may be well spelled and have no driver, no card or no numbers behind it.
+        torch.zeros(1, device=asked).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise LmclError(
+            f"device {asked!r} cannot be used ({str(error).splitlines()[0]}); name cpu, cuda or "
+            "cuda:NUMBER, or auto for whatever is there",
+            exit_code=2,
+        ) from error
+
+
+def _checked(found: Scored) -> Scored:
+    if found.problem:
+        raise LmclError(found.problem, exit_code=5)
+    return found
 
 
 def _pixels(image: object) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
@@ -260,7 +294,7 @@ def _pixels(image: object) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
             raise LmclError(str(error), exit_code=3) from error
         return pixels, _key(image)
     if isinstance(image, Image.Image):
-        pixels = np.array(image.convert("RGB"))
+        pixels = _from_pillow(image)
     elif isinstance(image, Tensor):
         pixels = _from_tensor(image)
     elif isinstance(image, np.ndarray):
@@ -289,20 +323,51 @@ def _check_header(data: bytes) -> int:
         raise LmclError("the file is empty (0 bytes)", exit_code=3)
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            pixels = opened.width * opened.height
-            frames = getattr(opened, "n_frames", 1) if opened.format in _ANIMATED else 1
+            _refuse_unscorable(opened)
+            return opened.width * opened.height
     except _UNREADABLE as error:
+        raise _unreadable(error) from error
+
+
+def _refuse_unscorable(image: Image.Image) -> None:
+    """Refuse what is no still image of sane size in a range that is known."""
+    pixels = image.width * image.height
+    if not 0 < pixels <= MOST_PIXELS:
         raise LmclError(
-            f"not an image this project can read ({_short(error)})", exit_code=3
-        ) from error
-    if frames > 1:
-        raise LmclError(f"an animation of {frames} frames; score a single frame", exit_code=3)
-    if pixels > MOST_PIXELS:
-        raise LmclError(
-            f"{pixels / 1e6:.0f} million pixels, at most {MOST_PIXELS / 1e6:.0f}; scale it down",
+            f"{pixels / 1e6:.0f} million pixels, at most {MOST_PIXELS / 1e6:.0f} and at least one "
+            "are scored; scale it down",
             exit_code=3,
         )
-    return pixels
+    frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+    if frames > 1:
+        kind = "a document of {} pages" if image.format == "TIFF" else "an animation of {} frames"
+        raise LmclError(f"{kind.format(frames)}; score a single one of them", exit_code=3)
+    # Mode I also carries 16 bits, whose range is known; 32 bits do not say what white is.
+    wide = image.mode == "I" and (image.format == "TIFF" or not _fits_16_bits(image))
+    if wide or image.mode == "F":
+        raise LmclError(
+            f"pixels of 32 bits ({'float' if image.mode == 'F' else 'integer'}), whose range is "
+            "not known; convert it to 8 or 16 bits",
+            exit_code=3,
+        )
+
+
+def _fits_16_bits(image: Image.Image) -> bool:
+    values = np.asarray(image)
+    return bool(values.min() >= 0 and values.max() <= 0xFFFF)
+
+
+def _from_pillow(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """What the decoder makes of a file of this image; the caller's image is left as it is."""
+    try:
+        _refuse_unscorable(image)
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: BaseException) -> LmclError:
+    return LmclError(f"not an image this project can read ({_short(error)})", exit_code=3)
 
 
 def _short(error: BaseException) -> str:
@@ -314,15 +379,27 @@ def _from_tensor(image: Tensor) -> UInt8[np.ndarray, "h w 3"]:
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"a tensor image has shape [3, h, w], got {list(image.shape)}")
     values = image.detach().cpu()
+    if not values.numel() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(
+            f"a tensor image has pixels of bytes or floats, got {list(image.shape)} {image.dtype}"
+        )
+    # A comparison with NaN is false, so what is asked is that values are inside.
     if values.is_floating_point():
-        if values.min() < 0 or values.max() > 1:
-            raise ValueError("a float image lies in [0, 1]; divide by 255, and do not normalise it")
-        values = (values * 255).round().to(torch.uint8)
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                "a float image lies in [0, 1], without NaN; divide by 255, and do not normalise it"
+            )
+        values = (values * 255).round()
+    elif not (values.min() >= 0 and values.max() <= 255):
+        raise ValueError(
+            f"an integer image lies in 0..255, got {int(values.min())}..{int(values.max())}; "
+            "scale it to bytes"
+        )
     return np.ascontiguousarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def _from_array(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(
             f"an array image has shape [h, w, 3] and type uint8, got {image.shape} {image.dtype}"
         )

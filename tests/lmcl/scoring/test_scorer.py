@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,67 @@ def test_path_bytes_pil_array_and_tensor_of_one_image_score_the_same(scorer, pho
     assert len(set(scores)) == 1
     assert scores[0] == scorer.score(file)
     image.close()
+
+
+def _picture(seed: int) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 256, (10, 13, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((120, 90), Image.Resampling.BICUBIC)
+
+
+def _saved(image: Image.Image, format: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def _turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return _saved(_picture(3), "JPEG", exif=exif)
+
+
+LEVELS = np.arange(90 * 120, dtype=np.uint16).reshape(90, 120)
+STILL = {
+    "exif-6": _turned(),
+    "grey-16": _saved(Image.fromarray(LEVELS * 6), "PNG"),
+    "grey-16-tiff": _saved(Image.fromarray(LEVELS * 6), "TIFF"),
+    "alpha": _saved(_picture(3).convert("RGBA"), "PNG"),
+    "cmyk": _saved(_picture(3).convert("CMYK"), "JPEG"),
+    "palette": _saved(_picture(3).quantize(16), "GIF"),
+}
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_an_image_that_pillow_opened_scores_as_its_file_does(scorer, name) -> None:
+    with Image.open(io.BytesIO(STILL[name])) as image:
+        size = image.size
+        assert scorer.score(image) == scorer.score(STILL[name])
+        assert image.size == size
+
+
+FRAMES = {"save_all": True, "append_images": [_picture(4)]}
+UNSCORABLE = {
+    "an animation of 2 frames": _saved(_picture(3), "GIF", **FRAMES),
+    "a document of 2 pages": _saved(_picture(3), "TIFF", **FRAMES),
+    r"32 bits \(float\)": _saved(Image.fromarray(LEVELS.astype(np.float32)), "TIFF"),
+    r"32 bits \(integer\)": _saved(Image.fromarray(LEVELS.astype(np.int32)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("message", UNSCORABLE)
+def test_what_has_no_one_meaning_is_refused_as_file_and_as_image(scorer, message) -> None:
+    data = UNSCORABLE[message]
+    with pytest.raises(LmclError, match=message):
+        scorer.score(data)
+    with Image.open(io.BytesIO(data)) as image, pytest.raises(LmclError, match=message):
+        scorer.score(image)
+
+
+def test_a_damaged_file_that_pillow_opened_is_a_sentence(scorer) -> None:
+    data = _saved(_picture(3), "PNG")
+    message = "not an image this project can read"
+    with Image.open(io.BytesIO(data[:999])) as image, pytest.raises(LmclError, match=message):
+        scorer.score(image)
 
 
 @pytest.mark.parametrize("batch_images", [1, 3, 16])
@@ -112,6 +174,11 @@ def test_images_smaller_than_a_crop_are_scored(scorer, size) -> None:
     [
         (torch.zeros(1, 4, 4), r"shape \[3, h, w\]"),
         (torch.full((3, 4, 4), 2.0), r"lies in \[0, 1\]"),
+        (torch.full((3, 4, 4), torch.nan), r"lies in \[0, 1\], without NaN"),
+        (torch.full((3, 4, 4), 256, dtype=torch.int32), r"lies in 0..255, got 256..256"),
+        (torch.full((3, 4, 4), -1, dtype=torch.int64), r"lies in 0..255, got -1..-1"),
+        (torch.ones(3, 4, 4, dtype=torch.bool), "bytes or floats"),
+        (torch.zeros(3, 0, 4), "bytes or floats"),
         (np.zeros((4, 4), np.uint8), r"shape \[h, w, 3\]"),
         (np.zeros((4, 4, 3), np.float64), "uint8"),
     ],
