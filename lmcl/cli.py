@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn our own exceptions, click's and an interrupt into a sentence and an exit code."""
+    """Turn the exceptions of ours, the system and click, and an interrupt, into a sentence."""
     try:
         yield
     except click.ClickException as error:
@@ -185,17 +185,28 @@ def report_errors() -> Iterator[None]:
         code = _exit_code(error)
         if code is None:
             raise
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {_sentence(error)}", err=True)
         sys.exit(code)
 
 
 def _exit_code(error: Exception) -> int | None:
-    """The exit code of one of our own exceptions; None for a bug, which keeps its traceback."""
+    """The exit code of what is wrong with the world; None for a bug, which keeps its traceback."""
     from pipeline.errors import PipelineError
     from shards.errors import ShardError
 
     ours = (LmclError, PipelineError, ShardError)
-    return error.exit_code if isinstance(error, ours) else None
+    if isinstance(error, ours):
+        return error.exit_code
+    return 1 if isinstance(error, OSError) else None
+
+
+def _sentence(error: Exception) -> str:
+    # A folder that may not be written, a full disk: the system's words, without its number.
+    if isinstance(error, OSError) and error.filename:
+        return (
+            f"{error.filename}: {error.strerror}; check its rights and space, or name another place"
+        )
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,28 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from lmcl.scoring.gate import Move, carry_out, plan_moves, write_sheet
-from lmcl.scoring.inputs import Item, list_items
-from lmcl.scoring.job import Job, score_items
-from lmcl.scoring.rows import Row, read_rows
+from lmcl.scoring.inputs import Item, list_items, shown
+from lmcl.scoring.job import Job, listed_once, score_items
+from lmcl.scoring.rows import Row, note_path, read_rows
 from lmcl.scoring.scorer import Precision, Scorer, open_scorer
 
 _FAILED = 3
+
+
+def _unit(_context: click.Context, _option: click.Parameter, below: float | None) -> float | None:
+    # click's own range lets NaN through, and does not say that the model's scale is not meant.
+    if below is None or 0 <= below <= 1:
+        return below
+    raise click.BadParameter(
+        f"{below:g} is not in 0..1: it is a quality, higher = better, whatever the model's scale "
+        "(3 on a scale from 1 to 5 is 0.5)"
+    )
 
 
 @click.command(
@@ -38,8 +49,17 @@ _FAILED = 3
 @click.option("--resume", is_flag=True, help="Keep rows that are there; try failed ones again.")
 @click.option("--boxes", is_flag=True, help="Add the salient crop as y, x, h, w.")
 @click.option("--crop-scores", is_flag=True, help="Add the score of every crop.")
-@click.option("--below", type=float, help="Quality in 0..1, higher = better: name what is below.")
-@click.option("--move-to", type=click.Path(path_type=Path), help="Move what is below there.")
+@click.option(
+    "--below",
+    type=float,
+    callback=_unit,
+    help="Quality in 0..1, higher = better, not the model's scale: name what is below.",
+)
+@click.option(
+    "--move-to",
+    type=click.Path(path_type=Path),
+    help="Move what is below there; what lies there is not scored.",
+)
 @click.option("--dry-run", is_flag=True, help="With --move-to: say what would move, move nothing.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet (.html).")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
@@ -74,8 +94,9 @@ def command(
     """
     if (move_to is None) != (below is None) and (move_to is not None or dry_run):
         raise click.UsageError("--move-to and --dry-run need --below, the quality to sort out by")
-    items = list_items(paths, stdin=iter(sys.stdin))
     scorer = open_scorer(model_folder, device=_device(device), precision=precision)
+    written = [output, note_path(output), *(place for place in (sheet, move_to) if place)]
+    items = listed_once(scorer, lambda: list_items(paths, stdin=_stdin_lines(), left_out=written))
     job = Job(
         output=output,
         box=boxes,
@@ -94,6 +115,12 @@ def command(
         _after(items, scorer, output, below=below, move_to=move_to, dry_run=dry_run, sheet=sheet)
     if summary.failed:
         sys.exit(_FAILED)
+
+
+def _stdin_lines() -> Iterator[str]:
+    """Names as the system has them: they need not be UTF-8."""
+    for line in sys.stdin.buffer:
+        yield os.fsdecode(line)
 
 
 def _after(
@@ -136,7 +163,7 @@ def _name_below(rows: list[Row], below: float) -> None:
 
 def _line(move: Move, dry_run: bool) -> str:
     arrow = "would go to" if dry_run else "to"
-    return f"{move.quality:.3f} {move.source} {arrow} {move.target}"
+    return shown(f"{move.quality:.3f} {move.source} {arrow} {move.target}")
 
 
 def _device(asked: str) -> str:

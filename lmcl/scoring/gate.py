@@ -16,6 +16,7 @@ from lmcl.files import write_atomic
 from lmcl.report.markup import section, shown
 from lmcl.report.page import page
 from lmcl.scoring.inputs import Item
+from lmcl.scoring.inputs import shown as shown_name
 from lmcl.scoring.rows import Row
 from pipeline.decode import decode_rgb
 
@@ -48,12 +49,14 @@ def plan_moves(
         for item, row in zip(items, rows, strict=True)
         if item.is_file and row.quality is not None and row.quality < below
     ]
-    files = [Path(item.file).resolve().parent for item in items if item.is_file]
+    # A link is filed under its own name: what it leads to may lie anywhere.
+    files = [Path(item.file).parent.resolve() for item in items if item.is_file]
     root = _common(files)
     taken: set[Path] = set()
     moves = []
     for source, quality in bad:
-        target = _free(folder / source.resolve().relative_to(root), taken)
+        place = source.parent.resolve().relative_to(root) / source.name
+        target = _free(folder / place, taken)
         taken.add(target)
         moves.append(Move(source=source, target=target, quality=quality))
     return moves
@@ -107,7 +110,7 @@ def _thumb(item: Item) -> str:
     try:
         image = Image.fromarray(decode_rgb(item.read()))
     except Exception as error:  # it was there when it was scored; its score is worth showing
-        return f'<p class="quiet">cannot be shown: {escape(str(error))}</p>'
+        return f'<p class="quiet">cannot be shown: {escape(shown_name(str(error)))}</p>'
     image.thumbnail((_SIDE, _SIDE))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=80)

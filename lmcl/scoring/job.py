@@ -9,22 +9,24 @@ import itertools
 import json
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from lmcl.errors import LmclError
-from lmcl.scoring.inputs import Item
+from lmcl.scoring.inputs import Item, shown
 from lmcl.scoring.rows import (
     Gathered,
     Journal,
     Layout,
     Row,
     check_output,
+    journals_of,
     note_path,
     read_note,
     read_rows,
@@ -32,6 +34,7 @@ from lmcl.scoring.rows import (
     write_rows,
 )
 from lmcl.scoring.scorer import Prepared, Scored, Scorer
+from pipeline.torch_backend import TorchBackend
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +68,20 @@ class Summary:
     """Rows taken over from an earlier job."""
 
 
+def listed_once(scorer: Scorer, list_all: Callable[[], list[Item]]) -> list[Item]:
+    """What the first process lists, in every process: a pipe can be read by one only."""
+    state = PartialState(cpu=scorer.device.type == "cpu")
+    found = [list_all() if state.is_main_process else []]
+    broadcast_object_list(found)
+    return found[0]
+
+
 def score_items(scorer: Scorer, items: Sequence[Item], job: Job) -> Summary:
     """Score all items and write the output; call it in every process, with the same arguments.
 
     Raises:
-        LmclError: If the output exists and `resume` was not asked for (2), or what is there comes
-            from another model (5).
+        LmclError: If the output or rows of a job that did not end exist and `resume` was not asked
+            for (2), or what is there comes from another model (5).
     """
     # Without `cpu` the processes of a launch without GPUs would not know of each other.
     state = PartialState(cpu=scorer.device.type == "cpu")
@@ -83,6 +94,7 @@ def score_items(scorer: Scorer, items: Sequence[Item], job: Job) -> Summary:
     )
     if state.is_main_process:
         _prepare_output(job, _note(scorer, job))
+        _warn_of_another_decoder(scorer.card.decode)
     state.wait_for_everyone()
     before = Gathered(job.output)
     paths = [item.path for item in items]
@@ -127,12 +139,18 @@ def _rows(
     scored = iter(scorer.judge([p for p in done if isinstance(p, Prepared)]))
     for item, found in zip(batch, done, strict=True):
         if isinstance(found, str):
-            yield Row(path=item.path, score=None, quality=None, error=found)
+            yield _failed(item, found)
         else:
             yield _row(item, next(scored), job)
 
 
+def _failed(item: Item, error: str) -> Row:
+    return Row(path=item.path, score=None, quality=None, error=shown(error))
+
+
 def _row(item: Item, found: Scored, job: Job) -> Row:
+    if found.problem:
+        return _failed(item, found.problem)
     return Row(
         path=item.path,
         score=found.score,
@@ -183,13 +201,24 @@ def _note(scorer: Scorer, job: Job) -> dict[str, str]:
         "crops": f"{crops.evaluation} x {crops.size}, {crops.evaluation_layout}",
         "max_side": str(crops.max_side),
         "precision": scorer.precision,
+        "decode": TorchBackend.recipe,
         "columns": json.dumps({"box": job.box, "crops": job.crops}),
     }
 
 
+def _warn_of_another_decoder(trained_with: str) -> None:
+    # DALI's decoder on the CPU gives the same bits (docs/loader.md).
+    if trained_with != TorchBackend.recipe and not trained_with.startswith("dali-cpu-"):
+        logger.warning(
+            "the model learnt from pixels decoded by %s, these scores are of pixels decoded by %s: "
+            "they may differ slightly (docs/loader.md)",
+            *(trained_with, TorchBackend.recipe),
+        )
+
+
 def _prepare_output(job: Job, note: dict[str, str]) -> None:
     """Decide what becomes of an earlier job's files."""
-    journals = list(job.output.parent.glob(f".{job.output.name}.rows-*"))
+    journals = journals_of(job.output)
     there = job.output.exists()
     if not job.resume:
         if there:
@@ -197,8 +226,13 @@ def _prepare_output(job: Job, note: dict[str, str]) -> None:
                 f"{job.output}: exists; go on with it by --resume, or choose another --output",
                 exit_code=2,
             )
-        for journal in journals:
-            journal.unlink()
+        if journals:
+            raise LmclError(
+                f"{job.output}: a job that did not end left its rows in "
+                f"{', '.join(j.name for j in journals)}; go on with it by --resume, or remove "
+                "them to begin again, or choose another --output",
+                exit_code=2,
+            )
     elif there or journals:
         found = read_note(job.output)
         differing = [name for name, value in note.items() if found.get(name) != value]
@@ -216,6 +250,15 @@ def _prepare_output(job: Job, note: dict[str, str]) -> None:
 def _back_to_journal(output: Path) -> None:
     """Rows of a finished output as a journal, so that new ones can join them."""
     journal = Journal(output, rank=9999)
-    for row in read_rows(output):
-        journal.append(row)
-    journal.close()
+    try:
+        for row in read_rows(output):
+            journal.append(row)
+    except (ValueError, KeyError, TypeError) as error:
+        journal.path.unlink()
+        raise LmclError(
+            f"{output}: cannot be read as a scores file ({error}); restore it, or choose another "
+            "--output",
+            exit_code=5,
+        ) from error
+    finally:
+        journal.close()

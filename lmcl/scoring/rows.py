@@ -6,12 +6,14 @@ The output appears, whole, when all rows are there; a killed job leaves journals
 
 import csv
 import dataclasses
+import glob
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -91,11 +93,16 @@ class Journal:
         self._file.close()
 
 
+def journals_of(output: Path) -> list[Path]:
+    """The journals that lie beside an output; its name may hold characters of a pattern."""
+    return sorted(output.parent.glob(f".{glob.escape(output.name)}.rows-*"))
+
+
 class Gathered:
     """Rows of all journals of an output, found by path without holding them in memory."""
 
     def __init__(self, output: Path) -> None:
-        self._files = sorted(output.parent.glob(f".{output.name}.rows-*"))
+        self._files = journals_of(output)
         self._place: dict[str, tuple[int, int]] = {}
         self.failed: set[str] = set()
         for index, file in enumerate(self._files):
@@ -164,8 +171,14 @@ def read_note(output: Path) -> dict[str, str]:
     path = note_path(output)
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return {str(k): str(v) for k, v in found.items()}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except msgspec.DecodeError as error:
+        raise LmclError(
+            f"{path}: is damaged ({error}), so it is not known which model the rows come from; "
+            "choose another --output, or restore it",
+            exit_code=5,
+        ) from error
 
 
 def read_rows(output: Path) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from lmcl.scoring.inputs import list_items
 from lmcl.scoring.job import Job, score_items
 from lmcl.scoring.rows import Gathered, Journal, Layout, Row, read_rows, write_rows
 from lmcl.scoring.scorer import open_scorer
+from pipeline.torch_backend import TorchBackend
 
 VALUES = st.tuples(
     st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20),
@@ -129,6 +131,58 @@ def test_another_precision_does_not_continue_a_file(model_folder, photos, tmp_pa
     fast = open_scorer(model_folder, device="cpu", precision="bfloat16")
     with pytest.raises(LmclError, match="another precision") as caught:
         score_items(fast, list_items([str(photos)]), job(output, resume=True))
+    assert caught.value.exit_code == 5
+
+
+def test_a_forgotten_resume_discards_no_rows(scorer, photos, tmp_path) -> None:
+    output, items = tmp_path / "s.csv", list_items([str(photos)])
+    journal = Journal(output, rank=0)
+    journal.append(Row(path=items[0].path, score=1.0, quality=0.1, error=""))
+    journal.close()
+    with pytest.raises(
+        LmclError, match=r"by --resume, or remove them .* another --output"
+    ) as caught:
+        score_items(scorer, items, job(output))
+    assert caught.value.exit_code == 2
+    assert journal.path.read_text()
+    assert journal.path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["s.csv.origin.json", "s.csv"])
+def test_a_damaged_file_is_not_continued(scorer, photos, tmp_path, damage) -> None:
+    output, items = tmp_path / "s.csv", list_items([str(photos / "a b")])
+    score_items(scorer, items, job(output))
+    (tmp_path / damage).write_text("{nonsense\n1\n")
+    with pytest.raises(LmclError, match="another --output") as caught:
+        score_items(scorer, items, job(output, resume=True))
+    assert caught.value.exit_code == 5
+    assert not list(tmp_path.glob(".s*"))
+
+
+def test_the_decoder_stands_in_the_origin_and_another_one_is_announced(
+    make_model, photos, tmp_path, caplog
+) -> None:
+    items = list_items([str(photos / "a b")])
+    for decode, warned in ((TorchBackend.recipe, 0), ("dali-cpu-2.4", 0), ("dali-mixed-2.4", 1)):
+        caplog.clear()
+        scorer = open_scorer(make_model(tmp_path / decode, decode=decode), device="cpu")
+        score_items(scorer, items, job(tmp_path / f"{decode}.csv"))
+        note = json.loads((tmp_path / f"{decode}.csv.origin.json").read_text())
+        assert note["decode"] == TorchBackend.recipe
+        assert sum("may differ slightly" in line for line in caplog.messages) == warned
+
+
+def test_a_score_that_is_no_number_is_a_row_with_an_error(make_model, photos, tmp_path) -> None:
+    broken = open_scorer(make_model(tmp_path / "m"), device="cpu")
+    with torch.no_grad():
+        broken.model.panel.head.weight.fill_(torch.nan)
+    items = list_items([str(photos / "a b")])
+    assert score_items(broken, items, job(tmp_path / "s.jsonl", crops=True)).failed == 6
+    text = (tmp_path / "s.jsonl").read_text()
+    assert "the model answers nan, which is no score" in text
+    assert "NaN" not in text
+    with pytest.raises(LmclError, match="no score") as caught:
+        broken.score(items[0].file)
     assert caught.value.exit_code == 5
 
 
