@@ -18,8 +18,9 @@ from lmcl.evaluate import Judged, Pixels, Place, judge
 from lmcl.files import write_atomic
 from lmcl.metrics import Evaluation, Mapping, evaluate, fit_mapping
 from lmcl.outcome import evaluate_judged, metrics_tree, predictions
-from lmcl.predictions import Predictions, read_csv
+from lmcl.predictions import Predictions
 from lmcl.release import ModelCard, load_model
+from lmcl.report.run import read_predictions
 from lmcl.report.scope import (
     ON_THEMSELVES,
     ON_TRAIN,
@@ -296,7 +297,7 @@ def _some(judged: Judged, ids: NDArray[np.int64]) -> Judged:
 def _with_boxes(table: Predictions, path: Path) -> Predictions:
     """The salient boxes of an earlier file over the same predictions: training looked for them."""
     try:
-        before = read_csv(path)
+        before = read_predictions(path)
     except (LmclError, OSError):
         return table
     same = np.array_equal(before.id, table.id) and np.allclose(

@@ -1,5 +1,7 @@
 """What a run folder holds, read with tolerance: an absent piece is named, never invented."""
 
+import collections
+import csv
 import dataclasses
 import json
 import math
@@ -86,7 +88,7 @@ def read_run(root: Path) -> RunData:
         raise LmclError(f"{root}: no such run folder; `lmcl train` makes one", exit_code=4)
     missing: list[str] = []
     files = _prediction_files(root)
-    predictions = {file.stem: read_csv(file) for file in files}
+    predictions = {file.stem: read_predictions(file) for file in files}
     scopes = {file.stem: scope for file in files if (scope := read_scope(file))}
     protocol = _flatten(_read_json(root / "protocol.json", missing, "the protocol box"))
     part = _headline_part(predictions, protocol.get("part", ""))
@@ -106,6 +108,40 @@ def read_run(root: Path) -> RunData:
         missing=(),
     )
     return dataclasses.replace(run, missing=(*missing, *_missing_pictures(run)))
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a predictions file; whatever is wrong with it is said with its name and a way out.
+
+    Raises:
+        LmclError: If it is missing (4) or cannot be read (3).
+    """
+    way_out = f"correct it, or delete it and write it again with `lmcl eval {path.parent.parent}`"
+    try:
+        _refuse_repeated(path, way_out)
+        return read_csv(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LmclError(
+            f"{path}: is no CSV file in UTF-8 ({error}); {way_out}", exit_code=3
+        ) from error
+    except (ValueError, OverflowError) as error:
+        raise LmclError(
+            f"{path}: an id, a level or a box is no whole number ({error}); {way_out}", exit_code=3
+        ) from error
+
+
+def _refuse_repeated(path: Path, way_out: str) -> None:
+    if not path.is_file():
+        return  # the reader says so
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        seen = collections.Counter(row.get("id") for row in csv.DictReader(lines))
+    repeated = [one for one, count in seen.items() if count > 1 and one]
+    if repeated:
+        raise LmclError(
+            f"{path}: id {repeated[0]} stands in {seen[repeated[0]]} rows ({len(repeated)} ids in "
+            f"more than one), each image needs one; {way_out}",
+            exit_code=3,
+        )
 
 
 def _prediction_files(root: Path) -> list[Path]:
@@ -159,23 +195,39 @@ def _read_toml(path: Path, missing: list[str]) -> dict[str, Any]:
     if not path.is_file():
         missing.append("config.toml is missing: the configuration cannot be shown")
         return {}
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        missing.append(f"config.toml is no TOML ({error}): the configuration cannot be shown")
+        return {}
 
 
 def _read_log(path: Path, missing: list[str]) -> Curves:
     if not path.is_file():
         missing.append("log.jsonl is missing: there are no training curves")
         return Curves(steps={}, epochs={})
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue  # the line that was being written when a run was killed
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = [_log_entry(line) for line in lines]
+    entries = [e for e in found if e is not None]
+    # The last line may have been half written when a run was killed; that is nobody's fault.
+    strange = sum(e is None for e in found[:-1])
+    if strange:
+        missing.append(
+            f"log.jsonl holds {strange} lines that are no entries of a training log: the curves "
+            "lack them"
+        )
     return Curves(
         steps=_columns([e for e in entries if e.get("event") == "step"]),
         epochs=_columns([e for e in entries if e.get("event") == "epoch"]),
     )
+
+
+def _log_entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def _columns(entries: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:

@@ -98,6 +98,59 @@ def test_constant_predictions_are_reported_with_their_reason(tmp_path: Path, run
     assert "NaN" not in (tmp_path / "flat" / "results.json").read_text()
 
 
+def _broken(run: Path, folder: Path, name: str, content: bytes) -> Path:
+    """A copy of a run with one of its files replaced."""
+    shutil.copytree(run, folder)
+    (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("config.toml", b"[data\n", "config.toml is no TOML"),
+        ("config.toml", b"a = '\xff'\n", "config.toml is no TOML"),
+        ("log.jsonl", b'3\n{"event": "step", "loss": 1}\n', "log.jsonl holds 1 lines that are no"),
+    ],
+    ids=["toml", "latin-1-toml", "log"],
+)
+def test_a_file_the_report_can_do_without_is_named_on_the_page_if_it_is_broken(
+    tmp_path: Path, run: Path, name: str, content: bytes, note: str
+) -> None:
+    folder = _broken(run, tmp_path / "run", name, content)
+    page = write_report([folder], folder).read_text()
+    assert note in page
+    assert note in (folder / "report.md").read_text()
+
+
+def test_a_last_line_of_the_log_that_was_cut_off_is_no_news(tmp_path: Path, run: Path) -> None:
+    log = (run / "log.jsonl").read_bytes() + b'{"event": "st'
+    folder = _broken(run, tmp_path / "run", "log.jsonl", log)
+    assert "log.jsonl holds" not in write_report([folder], folder).read_text()
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (b"1,a.png,3,3\n1,b.png,4,4\n", "id 1 stands in 2 rows"),
+        (b"nan,a.png,3,3\n", "an id, a level or a box is no whole number"),
+        (b"1e400,a.png,3,3\n", "an id, a level or a box is no whole number"),
+        (b"1,\xe4.png,3,3\n", "is no CSV file in UTF-8"),
+    ],
+    ids=["twice", "nan", "infinite", "latin-1"],
+)
+def test_predictions_that_cannot_be_read_are_named_with_a_way_out(
+    tmp_path: Path, run: Path, rows: bytes, words: str
+) -> None:
+    content = b"id,path,mos,prediction\n" + rows
+    folder = _broken(run, tmp_path / "run", "predictions/test.csv", content)
+    with pytest.raises(LmclError) as caught:
+        write_report([folder], folder)
+    assert f"predictions/test.csv: {words}" in str(caught.value)
+    assert f"write it again with `lmcl eval {folder}`" in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
 def test_a_folder_without_predictions_says_how_to_get_them(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(LmclError, match="lmcl eval") as caught:
