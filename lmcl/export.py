@@ -452,5 +452,15 @@ def _named(images: Path, most: int | None) -> Compared:
     if bad or not items:
         raise LmclError(f"--images {images}: {bad[0] if bad else 'no image'}", exit_code=4)
     chosen = [items[i] for i in _places(len(items), most)]
-    read = ((item.path, item.read()) for item in chosen)
-    return Compared(images=read, count=len(chosen), name=images.as_posix())
+
+    def read() -> Iterator[tuple[str, bytes]]:
+        for item in chosen:
+            try:
+                yield item.path, item.read()
+            except LmclError as error:
+                raise LmclError(
+                    f"--images {images}: {item.path}: {error}; repair it or leave it out",
+                    exit_code=error.exit_code,
+                ) from error
+
+    return Compared(images=read(), count=len(chosen), name=images.as_posix())

@@ -66,7 +66,13 @@ def carry_out(moves: Sequence[Move]) -> None:
     """Move the files; a name that has appeared in the meantime is never written over."""
     for move in moves:
         move.target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(move.source, _free(move.target, set()))
+        target = _free(move.target, set())
+        if move.source.is_symlink():
+            # Moved as it is, a relative link would lead elsewhere.
+            target.symlink_to(move.source.parent.resolve() / move.source.readlink())
+            move.source.unlink()
+        else:
+            shutil.move(move.source, target)
 
 
 def write_sheet(rows: Sequence[Row], items: Sequence[Item], output: Path, *, scale: str) -> int:

@@ -23,6 +23,8 @@ from shards.read import open_set
 
 _IN_TARS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
 _TARS = (".tar", ".tar.gz", ".tgz")
+_ORIGIN = ".origin.json"
+_WRITTEN = (".csv", ".jsonl", ".parquet", ".json")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -189,7 +191,7 @@ def _from_folder(folder: Path, is_left_out: Callable[[Path], bool]) -> Iterator[
         return
     for entry in entries:
         path = folder / entry.name
-        if entry.name.startswith(".") or is_left_out(path):
+        if entry.name.startswith(".") or is_left_out(path) or _is_scores_file(path):
             continue
         # A link to a folder may lead back up: links are followed to files only.
         if entry.is_symlink() and os.path.isdir(path):
@@ -199,6 +201,13 @@ def _from_folder(folder: Path, is_left_out: Callable[[Path], bool]) -> Iterator[
             yield Item(path=shown(path.as_posix()), file=str(path))
         else:
             yield from _from_place(path, is_left_out, tables=False)
+
+
+def _is_scores_file(path: Path) -> bool:
+    """Whether it is what an earlier job has written; named itself, such a file is a table."""
+    if path.suffix not in _WRITTEN:
+        return False
+    return path.name.endswith(_ORIGIN) or os.path.isfile(f"{path}{_ORIGIN}")
 
 
 def _single(path: Path) -> Item:
@@ -246,7 +255,7 @@ def _unreadable_folder(folder: Path, error: OSError) -> Item:
 def _from_pattern(argument: str, is_left_out: Callable[[Path], bool]) -> Iterator[Item]:
     matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
     for path in matches:
-        if not is_left_out(path):
+        if not is_left_out(path) and not _is_scores_file(path):
             # `photos/*` means images, whatever table lies among them; `lists/*.csv` means tables.
             yield from _from_place(path, is_left_out, tables=argument.endswith(".csv"))
     # glob passes over folders it may not open; what they hold would be missing without a word.

@@ -172,7 +172,16 @@ def test_without_the_set_the_export_says_that_no_score_was_compared(run, tmp_pat
 
 def test_what_cannot_be_compared_is_named(folder, tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    for images, words in (("notes.txt", "not an image"), ("none", "no such file")):
+    (tmp_path / "gone.csv").write_text("path\nwas-here.png\n")
+    (tmp_path / "latin.csv").write_bytes(b"path\ncaf\xe9.png\n")
+    (tmp_path / "other.csv").write_text("name\na.png\n")
+    for images, words in (
+        ("notes.txt", "not an image"),
+        ("none", "no such file"),
+        ("gone.csv", "was-here.png: No such file"),
+        ("latin.csv", "text is not UTF-8"),
+        ("other.csv", "no column named path"),
+    ):
         asked = [str(folder), "--format", "pt2", "--images", str(tmp_path / images)]
         found = CliRunner().invoke(command, asked)
         assert words in str(found.exception)

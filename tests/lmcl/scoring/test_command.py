@@ -93,11 +93,12 @@ def test_what_was_moved_inside_the_folder_is_left_alone_the_second_time(
 
 
 def test_a_link_is_moved_under_its_own_name(model_folder, photos, tmp_path) -> None:
-    (photos / "a b" / "mine.jpg").symlink_to(photos / "img.00.jpg")
+    (photos / "a b" / "mine.jpg").symlink_to("../img.00.jpg")
     gate = ["--below", "1", "--move-to", tmp_path / "rejected"]
     score(photos / "a b", *gate, model=model_folder, output=tmp_path / "s.csv")
-    assert (tmp_path / "rejected" / "mine.jpg").is_symlink()
-    assert (photos / "img.00.jpg").is_file()
+    moved = tmp_path / "rejected" / "mine.jpg"
+    assert moved.is_symlink()
+    assert moved.samefile(photos / "img.00.jpg")
 
 
 @pytest.mark.parametrize("name", ["s[1].csv", "s?.csv", "s*.csv"])
@@ -136,6 +137,16 @@ def test_a_report_that_cannot_be_written_is_a_sentence(model_folder, capsys) -> 
         main(["export", str(model_folder), "--format", "pt2", "--output", "/proc/x/m.pt2"])
     assert caught.value.code == 1
     assert "error: /proc/x: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_scores_file_inside_the_folder_is_no_row_of_the_next(
+    model_folder, photos, suffix
+) -> None:
+    for name in ("first", "second"):
+        output = photos / "a b" / f"{name}{suffix}"
+        assert score(photos / "a b", model=model_folder, output=output).exit_code == 0
+        assert len(names(output)) == 6
 
 
 def test_an_empty_folder_is_a_failure_and_says_so(model_folder, tmp_path) -> None:
