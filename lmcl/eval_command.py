@@ -130,6 +130,8 @@ def command(
         f"{path.stem}: SRCC {found.srcc:.4f}  PLCC {found.plcc_raw:.4f}  "
         f"PLCC after the fit {found.plcc_fit4:.4f}  ({found.n} images)\npredictions: {path}"
     )
+    if "srcc" in found.reasons:
+        click.echo(_no_figure(found))
     if scope.tested_on != scope.trained_on:
         click.echo(_across(scope))
     if scope.tested_on != scope.trained_on or scope.fitted:
@@ -158,7 +160,8 @@ def evaluate_run(
     released = load_model(run / "model")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     place = _place(accelerator, config, progress)
-    shard_set, other = _open(asked.data, config)
+    shard_set = _open(asked.data, config)
+    other = asked.data is not None and not _is_own(shard_set, config, released.card)
     chosen = _chosen(shard_set, asked, config, other=other)
     ids, name = chosen.ids, chosen.name
     scope = _scope(shard_set, released.card, asked, name)
@@ -201,6 +204,7 @@ def evaluate_run(
         _with_boxes(table, path).write_csv(path)
         tree = metrics_tree(shard_set, {name: judged}, {name: found}, name, mapping=mapping)
         tree["trained_on"] = released.card.training_set
+        tree["decode"] = judged.decode
         tree["scope"] = msgspec.to_builtins(scope)
         text = msgspec.json.format(msgspec.json.encode(tree), indent=2)
         write_atomic(run / "predictions" / f"{stem}.metrics.json", text + b"\n")
@@ -219,15 +223,28 @@ def _place(accelerator: Accelerator, config: Config, progress: bool) -> Place:
     )
 
 
-def _open(data: str | None, config: Config) -> tuple[ShardSet, bool]:
-    """The set to be judged, and whether it is another one than the run's own."""
-    if data is None or data == config.data.root:
-        return open_set(config.data.root), False
+def _open(data: str | None, config: Config) -> ShardSet:
+    """The set to be judged."""
+    if data is None:
+        return open_set(config.data.root)
     beside = Path(config.data.root).parent / data
     # A bare name, as in `--set koniq10k`, means the folder beside the run's own set.
     if "://" not in data and not (Path(data) / MANIFEST).is_file() and beside.is_dir():
-        return open_set(beside), True
-    return open_set(data), True
+        return open_set(beside)
+    return open_set(data)
+
+
+def _is_own(shard_set: ShardSet, config: Config, card: ModelCard) -> bool:
+    """Whether a set holds the images the run was trained on, however its path is spelled."""
+    try:
+        own = open_set(config.data.root)
+    except (ShardError, OSError):
+        # Moved away: the hash of the run's split tells whether this is the place it went to.
+        try:
+            return load_split(shard_set, config.data.split).hash == card.split_hash
+        except ShardError:
+            return False
+    return own.manifest.ids_sha256 == shard_set.manifest.ids_sha256
 
 
 def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -> _Chosen:
@@ -291,7 +308,21 @@ def _mapping(shard_set: ShardSet, judged: Judged, asked: Asked, chosen: _Chosen)
 
 def _some(judged: Judged, ids: NDArray[np.int64]) -> Judged:
     keep = np.isin(judged.ids, ids)
-    return Judged(ids=judged.ids[keep], score=judged.score[keep], embedding=judged.embedding[keep])
+    return dataclasses.replace(
+        judged,
+        ids=judged.ids[keep],
+        score=judged.score[keep],
+        embedding=judged.embedding[keep],
+    )
+
+
+def _no_figure(found: Evaluation) -> str:
+    """Why there is no rank correlation, and what became of the predictions."""
+    unlabelled = (
+        f"; {found.n_unlabelled} of the {found.n + found.n_unlabelled} judged images have no score "
+        "in the set, their predictions are written all the same"
+    )
+    return f"no figures: {found.reasons['srcc']}{unlabelled if found.n_unlabelled else ''}"
 
 
 def _with_boxes(table: Predictions, path: Path) -> Predictions:

@@ -61,6 +61,8 @@ class Judged:
     """[n] mean over the evaluation crops, [0, 1] units, higher = better."""
     embedding: NDArray[np.float32]
     """[n, d] unit-length mean over the crops."""
+    decode: str = ""
+    """The decode recipe (docs/loader.md); two scores are comparable if it is the same for both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,7 @@ def judge(
     model.eval()
     found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
     with _loader(shard_set, ids, crops, "eval", batch_size, place, bank) as loader:
+        recipe = loader.recipe
         for batch in _bar(loader, title, place):
             with torch.no_grad(), autocast(place.device, pixels.precision):
                 output = model(inputs(batch.crops, pixels))
@@ -127,6 +130,7 @@ def judge(
         ids=all_ids[order],
         score=np.concatenate([item[1] for item in gathered])[order],
         embedding=np.concatenate([item[2] for item in gathered])[order],
+        decode=recipe,
     )
 
 

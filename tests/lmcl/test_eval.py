@@ -19,6 +19,7 @@ from lmcl.report.scope import ON_TRAIN, ON_VAL
 from lmcl.session import fit
 from shards.datasets.demo import write_demo
 from shards.datasets.table import open_table
+from shards.datasets.unlabelled import open_unlabelled
 from shards.read import open_set
 from shards.sample import Score
 from shards.split import load_split, make_splits, write_split
@@ -108,6 +109,51 @@ def test_splits_of_the_own_set_are_refused_since_they_leak(run) -> None:
     with pytest.raises(LmclError, match="training images; train one run per split") as caught:
         evaluate_run(run, Asked(protocol="70-10-20"), batch_size=8, progress=False)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("how", ["spelled", "linked", "copied", "moved"])
+def test_the_own_set_is_known_by_its_images_and_not_by_its_path(
+    run, demo_set, tmp_path, tiny, how
+) -> None:
+    place = demo_set / ".." / demo_set.name
+    if how == "linked":
+        place = tmp_path / "link"
+        place.symlink_to(demo_set)
+    if how in ("copied", "moved"):
+        place = tmp_path / "copy"
+        shutil.copytree(demo_set, place)
+    if how == "moved":
+        run = Path(shutil.copytree(run, tmp_path / "run"))
+        config = (run / "config.toml").read_text().replace(str(demo_set), str(tmp_path / "gone"))
+        (run / "config.toml").write_text(config)
+    asked = Asked(data=str(place), protocol="70-10-20")
+    with pytest.raises(LmclError, match="training images; train one run per split") as caught:
+        evaluate_run(run, asked, batch_size=8, progress=False)
+    assert caught.value.exit_code == 2
+
+
+def test_the_metrics_say_with_which_decoder_the_images_were_judged(run, turned) -> None:
+    evaluate_run(run, Asked(data="turned"), batch_size=8, progress=False)
+    tree = json.loads((run / "predictions" / "turned-all.metrics.json").read_text())
+    assert tree["decode"] == json.loads((run / "protocol.json").read_text())["decode"]
+    assert tree["decode"].startswith(("dali-", "torch-"))
+
+
+def test_a_set_without_scores_is_judged_and_its_missing_figures_explained(
+    run, demo_set, tmp_path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    packed = open_set(demo_set)
+    for id in range(4):
+        (images / Path(packed.samples.path[id]).name).write_bytes(packed.read_bytes(id) + b"x")
+    build(open_unlabelled(images), tmp_path / "bare", workers=1)
+    asked = [str(run), "--set", str(tmp_path / "bare"), "--no-progress"]
+    said = CliRunner().invoke(command, asked, catch_exceptions=False)
+    assert said.exit_code == 0
+    assert "no figures: " in said.output
+    assert "4 of the 4 judged images have no score in the set" in said.output
+    assert len(read_csv(run / "predictions" / "unlabelled-all.csv")) == 4
 
 
 def test_a_mapping_fitted_on_val_judges_the_test_part_and_the_report_says_so(run, tmp_path) -> None:
