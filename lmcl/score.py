@@ -119,7 +119,8 @@ def command(
 
 def _stdin_lines() -> Iterator[str]:
     """Names as the system has them: they need not be UTF-8."""
-    for line in sys.stdin.buffer:
+    # There is no stdin at all where a scheduler has closed it.
+    for line in sys.stdin.buffer if sys.stdin else ():
         yield os.fsdecode(line)
 
 

@@ -70,6 +70,15 @@ def test_two_processes_share_what_comes_on_stdin(model_folder, photos, tmp_path)
     assert names(tmp_path / "s.csv") == [f.replace("\udce9", "\\xe9") for f in files]
 
 
+def test_a_closed_stdin_is_a_row(model_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    asked = ["score", "-", "--model", str(model_folder), "--output", str(tmp_path / "s.csv")]
+    with pytest.raises(SystemExit) as caught:
+        main([*asked, "--device", "cpu", "--no-progress"])
+    assert caught.value.code == 3
+    assert "no path came on stdin" in (tmp_path / "s.csv").read_text()
+
+
 @pytest.mark.parametrize("below", ["3", "-0.1", "nan", "inf"])
 def test_a_limit_in_another_scale_moves_nothing(model_folder, photos, tmp_path, below) -> None:
     gate = ["--below", below, "--move-to", tmp_path / "rejected"]
