@@ -11,13 +11,17 @@ import base64
 import csv
 import dataclasses
 import io
+import json
 import math
 from collections import deque
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,6 +30,10 @@ from lmcl.files import write_atomic
 from lmcl.report.markup import section, shown
 from lmcl.report.page import page
 from pipeline.decode import decode_rgb
+
+_SCORES = ("score", "prediction_unit", "prediction")
+"""Columns that hold the scores, the first one found winning."""
+_USED = ("path", *_SCORES, "scale", "higher_is_better")
 
 _SIDE = 560
 """Pixels of the longer side in the page; two images fill it, and smaller ones stay as they are."""
@@ -108,29 +116,39 @@ def find_duels(
 def read_scores(file: Path) -> Scores:
     """Read a scores file (`path, score, higher_is_better`) or a predictions file.
 
+    `.jsonl` and `.parquet` are what their names say, everything else is CSV.
+
     Raises:
-        LmclError: If it is missing (4) or has no usable columns (3).
+        LmclError: If it is missing (4) or cannot be read or has no usable columns (3).
     """
     if not file.is_file():
         raise LmclError(f"{file}: no such file; `lmcl score` writes scores of images", exit_code=4)
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        names = reader.fieldnames or ()
-        rows = list(reader)
-    column = next((c for c in ("score", "prediction_unit", "prediction") if c in names), None)
+    try:
+        rows, names = _read_table(file)
+    except (ValueError, OSError, csv.Error) as error:
+        kind = {".jsonl": "JSON lines", ".parquet": "Parquet"}.get(file.suffix, "CSV in UTF-8")
+        raise LmclError(
+            f"{file}: cannot be read as {kind} ({error}); name a file that `lmcl score` or "
+            "`lmcl eval` wrote, with the ending it was written with",
+            exit_code=3,
+        ) from error
+    column = next((c for c in _SCORES if c in names), None)
     if column is None or "path" not in names:
         raise LmclError(
             f"{file}: needs the columns path and score (or prediction), has {', '.join(names)}",
             exit_code=3,
         )
-    kept = [row for row in rows if row[column]]
-    turned = any(row.get("higher_is_better", "").lower() == "false" for row in kept)
+    kept = [row for row in rows if row.get(column) not in (None, "")]
+    turned = any(str(row.get("higher_is_better", "")).lower() == "false" for row in kept)
     try:
         score = np.array([float(row[column]) for row in kept], dtype=np.float64)
-    except ValueError as error:
-        raise LmclError(f"{file}: column {column}: {error}", exit_code=3) from error
-    paths = tuple(row["path"] for row in kept)
-    scale = kept[0].get("scale", "") if kept else ""
+    except (ValueError, TypeError) as error:
+        raise LmclError(
+            f"{file}: column {column}: {error}; an image without a score is an empty field",
+            exit_code=3,
+        ) from error
+    paths = tuple(str(row["path"]) for row in kept)
+    scale = str(kept[0].get("scale") or "") if kept else ""
     if scale:
         scale += f", {'lower' if turned else 'higher'} is better"
     return Scores(
@@ -142,11 +160,29 @@ def read_scores(file: Path) -> Scores:
     )
 
 
+def _read_table(file: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Rows by column name, and the names of all columns."""
+    if file.suffix == ".parquet":
+        names = list(pq.read_schema(file).names)
+        wanted = [name for name in names if name in _USED]
+        return pq.read_table(file, columns=wanted).to_pylist(), names
+    if file.suffix == ".jsonl":
+        with file.open(encoding="utf-8-sig") as lines:
+            rows = [json.loads(line) for line in lines if line.strip()]
+        strange = next((row for row in rows if not isinstance(row, dict)), None)
+        if strange is not None:
+            raise ValueError(f"a line is {json.dumps(strange)[:40]} and no object")
+        return rows, list(rows[0]) if rows else []
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        return list(reader), list(reader.fieldnames or ())
+
+
 def common_pool(a: Scores, b: Scores) -> tuple[Scores, Scores]:
     """Both models on the images both have scored, in the order of the first.
 
     Raises:
-        LmclError: If fewer than two images are common; exit code 3.
+        LmclError: If fewer than two images are common, or all their scores are; exit code 3.
     """
     place = {path: i for i, path in enumerate(b.path)}
     rows = [i for i, path in enumerate(a.path) if path in place]
@@ -157,9 +193,16 @@ def common_pool(a: Scores, b: Scores) -> tuple[Scores, Scores]:
             exit_code=3,
         )
     paths = tuple(a.path[i] for i in rows)
+    left, right = a.score[rows], b.score[[place[p] for p in paths]]
+    if np.array_equal(left, right):
+        raise LmclError(
+            f"{a.name} and {b.name}: both give each of the {len(rows)} images the same score, so "
+            "they contradict each other nowhere; name the scores of two different models",
+            exit_code=3,
+        )
     return (
-        dataclasses.replace(a, path=paths, score=a.score[rows]),
-        dataclasses.replace(b, path=paths, score=b.score[[place[p] for p in paths]]),
+        dataclasses.replace(a, path=paths, score=left),
+        dataclasses.replace(b, path=paths, score=right),
     )
 
 
@@ -262,7 +305,8 @@ def _side(attacker: Scores, defender: Scores, duels: list[Duel], levels: int, im
     )
     key = f"{attacker.name}-attacks".replace(" ", "-")
     title = f"{attacker.name} attacks {defender.name}"
-    return section(escape(key), title, note, "".join(blocks))
+    nothing = f'<p class="quiet">No two images that {weak} calls equal differ for {strong}.</p>'
+    return section(escape(key), title, note, "".join(blocks) or nothing)
 
 
 def _place(level: int, levels: int) -> str:
@@ -340,4 +384,11 @@ def command(
         for attacker, defender in ((a, b), (b, a))
         for duel in find_duels(attacker, defender, levels=levels, top=top, tolerance=tolerance)
     ]
+    if not duels:
+        raise LmclError(
+            f"{a.name} and {b.name}: among {len(a.path)} images in {levels} levels there is no "
+            f"pair that one model holds for equal (within {tolerance:g} standard deviations) and "
+            "the other does not; raise --tolerance, lower --levels, or score more images",
+            exit_code=3,
+        )
     click.echo(write_duels(duels, a, b, levels=levels, images=images, output=output))

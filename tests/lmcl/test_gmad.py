@@ -11,6 +11,7 @@ from PIL import Image
 
 from lmcl.errors import LmclError
 from lmcl.gmad import Scores, command, common_pool, find_duels, read_scores
+from lmcl.scoring.rows import FORMATS, Layout, Row, write_rows
 
 
 def pool(name: str, score: np.ndarray) -> Scores:
@@ -86,6 +87,67 @@ def test_files_that_cannot_be_used_say_why(tmp_path: Path, text, message, code) 
     with pytest.raises(LmclError, match=message) as caught:
         read_scores(file)
     assert caught.value.exit_code == code
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_of_lmcl_score_is_read(tmp_path: Path, suffix: str) -> None:
+    rows = [
+        Row(path=f"{one}.png", score=10.0 + one, quality=0.1 * one, error="") for one in range(3)
+    ]
+    rows.append(Row(path="broken.png", score=None, quality=None, error="no image"))
+    layout = Layout(scale="dmos 0..100", higher_is_better=False, box=False, crops=False)
+    write_rows(iter(rows), tmp_path / f"a{suffix}", layout)
+    found = read_scores(tmp_path / f"a{suffix}")
+    assert found.path == ("0.png", "1.png", "2.png")
+    assert found.score.tolist() == [-10.0, -11.0, -12.0]
+    assert found.scale == "dmos 0..100, lower is better"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"path,score\n\xe4.png,1\n", "cannot be read as CSV in UTF-8"),
+        ("a.parquet", b"path,score\n", "cannot be read as Parquet"),
+        ("a.jsonl", b"path,score\n", "cannot be read as JSON lines"),
+        ("a.jsonl", b"3\n", "a line is 3 and no object"),
+        ("a.jsonl", b'{"path": "a", "score": [1]}\n', "column score"),
+    ],
+    ids=["latin-1", "parquet", "jsonl", "number", "list"],
+)
+def test_a_file_that_is_not_what_its_name_says_is_named(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LmclError, match=words) as caught:
+        read_scores(tmp_path / name)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert caught.value.exit_code == 3
+
+
+def _scores_file(file: Path, scores: list[float]) -> str:
+    rows = [f"{one}.png,{score}" for one, score in enumerate(scores)]
+    file.write_text("\n".join(["path,score", *rows]) + "\n")
+    return str(file)
+
+
+def test_one_file_against_itself_or_its_copy_is_refused(tmp_path: Path) -> None:
+    a = _scores_file(tmp_path / "a.csv", [1, 2, 3, 4])
+    b = _scores_file(tmp_path / "b.csv", [1, 2, 3, 4])
+    for other in (a, b):
+        found = CliRunner().invoke(command, [a, other, "--output", str(tmp_path / "out")])
+        assert "both give each of the 4 images the same score" in str(found.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_contest_without_a_pair_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    a = _scores_file(tmp_path / "a.csv", [1, 2, 3, 4])
+    b = _scores_file(tmp_path / "b.csv", [1, 2, 4, 8])
+    asked = [a, b, "--tolerance", "0", "--output", str(tmp_path / "out")]
+    found = CliRunner().invoke(command, asked)
+    assert isinstance(found.exception, LmclError)
+    assert "among 4 images in 5 levels there is no pair" in str(found.exception)
+    assert "raise --tolerance" in str(found.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_writes_a_page_with_the_images_and_a_table(tmp_path: Path) -> None:
