@@ -13,7 +13,17 @@ from pathlib import Path
 
 from lmcl.errors import ConfigError
 
-_COUNT = re.compile(r"--num[_-]processes(?:=(\d+))?$")
+_PATIENCE_S = 3600
+"""How long ranks that were asked to stop may take to end their step or their look and to write the
+checkpoint; torch's launcher kills them after 30 seconds."""
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""What the launcher passes on; it would die of SLURM's warning and leave its workers behind."""
+
+LAUNCHER_ENVIRONMENT = {
+    "PET_SIGNALS_TO_HANDLE": _SIGNALS,
+    "PET_SHUTDOWN_TIMEOUT": str(_PATIENCE_S),
+}
+"""The same for a launcher of torch's or Accelerate's that is started otherwise."""
 
 
 def join_launcher(target: Sequence[str], arguments: Sequence[str]) -> None:
@@ -30,24 +40,48 @@ def join_launcher(target: Sequence[str], arguments: Sequence[str]) -> None:
         return
     parent = Path(f"/proc/{os.getppid()}/cmdline")
     words = parent.read_bytes().decode().split("\0") if parent.exists() else []
-    count = asked_processes(words)
-    if count is None:
+    sys.stdout.flush()
+    launcher = launcher_command(words, os.environ)
+    os.execv(sys.executable, [*launcher, *target, *arguments])
+
+
+def launcher_command(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Torch's launcher with the processes and the machines that `accelerate launch` was asked for.
+
+    Args:
+        words: The command line of `accelerate launch`.
+        environment: Holds the address that it prepared.
+
+    Raises:
+        ConfigError: If a number does not stand there, or the machines cannot share the processes.
+    """
+    processes, machines = asked(words, "num_processes"), asked(words, "num_machines") or 1
+    rank = asked(words, "machine_rank") if machines > 1 else 0
+    if processes is None or rank is None:
+        missing = "--num_processes" if processes is None else "--machine_rank"
+        example = (
+            "--num_processes 2"
+            if machines == 1
+            else (f"--num_processes {2 * machines} --num_machines {machines} --machine_rank 0")
+        )
         raise ConfigError(
             "accelerate launch was asked for several processes and started one, as it does "
-            "without GPUs; name the number on the command line: "
-            "accelerate launch --num_processes 2 train.py ..."
+            f"without GPUs; name {missing} on the command line: "
+            f"accelerate launch {example} train.py ..., or call torchrun yourself"
         )
-    sys.stdout.flush()
-    # torch's launcher would die of SLURM's warning and leave its workers behind.
-    signals = ["--signals_to_handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
-    address = ["--master_addr", os.environ["MASTER_ADDR"], "--master_port"]
-    os.execv(
-        sys.executable,
-        [
-            *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)],
-            *[*signals, *address, os.environ["MASTER_PORT"], *target, *arguments],
-        ],
-    )
+    if processes % machines:
+        raise ConfigError(
+            f"accelerate launch was asked for {processes} processes on {machines} machines, which "
+            "cannot share them evenly; --num_processes counts those of all machines"
+        )
+    return [
+        *[sys.executable, "-m", "torch.distributed.run"],
+        *["--nproc_per_node", str(processes // machines)],
+        *["--nnodes", str(machines), "--node_rank", str(rank)],
+        *["--signals_to_handle", _SIGNALS, "--shutdown_timeout", str(_PATIENCE_S)],
+        *["--master_addr", environment["MASTER_ADDR"]],
+        *["--master_port", environment["MASTER_PORT"]],
+    ]
 
 
 def started_alone(environment: Mapping[str, str]) -> bool:
@@ -56,10 +90,11 @@ def started_alone(environment: Mapping[str, str]) -> bool:
     return prepared and not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(environment)
 
 
-def asked_processes(words: Sequence[str]) -> int | None:
-    """The number after `--num_processes` in a command line, if it is there."""
+def asked(words: Sequence[str], option: str) -> int | None:
+    """The number after an option, spelled with `_` or `-`, in a command line, if it is there."""
+    spelled = re.compile(f"--{option.replace('_', '[_-]')}(?:=(\\d+))?$")
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        found = _COUNT.match(word)
+        found = spelled.match(word)
         if found and (found[1] or following.isdigit()):
             return int(found[1] or following)
     return None

@@ -34,6 +34,7 @@ class RunFolder:
         self.predictions = root / "predictions"
         self.metrics = root / "metrics.json"
         self.model = root / "model"
+        self.stopped = root / "stopped"
 
     @property
     def has_begun(self) -> bool:
@@ -60,8 +61,18 @@ class RunFolder:
             for folder in (self.checkpoints, self.saliency, self.predictions):
                 folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self.config, dump_config(config))
+            self.stopped.unlink(missing_ok=True)
         except OSError as error:
             raise LmclError(f"{self.root}: cannot be used as a run folder: {error}") from error
+
+    def mark_stopped(self) -> None:
+        """Say that the run was asked to stop: the exit code of a launcher does not."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.stopped.touch()
+        except OSError as error:
+            # The run ends as it was asked to; what started it may take that for a failure.
+            logger.warning("%s: cannot be written: %s", self.stopped, error)
 
     def append_log(self, entry: Mapping[str, object]) -> None:
         """Add one line to the log."""

@@ -34,7 +34,7 @@ from lmcl.outcome import Outcome, write_outcome
 from lmcl.runtime import RunFolder, describe_environment
 from lmcl.sight import Sight, check_divisible
 from lmcl.start_from import start_from_model
-from lmcl.stopping import stop_on_signals
+from lmcl.stopping import InterruptedRunError, stop_on_signals
 from lmcl.teacher import Teacher
 from lmcl.trackers import Trackers
 from pipeline.loader import Loader
@@ -64,14 +64,19 @@ def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True
         LmclError: If something is missing or a run goes wrong.
     """
     with stop_on_signals() as stop:
-        run = prepare(config, output, resume=resume, progress=progress)
-        run.stop = stop
         try:
-            train(run)
-            return write_outcome(run)
-        finally:
-            run.journal.close()
-            run.loader.close()
+            run = prepare(config, output, resume=resume, progress=progress)
+            run.stop = stop
+            try:
+                train(run)
+                return write_outcome(run)
+            finally:
+                run.journal.close()
+                run.loader.close()
+        except InterruptedRunError:
+            # Any rank may be the only one that was signalled outside the steps.
+            RunFolder(output).mark_stopped()
+            raise
 
 
 def plan(config: Config, output: Path) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 from lmcl.config import dump_config
 from lmcl.errors import LmclError
 from lmcl.files import write_atomic
+from lmcl.launch import LAUNCHER_ENVIRONMENT
+from lmcl.runtime import RunFolder
 from lmcl.stopping import InterruptedRunError, stop_on_signals
 from lmcl.sweep.plan import Task
 
@@ -68,8 +70,11 @@ def run_here(jobs: Sequence[Job]) -> Iterator[Failure]:
     with stop_on_signals():
         for number, job in enumerate(jobs):
             logger.info("run %d of %d: %s", number + 1, len(jobs), job.task.name)
+            mark = RunFolder(job.task.folder).stopped
+            mark.unlink(missing_ok=True)
             code = _run(job.command)
-            if code == _INTERRUPTED:
+            # A launcher of several processes has an exit code of its own.
+            if code == _INTERRUPTED or (code and mark.exists()):
                 raise InterruptedRunError(
                     f"{job.task.name}: stopped as asked, with {len(jobs) - number - 1} runs to "
                     "come; the same command goes on from here"
@@ -82,8 +87,9 @@ def run_here(jobs: Sequence[Job]) -> Iterator[Failure]:
 def write_slurm_scripts(jobs: Sequence[Job], folder: Path, options: Sequence[str]) -> list[Path]:
     """One batch script a job.
 
-    A job is warned two minutes before its time is over, writes a checkpoint, exits with 130 and
-    puts itself back into the queue; it does the same when it is pre-empted.
+    A job is warned two minutes before its time is over, writes a checkpoint and puts itself back
+    into the queue; it does the same when it is pre-empted. It knows by exit code 130, or, as a
+    launcher of several processes has an exit code of its own, by the mark in the run's folder.
 
     Args:
         jobs: What to run.
@@ -95,6 +101,7 @@ def write_slurm_scripts(jobs: Sequence[Job], folder: Path, options: Sequence[str
     for job in jobs:
         name = job.task.name.replace("/", "-")
         path = folder / f"{name}.sbatch"
+        mark = shlex.quote(str(RunFolder(job.task.folder).stopped))
         lines = [
             "#!/bin/bash",
             f"#SBATCH --job-name=lmcl-{name}",
@@ -104,10 +111,15 @@ def write_slurm_scripts(jobs: Sequence[Job], folder: Path, options: Sequence[str
             "#SBATCH --signal=USR1@120",
             *(f"#SBATCH {option}" for option in options),
             f"cd {shlex.quote(str(Path.cwd()))} || exit 1",
+            *(f"export {name}={value}" for name, value in LAUNCHER_ENVIRONMENT.items()),
+            # One of an earlier start would put a job that fails back into the queue for ever.
+            f"rm -f {mark}",
             # Signals go to job steps, not to this script: without srun nobody would hear them.
             f"srun {shlex.join(job.command)}",
             "code=$?",
-            f'if [ "$code" -eq {_INTERRUPTED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+            f'if [ "$code" -eq {_INTERRUPTED} ] || {{ [ "$code" -ne 0 ] && [ -e {mark} ]; }}; then',
+            '    scontrol requeue "$SLURM_JOB_ID"',
+            "fi",
             'exit "$code"',
         ]
         write_atomic(path, "\n".join(lines) + "\n")

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.run import get_args_parser
 
 from lmcl.checkpoint import list_checkpoints, read_newest
-from lmcl.launch import asked_processes
+from lmcl.errors import ConfigError
+from lmcl.launch import LAUNCHER_ENVIRONMENT, asked, launcher_command
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -143,7 +145,9 @@ def test_a_polite_stop_writes_a_checkpoint_and_exits_130(
     assert asked.returncode == 130, errors
     assert "--resume auto" in errors
     assert "Traceback" not in errors
+    assert (folder / "stopped").exists()
     finish(command(changes, folder, "--resume", "auto"))
+    assert not (folder / "stopped").exists()
     assert_same(untouched, folder)
 
 
@@ -159,6 +163,8 @@ def test_a_scheduler_that_signals_launcher_and_ranks_leaves_a_checkpoint(
     _, errors = asked.communicate(timeout=120)
     assert asked.returncode != 0
     assert "stopped as asked" in errors
+    # Its exit code is the launcher's: what started it looks for this.
+    assert (folder / "stopped").exists()
     state = read_newest(folder / "checkpoints")
     assert state is not None
     taken = steps(folder)
@@ -220,6 +226,23 @@ def test_several_processes_learn_what_one_does(
     assert [line.split(",")[0] for line in left] == [line.split(",")[0] for line in right]
 
 
+@pytest.mark.slow
+def test_two_machines_are_one_world(changes: list[str], tmp_path: Path) -> None:
+    few = [*changes, "train.epochs=1"]
+    machines = []
+    for rank in range(2):
+        words = command(few, tmp_path / "run", processes=2, port=29674)
+        at = words.index("--num_machines")
+        words[at : at + 2] = [
+            *["--num_machines", "2", "--machine_rank", str(rank)],
+            *["--main_process_ip", "127.0.0.1"],
+        ]
+        machines.append(start(words))
+    said = [machine.communicate(timeout=240)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["world_size"] == 2
+
+
 @pytest.mark.parametrize(
     ("words", "count"),
     [
@@ -232,7 +255,46 @@ def test_several_processes_learn_what_one_does(
 def test_the_number_of_processes_is_read_from_the_launchers_command_line(
     words: list[str], count: int | None
 ) -> None:
-    assert asked_processes(words) == count
+    assert asked(words, "num_processes") == count
+
+
+ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+
+
+def test_machines_share_the_processes_and_one_world() -> None:
+    words = "accelerate launch --num_processes 6 --num_machines=2 --machine-rank 1 train.py"
+    text = " ".join(launcher_command(words.split(), ADDRESS))
+    assert "--nproc_per_node 3 --nnodes 2 --node_rank 1" in text
+    assert "--master_addr 10.0.0.1 --master_port 29500" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("", "name --num_processes"),
+        ("--num_processes 4 --num_machines 2", "name --machine_rank"),
+        ("--num_processes 3 --num_machines 2 --machine_rank 0", "3 processes on 2 machines"),
+    ],
+)
+def test_a_launch_that_would_start_several_worlds_is_refused(options: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        launcher_command(["accelerate", "launch", *options.split(), "train.py"], ADDRESS)
+
+
+@pytest.mark.parametrize("way", ["options", "environment"])
+def test_torchs_launcher_waits_for_a_checkpoint_longer_than_its_own_half_minute(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    words = ["train.py"]
+    if way == "options":
+        launcher = launcher_command(["--num_processes", "2"], ADDRESS)
+        words = [*launcher[launcher.index("torch.distributed.run") + 1 :], *words]
+    else:
+        for name, value in LAUNCHER_ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+    read = get_args_parser().parse_args(words)
+    assert read.shutdown_timeout >= 1800
+    assert "SIGUSR1" in read.signals_to_handle.split(",")
 
 
 @pytest.mark.parametrize(

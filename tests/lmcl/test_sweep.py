@@ -15,8 +15,9 @@ from scipy import stats
 
 from lmcl.config import load_config
 from lmcl.errors import ConfigError, LmclError
+from lmcl.stopping import InterruptedRunError
 from lmcl.sweep.command import command
-from lmcl.sweep.launch import Job, make_jobs, write_slurm_scripts
+from lmcl.sweep.launch import Job, make_jobs, run_here, write_slurm_scripts
 from lmcl.sweep.plan import Task, config_files, plan_tasks
 from lmcl.sweep.summary import summarise, table
 
@@ -304,6 +305,33 @@ def test_a_job_that_was_warned_goes_back_into_the_queue(cluster: Path) -> None:
     done = subprocess.run(["bash", str(script)], check=False)
     assert done.returncode == 130
     assert (cluster / "scontrol").read_text() == "requeue 77\n"
+
+
+@pytest.mark.parametrize(
+    ("leaves_mark", "requeued"), [(True, True), (False, False)], ids=["stopped", "failed"]
+)
+def test_a_launchers_own_exit_code_requeues_a_job_only_beside_a_mark_of_this_start(
+    cluster: Path, leaves_mark: bool, requeued: bool
+) -> None:
+    folder = cluster / "a run"
+    folder.mkdir()
+    (folder / "stopped").touch()
+    body = f"touch '{folder}/stopped'; exit 1" if leaves_mark else "exit 1"
+    launched = job(folder, "l", "bash", "-c", body)
+    (script,) = write_slurm_scripts([launched], cluster / "slurm", [])
+    done = subprocess.run(["bash", str(script)], check=False)
+    assert done.returncode == 1
+    assert (cluster / "scontrol").exists() == requeued
+
+
+def test_a_sweep_here_takes_a_marked_run_for_stopped_whatever_its_launcher_says(
+    tmp_path: Path,
+) -> None:
+    stopped = job(tmp_path, "l", "bash", "-c", f"touch {tmp_path}/stopped; exit 1")
+    with pytest.raises(InterruptedRunError, match="m/l: stopped as asked"):
+        list(run_here([stopped]))
+    (failure,) = run_here([job(tmp_path, "l", "bash", "-c", "exit 1")])
+    assert failure.exit_code == 1
 
 
 def test_without_sbatch_submitting_is_refused(
