@@ -1,5 +1,6 @@
 """`lmcl-shard`: pack, check, look at and split data sets."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,7 +97,13 @@ def cli() -> None:
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
 @click.option("--retry-failed", is_flag=True, help="Try images again that were left out.")
 @click.option("--bmp-to-png", is_flag=True, help="Store BMP as PNG, checked pixel for pixel.")
-@click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=MAX_PIXELS,
+    show_default=True,
+    help="Refuse larger images.",
+)
 @click.option(
     "--megapixels-at-once",
     type=click.IntRange(1),
@@ -142,7 +149,7 @@ def build(
     """
     given = SourceOptions(
         images=images,
-        name=set_name,
+        name=_set_name(set_name),
         score=_score(score_range, lower_is_better),
         extra_files=extra_files,
         patches=patches,
@@ -153,7 +160,7 @@ def build(
         workers=workers or default_workers(),
     )
     options = PackOptions(on_error=on_error, bmp_to_png=bmp_to_png, max_pixels=max_pixels)
-    size = ShardSize(size_bytes=max(1, int(shard_mb * 1e6)), samples=shard_samples)
+    size = _shard_size(shard_mb, shard_samples)
     dataset = open_source(name, _source_folder(name, source, output), given)
     if dry_run:
         plan = make_plan(dataset, options=options, size=size)
@@ -356,8 +363,8 @@ def reshard(
         manifest = reshard_sets(
             [open_set(root) for root in roots],
             output,
-            name=set_name,
-            size=ShardSize(size_bytes=max(1, int(shard_mb * 1e6)), samples=shard_samples),
+            name=_set_name(set_name),
+            size=_shard_size(shard_mb, shard_samples),
             workers=workers,
             engine=engine,
             progress=advance,
@@ -402,14 +409,29 @@ def _reader_lines(reader: Reader) -> Iterator[str]:
         yield "  parts      " + ", ".join(f"{part} {count:,}" for part, count in expected.parts)
 
 
+def _shard_size(shard_mb: float, samples: int | None) -> ShardSize:
+    if not 0 < shard_mb < math.inf:
+        raise click.UsageError(f"--shard-mb needs a size above 0, in megabytes; got {shard_mb:g}")
+    return ShardSize(size_bytes=max(1, int(shard_mb * 1e6)), samples=samples)
+
+
+def _set_name(given: str | None) -> str | None:
+    # An empty name would be taken for none given, and the set named by its reader.
+    if given == "":
+        raise click.UsageError("--name is empty; give a name of a-z, 0-9, - and _, or leave it out")
+    return given
+
+
 def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> Score | None:
     if score_range is None:
         if lower_is_better:
             raise click.UsageError("--lower-is-better needs --score-range LOW HIGH as well")
         return None
     low, high = score_range
-    if not low < high:
-        raise click.UsageError(f"--score-range needs LOW < HIGH, got {low:g} {high:g}")
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
+        raise click.UsageError(
+            f"--score-range needs two finite numbers, LOW < HIGH, got {low:g} {high:g}"
+        )
     return Score(
         kind="dmos" if lower_is_better else "mos",
         low=low,

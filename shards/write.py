@@ -143,7 +143,14 @@ def _check_name(name: str) -> None:
 def _finished(store: Store, plan: Plan, *, overwrite: bool) -> Manifest | None:
     if not store.exists(MANIFEST):
         return None
-    manifest = decode(store.read(MANIFEST), where=f"{store.root}/{MANIFEST}")
+    try:
+        manifest = decode(store.read(MANIFEST), where=f"{store.root}/{MANIFEST}")
+    except ShardError as error:
+        if not overwrite:
+            # The sentence ends in "build again", which is what was asked for.
+            raise ShardError(f"{error} with `--overwrite`", exit_code=error.exit_code) from error
+        store.remove(MANIFEST)
+        return None
     if manifest.source_sha256 == plan.source_sha256:
         return manifest
     if overwrite:

@@ -15,6 +15,9 @@ from shards.sample_table import group_key
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
+_LARGEST_SCORE = 1e100
+"""Squares of larger ones, summed over a set, leave the range of float64."""
+
 
 class FolderIndex:
     """Files below a folder, found by relative name in any case.
@@ -121,7 +124,7 @@ def parse_score(text: object, *, where: str) -> float:
     """A finite number, or an error that says where it is not one.
 
     Raises:
-        ShardError: If the text is empty, no number, NaN or infinite.
+        ShardError: If the text is empty, no number, NaN, infinite, or too large to be squared.
     """
     try:
         value = float(str(text).strip())
@@ -130,6 +133,12 @@ def parse_score(text: object, *, where: str) -> float:
     if not math.isfinite(value):
         raise ShardError(
             f"{where}: score {str(text)!r} is not a finite number; correct the row, or remove it",
+            exit_code=3,
+        )
+    if abs(value) > _LARGEST_SCORE:
+        raise ShardError(
+            f"{where}: score {str(text)!r} is beyond {_LARGEST_SCORE:g}, so that no deviation of "
+            "the scores could be computed; correct the row, or remove it",
             exit_code=3,
         )
     return value

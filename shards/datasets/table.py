@@ -26,6 +26,8 @@ Row = Mapping[str, Any]
 _PATH = ("path", "file", "filename", "image", "image_name", "image name", "img_name", "name")
 _SCORE = ("score", "mos", "dmos")
 _STD = ("std", "mos_std", "sd")
+_MOST_LEVEL = 2**31 - 1
+"""The sample table keeps levels in 32 bits."""
 _PART = ("split", "part", "set")
 _PARTS = {
     "": "",
@@ -179,7 +181,7 @@ def _samples(labels: Path, columns: _Columns, index: FolderIndex) -> Iterator[Sa
             path=index.find(path) or path,
             file=index.path(path),
             mos=parse_score(row.get(columns.score), where=where),
-            mos_std=_optional(row, columns.std, where),
+            mos_std=_spread(row, columns.std, where),
             group=str(row.get("group") or path),
             distortion=str(row.get("distortion") or ""),
             level=_level(row.get("level"), where),
@@ -200,20 +202,34 @@ def _observed(low: float, high: float, column: str) -> Score:
     )
 
 
-def _optional(row: Row, column: str | None, where: str) -> float | None:
+def _spread(row: Row, column: str | None, where: str) -> float | None:
     value = row.get(column) if column else None
     if value is None or str(value).strip() == "":
         return None
-    return parse_score(value, where=where)
+    spread = parse_score(value, where=where)
+    if spread < 0:
+        raise ShardError(
+            f"{where}: {column} {str(value)!r} is negative, and a deviation is not; correct it, or "
+            "leave the field empty",
+            exit_code=3,
+        )
+    return spread
 
 
 def _level(value: object, where: str) -> int | None:
     if value is None or str(value).strip() == "":
         return None
     try:
-        return int(float(str(value)))
-    except ValueError as error:
-        raise ShardError(f"{where}: level {str(value)!r} is not a number", exit_code=3) from error
+        level = float(str(value))
+    except ValueError:
+        level = math.nan
+    if not (0 <= level <= _MOST_LEVEL and level.is_integer()):
+        raise ShardError(
+            f"{where}: level {str(value)!r} is no whole number from 0 to {_MOST_LEVEL:,}; correct "
+            "it, or leave the field empty",
+            exit_code=3,
+        )
+    return int(level)
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:

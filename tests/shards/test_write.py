@@ -17,6 +17,7 @@ from shards.datasets.table import open_table
 from shards.datasets.unlabelled import open_unlabelled
 from shards.errors import ShardError
 from shards.job import PackOptions
+from shards.manifest import MANIFEST
 from shards.plan import ShardSize
 from shards.read import open_set
 from shards.sample import DataSet
@@ -309,3 +310,14 @@ def test_a_record_cut_short_by_a_power_failure_is_not_believed(
     record.write_bytes(record.read_bytes()[:-20])
     build(dataset, tmp_path / "out", workers=1, size=FIVE)
     assert hashes(tmp_path / "out") == expected
+
+
+def test_a_set_whose_manifest_cannot_be_read_is_replaced_if_asked_to(
+    tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    build(table(4), tmp_path / "out", workers=1)
+    (tmp_path / "out" / MANIFEST).write_bytes(b"{}")
+    with pytest.raises(ShardError, match=r"not a manifest .*build again with `--overwrite`"):
+        build(table(4), tmp_path / "out", workers=1)
+    build(table(4), tmp_path / "out", workers=1, overwrite=True)
+    assert len(open_set(tmp_path / "out").samples) == 4

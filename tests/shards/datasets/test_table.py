@@ -91,7 +91,12 @@ def test_an_unlabelled_file_is_refused_unless_ignored(images: Path, tmp_path: Pa
         ("path,score\n../secret.png,1\n", "is not inside the images folder"),
         ("path,score\n/etc/passwd,1\n", "is not inside the images folder"),
         ("path,score,split\na b.png,1,holdout\n", "none of train, val, test"),
-        ("path,score,level\na b.png,1,high\n", "level 'high' is not a number"),
+        *[
+            (f"path,score,level\na b.png,1,{level}\n", f"level '{level}' is no whole number from 0")
+            for level in ("high", "inf", "nan", "99999999999", "-1", "1.5")
+        ],
+        ("path,score\na b.png,1e308\n", r"score '1e308' is beyond 1e\+100"),
+        ("path,score,std\na b.png,1,-0.5\n", "std '-0.5' is negative"),
         ('path,score\n"a b.png,1\n', "cannot be read"),
     ],
 )
