@@ -315,9 +315,10 @@ def test_a_record_cut_short_by_a_power_failure_is_not_believed(
 def test_a_set_whose_manifest_cannot_be_read_is_replaced_if_asked_to(
     tmp_path: Path, table: Callable[..., DataSet]
 ) -> None:
-    build(table(4), tmp_path / "out", workers=1)
+    dataset = table(4)
+    build(dataset, tmp_path / "out", workers=1)
     (tmp_path / "out" / MANIFEST).write_bytes(b"{}")
     with pytest.raises(ShardError, match=r"not a manifest .*build again with `--overwrite`"):
-        build(table(4), tmp_path / "out", workers=1)
-    build(table(4), tmp_path / "out", workers=1, overwrite=True)
+        build(dataset, tmp_path / "out", workers=1)
+    build(dataset, tmp_path / "out", workers=1, overwrite=True)
     assert len(open_set(tmp_path / "out").samples) == 4
