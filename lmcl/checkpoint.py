@@ -166,7 +166,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """What `save_tensors` wrote, verified against its digest.
 
     Raises:
-        LmclError: If the file or its digest is missing or they disagree.
+        LmclError: If the file is missing (exit code 4), disagrees with its digest, or is no file of
+            tensors (exit code 5).
     """
     if not path.is_file():
         raise LmclError(
@@ -180,7 +181,22 @@ def load_tensors(path: Path) -> dict[str, Any]:
             "incompletely; copy it again or resume from an older checkpoint",
             exit_code=5,
         )
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch's readers meet a foreign file with any error: struct.error, KeyError, EOFError ...
+        said = (str(error).splitlines() or ["nothing more is known"])[0]
+        raise LmclError(
+            f"{path}: matches its digest, and yet is no file of tensors ({type(error).__name__}: "
+            f"{said}); it was written by something else: name another checkpoint",
+            exit_code=5,
+        ) from error
+    if not isinstance(loaded, dict):
+        raise LmclError(
+            f"{path}: holds a {type(loaded).__name__} where a checkpoint was expected; name "
+            "another one",
+            exit_code=5,
+        )
     return loaded
 
 

@@ -5,6 +5,7 @@ can say where CLS looked in its last layers. Attention weights are computed only
 the training forward keeps the fused attention.
 """
 
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import timm
 import torch
 from jaxtyping import Float
 from timm.layers import Attention, AttentionRope, build_sincos2d_pos_embed
-from timm.models import load_checkpoint, load_pretrained
+from timm.models import load_pretrained, load_state_dict
 from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Block, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -294,8 +295,9 @@ def load_weights(encoder: Encoder, config: EncoderConfig) -> Literal["random", "
     """Fill the encoder with the weights its configuration names, and say where they came from.
 
     Raises:
-        ConfigError: If the file's tensors do not fit the encoder.
-        LmclError: If the file is missing (exit code 4) or the hub cannot be reached.
+        ConfigError: If the file's tensors do not fit the encoder (exit code 5).
+        LmclError: If the file is missing (exit code 4) or damaged (exit code 5), or the hub cannot
+            be reached.
     """
     if not config.weights:
         return "random"
@@ -375,7 +377,15 @@ def _load_stem(encoder: Encoder, path: Path) -> None:
     stem = encoder.stem if isinstance(encoder, ConvVit) else None
     if not isinstance(stem, SqueezeLevels):
         raise ValueError("an .npz file holds the SqueezeNet part of squeezenet-vit only")
-    stem.load(path)
+    try:
+        # numpy would leave such a file open.
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no .npz archive")
+        stem.load(path)
+    except RuntimeError:
+        raise  # names or shapes that do not fit
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
 def _load_vit(encoder: Encoder, path: Path) -> None:
@@ -386,7 +396,22 @@ def _load_vit(encoder: Encoder, path: Path) -> None:
         kept = {name: value for name, value in state.items() if not name.startswith("head")}
         return checkpoint_filter_fn(kept, model)  # type: ignore[no-any-return]
 
-    load_checkpoint(encoder.vit, str(path), filter_fn=without_head, weights_only=True)
+    try:
+        state = without_head(load_state_dict(str(path), weights_only=True), encoder.vit)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    encoder.vit.load_state_dict(state)
+
+
+def _unreadable(path: Path, error: Exception) -> LmclError:
+    """Parsers say in any way they like that a file is none of theirs."""
+    said = (str(error).splitlines() or ["nothing more is known"])[0]
+    return LmclError(
+        f"encoder.weights = {str(path)!r}: cannot be read as weights ({type(error).__name__}: "
+        f"{said}); it is damaged or of another format: copy it again, or name a .safetensors, .pth "
+        "or .npz file",
+        exit_code=5,
+    )
 
 
 def _load_from_hub(encoder: Encoder, config: EncoderConfig) -> None:

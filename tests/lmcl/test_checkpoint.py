@@ -1,3 +1,4 @@
+import hashlib
 import logging
 import math
 from pathlib import Path
@@ -67,6 +68,24 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(
         newest.write_bytes(data)
     else:
         digest_path(newest).unlink()
+    with caplog.at_level(logging.WARNING):
+        found = read_newest(tmp_path)
+    assert found is not None
+    assert found.position.epoch == 1
+    assert newest.name in caplog.text
+
+
+@pytest.mark.parametrize("junk", [b"junk" * 40, b"", b"PK\x03\x04" + b"junk" * 40])
+def test_a_foreign_file_with_its_digest_is_passed_over_by_auto_and_refused_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, junk: bytes
+) -> None:
+    write_checkpoint(tmp_path, state(1), keep_last=2)
+    newest = write_checkpoint(tmp_path, state(2), keep_last=2)
+    newest.write_bytes(junk)
+    digest_path(newest).write_text(hashlib.sha256(junk).hexdigest() + "\n")
+    with pytest.raises(LmclError, match="no file of tensors") as error:
+        read_checkpoint(newest)
+    assert error.value.exit_code == 5
     with caplog.at_level(logging.WARNING):
         found = read_newest(tmp_path)
     assert found is not None

@@ -196,3 +196,34 @@ def test_missing_and_foreign_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not fit") as error:
         load_weights(make_encoder(foreign, sizes=(64, 64)), foreign)
     assert error.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("junk.safetensors", b"junk" * 40),
+        ("junk.pth", b"junk" * 40),
+        ("half.pth", b"PK\x03\x04" + b"junk" * 40),
+        ("empty.pth", b""),
+        ("junk.npz", b"junk" * 40),
+        ("half.npz", b"PK\x03\x04" + b"junk" * 40),
+        ("empty.npz", b""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_damaged_weights_are_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    base = SQUEEZE if path.suffix == ".npz" else TINY
+    config = EncoderConfig(**{**vars(base), "weights": str(path)})
+    with pytest.raises(LmclError, match="cannot be read as weights") as error:
+        load_weights(make_encoder(config, sizes=(64, 64)), config)
+    assert error.value.exit_code == 5
+
+
+def test_a_file_of_something_else_than_named_tensors_is_one_sentence(tmp_path: Path) -> None:
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    config = EncoderConfig(**{**vars(TINY), "weights": str(tmp_path / "list.pth")})
+    with pytest.raises(LmclError, match="cannot be read as weights") as error:
+        load_weights(make_encoder(config, sizes=(64, 64)), config)
+    assert error.value.exit_code == 5
