@@ -147,8 +147,10 @@ def _finished(store: Store, plan: Plan, *, overwrite: bool) -> Manifest | None:
         manifest = decode(store.read(MANIFEST), where=f"{store.root}/{MANIFEST}")
     except ShardError as error:
         if not overwrite:
-            # The sentence ends in "build again", which is what was asked for.
-            raise ShardError(f"{error} with `--overwrite`", exit_code=error.exit_code) from error
+            # The sentence advises to build again, which is what was asked for.
+            raise ShardError(
+                f"{error}; `--overwrite` replaces the set", exit_code=error.exit_code
+            ) from error
         store.remove(MANIFEST)
         return None
     if manifest.source_sha256 == plan.source_sha256:
