@@ -204,8 +204,11 @@ def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
         ConfigError: On unknown keys, wrong types or broken rules; `where` names the source.
     """
     for key, owner in _unknown_keys(tree, Config, prefix=""):
-        near = difflib.get_close_matches(key.rpartition(".")[2], owner, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(owner))}"
+        last = key.rpartition(".")[2]
+        elsewhere = [name for name in _known_keys(Config) if name.rpartition(".")[2] == last]
+        near = elsewhere or difflib.get_close_matches(last, owner, n=1)
+        meant = " or ".join(map(repr, near))
+        hint = f"did you mean {meant}?" if near else f"known here: {', '.join(sorted(owner))}"
         raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
     try:
         return msgspec.convert(tree, Config)
@@ -306,6 +309,16 @@ def _unknown_keys(
             yield prefix + key, names
         elif isinstance(value, Mapping) and dataclasses.is_dataclass(hints[key]):
             yield from _unknown_keys(value, _as_class(hints[key]), prefix=f"{prefix}{key}.")
+
+
+def _known_keys(owner: type, prefix: str = "") -> Iterator[str]:
+    """Every field below a dataclass by its dotted key."""
+    hints = typing.get_type_hints(owner)
+    for item in dataclasses.fields(owner):
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from _known_keys(_as_class(hints[item.name]), f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name
 
 
 def _as_class(hint: object) -> type:

@@ -41,7 +41,7 @@ def test_a_bare_word_is_a_string(tmp_path: Path) -> None:
     [
         pytest.param("[train]\nepoch = 3\n", "", ["train.epoch", "epochs"], id="misspelt"),
         pytest.param("[nonsense]\na = 1\n", "", ["nonsense", "known here"], id="unknown-table"),
-        pytest.param("", "train.lr=1", ["train.lr"], id="unknown-override"),
+        pytest.param("", "train.lr=1", ["did you mean 'schedule.lr'?"], id="elsewhere"),
         pytest.param("[train]\nepochs = 'x'\n", "", ["epochs", "int"], id="wrong-type"),
         pytest.param("[train]\nepochs = 0\n", "", ["epochs", ">= 1"], id="broken-rule"),
         pytest.param("[objective]\nkeys = 'both'\n", "", ["keys"], id="unknown-choice"),

@@ -99,7 +99,9 @@ def kill_and_resume(changes: list[str], folder: Path, *, seed: int) -> None:
     wait_for_steps(victim, folder, chance.randint(1, 6))
     time.sleep(chance.random() * 0.1)
     victim.send_signal(signal.SIGKILL)
-    victim.communicate()
+    _, errors = victim.communicate()
+    # Otherwise it had ended by itself, and nothing was tried.
+    assert victim.returncode == -signal.SIGKILL, errors
     finish(command(changes, folder, "--resume", "auto"))
 
 
