@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 
-from pipeline.errors import PipelineError
+from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.prepare import frame_pixels, is_endless_jpeg, wants_preparing, wrap_ppm
 from pipeline.request import Request, ViewSpec
 from pipeline.source import Source
@@ -95,7 +95,11 @@ class Flow:
             if not self._reading:
                 raise StopIteration
             request, job = self._reading.popleft()
-        inputs = job.result()
+        try:
+            inputs = job.result()
+        finally:
+            # An error holds this frame, and the job the error: a circle around DALI's threads.
+            del job
         self._inside.append((request, inputs))
         if self._spec.whole:
             return (inputs.encoded,)
@@ -157,7 +161,7 @@ def _read_inputs(
     encoded = source.read(request.ids, into=buffer)
     sizes, targets = request.sizes.copy(), request.targets.copy()
     least = 1 if spec.whole else spec.size
-    for row in np.flatnonzero(wants_preparing(encoded, targets, least)).tolist():
+    for row in np.flatnonzero(wants_preparing(encoded, sizes, targets, least)).tolist():
         pixels = _prepare(source, request, row, encoded[row], least)
         encoded[row] = wrap_ppm(pixels)
         sizes[row] = targets[row] = pixels.shape[:2]
@@ -201,4 +205,8 @@ def _prepare(
         return frame_pixels(data.tobytes(), size=(height, width), target=(tall, wide), crop=crop)
     except PipelineError as error:
         one = int(request.ids[row])
-        raise PipelineError(f"{source.describe(one)}: {error}", exit_code=3, ids=(one,)) from error
+        raise PipelineError(
+            f"{source.describe(one)}: {error}; run `lmcl-shard verify --deep`; {LEAVE_OUT}",
+            exit_code=3,
+            ids=(one,),
+        ) from error

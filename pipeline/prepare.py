@@ -5,6 +5,7 @@ from jaxtyping import Bool, Int64, UInt8
 
 from pipeline.decode import decode_rgb, reflect_pad, resize_rgb
 from pipeline.errors import PipelineError
+from pipeline.headers import header_size
 
 
 def frame_pixels(
@@ -26,15 +27,21 @@ def frame_pixels(
 
 
 def wants_preparing(
-    encoded: list[UInt8[np.ndarray, " _size"]], targets: Int64[np.ndarray, "b 2"], crop: int
+    encoded: list[UInt8[np.ndarray, " _size"]],
+    sizes: Int64[np.ndarray, "b 2"],
+    targets: Int64[np.ndarray, "b 2"],
+    crop: int,
 ) -> Bool[np.ndarray, " b"]:
     """Which images must be prepared in Python before DALI sees them."""
     small = (targets < crop).any(axis=1)
-    # WebP's extended container (EXIF, animation): nvImageCodec 0.9 stops at its metadata.
-    extended = [
-        data[:4].tobytes() == b"RIFF" and data[12:16].tobytes() == b"VP8X" for data in encoded
+    # DALI 2.4 reads the headers of larger batches in several threads, and an exception in one of
+    # them frees what the others are still using: the process dies without a word. What Pillow
+    # makes of such an image is either its pixels or a sentence.
+    unclear = [
+        sorted(header_size(data.data) or ()) != sorted(size)
+        for data, size in zip(encoded, sizes.tolist(), strict=True)
     ]
-    return np.asarray(small | np.asarray(extended, dtype=bool))
+    return np.asarray(small | np.asarray(unclear, dtype=bool))
 
 
 def is_endless_jpeg(data: UInt8[np.ndarray, " _size"]) -> bool:

@@ -11,14 +11,15 @@ _SIGNATURE_BYTES = 8
 _CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
-def find_png_damage(data: bytes) -> str:
+def find_png_damage(data: bytes | memoryview, *, checksums: bool = True) -> str:
     """What is wrong with the chunks of a PNG; empty if nothing is.
 
-    Chunks that a decoder may do without, and whatever follows the end, are not looked at.
+    Chunks that a decoder may do without, and whatever follows the end, are not looked at. Without
+    `checksums` the others are only stepped over.
     """
     view, at = memoryview(data), _SIGNATURE_BYTES
     while at + 12 <= len(data):
-        size, kind = int.from_bytes(view[at : at + 4], "big"), data[at + 4 : at + 8]
+        size, kind = int.from_bytes(view[at : at + 4], "big"), bytes(view[at + 4 : at + 8])
         end = at + 12 + size
         if end > len(data):
             break
@@ -29,7 +30,8 @@ def find_png_damage(data: bytes) -> str:
         if kind[:1].isupper():
             if kind not in _CRITICAL:
                 return f"the {name} is of an unknown kind"
-            if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            written = int.from_bytes(view[end - 4 : end], "big")
+            if checksums and zlib.crc32(view[at + 4 : end - 4]) != written:
                 return f"the checksum of the {name} does not fit"
         at = end
     return f"the PNG ends in or before the chunk at byte {at}, without its IEND chunk"

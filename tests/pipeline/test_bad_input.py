@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -15,6 +17,7 @@ from PIL import Image
 
 from pipeline.boxes import CropConfig
 from pipeline.errors import PipelineError
+from pipeline.headers import header_size
 from pipeline.loader import Loader
 from pipeline.saliency import SaliencyTable
 from shards.errors import ShardError
@@ -131,6 +134,57 @@ def test_a_jpeg_cut_off_below_its_boxes_is_named(
         )
         with pytest.raises(PipelineError, match="sample 2"):
             list(loader.epoch(epoch))
+
+
+_ONE_BATCH_CRASHES = """
+import sys
+from pipeline.boxes import CropConfig
+from pipeline.errors import PipelineError
+from pipeline.loader import Loader
+from shards.read import open_set
+
+packed = open_set(sys.argv[1])
+crops = CropConfig(size=32, random=2, evaluation=2)
+with Loader(packed, packed.ids(), crops=crops, batch_size=64, mode=sys.argv[2], seed=0,
+            backend="dali", num_threads=2) as loader:
+    try:
+        list(loader.epoch(0))
+    except PipelineError as error:
+        print(error.ids)
+"""
+
+
+@pytest.mark.parametrize("mode", ["eval", "global"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_an_image_without_a_header_in_a_large_batch_is_named_and_does_not_end_the_process(
+    pack: Pack,
+    photograph: Callable[..., Image.Image],
+    encode: Callable[..., bytes],
+    kind: str,
+    mode: str,
+) -> None:
+    # DALI reads the headers of so many images in several threads, and dies of an exception there.
+    images = [(f"{n}.img", encode(photograph(97, 131, seed=n), kind)) for n in range(64)]
+    packed = pack(images, samples_per_shard=64)
+    _damage(packed, 3, "garbage")
+    told = subprocess.run(
+        [sys.executable, "-c", _ONE_BATCH_CRASHES, str(packed.root), mode],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (told.returncode, told.stdout) == (0, "(3,)\n"), told.stderr[-300:]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_only_a_plain_header_goes_to_dali(
+    photograph: Callable[..., Image.Image], encode: Callable[..., bytes], kind: str
+) -> None:
+    data = encode(photograph(97, 131), kind)
+    assert header_size(memoryview(data)) == (97, 131)
+    for damaged in (b"", data[:1], data[:20], bytes(len(data)), data[:10] + bytes(len(data) - 10)):
+        assert header_size(memoryview(damaged)) is None
 
 
 @pytest.fixture
