@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from lmcl.errors import LmclError
+
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file so that nobody ever sees half of it: temporary name, fsync, rename."""
@@ -21,3 +23,18 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def make_output_folder(path: Path) -> None:
+    """Make the folder that `--output` names, before the work that would end there.
+
+    Raises:
+        LmclError: If a file is in its place, or it cannot be made (exit code 2).
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LmclError(
+            f"--output {path}: cannot be made a folder ({error.strerror}); name another one",
+            exit_code=2,
+        ) from error

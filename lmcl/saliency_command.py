@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from lmcl.errors import LmclError
-from lmcl.files import write_atomic
+from lmcl.files import make_output_folder, write_atomic
 from lmcl.release import ReleasedModel, load_model
 from lmcl.saliency import best_window, window_to_box
 from lmcl.scoring.inputs import list_items
@@ -97,8 +97,10 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
         How many were drawn.
 
     Raises:
-        LmclError: If some cannot be read, after the others were drawn; names them (exit code 3).
+        LmclError: If some cannot be read, after the others were drawn; names them (exit code 3,
+            or 4 if all of those are not there).
     """
+    make_output_folder(output)
     inner = model_folder / "model"
     is_run = not (model_folder / "config.json").is_file() and inner.is_dir()
     released = load_model(inner if is_run else model_folder)
@@ -106,11 +108,13 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     rows: list[tuple[object, ...]] = []
     problems: list[str] = []
+    are_missing: list[bool] = []
     taken: set[str] = set()
     for item in tqdm(list_items(images), unit="img", disable=None if progress else True):
         try:
             seen = look_at(released, decode_rgb(item.read()))
         except (LmclError, PipelineError, Image.DecompressionBombError) as error:
+            are_missing.append(isinstance(error, LmclError) and error.exit_code == 4)
             # Pillow names the buffer it read, by its address in memory.
             problems.append(f"{item.path}: {re.sub(' <_io[^>]*>', '', str(error))}")
             continue
@@ -125,7 +129,7 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
             f"{len(problems)} of {len(problems) + len(rows)} images could not be drawn: "
             f"{'; '.join(problems[:5])}. Name image files (JPEG, PNG, BMP, WebP); the others are "
             f"in {output}",
-            exit_code=3,
+            exit_code=4 if all(are_missing) else 3,
         )
     return len(rows)
 
@@ -167,8 +171,11 @@ def overlay(seen: Look) -> Image.Image:
     pen = ImageDraw.Draw(picture)
     line = max(2, round(max(height, width) / 250))
     for (top, left, tall, wide), colour in ((seen.window_box, _WINDOW), (seen.box, _BOX)):
+        # An image of a few pixels has windows of less than one.
+        left, top = min(left, width - 1), min(top, height - 1)
         right, bottom = min(left + wide, width) - 1, min(top + tall, height) - 1
-        pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+        frame = (left, top, max(left, right), max(top, bottom))
+        pen.rectangle(frame, outline=colour, width=line)
     return _with_caption(picture, seen)
 
 

@@ -8,7 +8,7 @@ from typing import cast
 import click
 
 from lmcl.errors import LmclError
-from lmcl.files import write_atomic
+from lmcl.files import make_output_folder, write_atomic
 from lmcl.sweep.launch import (
     Failure,
     Job,
@@ -90,6 +90,7 @@ def command(
         for task in tasks:
             click.echo(f"{task.name}: {'finished' if task.is_finished else 'to run'}")
         return
+    make_output_folder(folder)
     left = [task for task in tasks if not task.is_finished and not collect]
     jobs = make_jobs(left, folder / "jobs", trainer, progress=not no_progress)
     if launcher == "slurm" and jobs:

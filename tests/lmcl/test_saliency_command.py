@@ -130,3 +130,26 @@ def test_images_of_one_name_get_pictures_of_their_own(
 def test_a_photograph_smaller_than_the_crop_is_drawn(model: Path, tmp_path: Path) -> None:
     Image.new("RGB", (20, 24), "blue").save(tmp_path / "small.png")
     assert draw_all([str(tmp_path / "small.png")], model, tmp_path / "out", progress=False) == 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2000, 1), (1, 2000), (3, 2)])
+def test_a_photograph_of_a_few_pixels_a_side_is_drawn(
+    model: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    Image.new("RGB", size, "blue").save(tmp_path / "thin.png")
+    assert draw_all([str(tmp_path / "thin.png")], model, tmp_path / "out", progress=False) == 1
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_drawn(
+    model: Path, photo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(LmclError, match=r"--output .*taken: cannot be made a folder") as error:
+        draw_all([str(photo)], model, tmp_path / "taken", progress=False)
+    assert error.value.exit_code == 2
+
+
+def test_a_pattern_without_a_match_is_missing_input(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(LmclError, match="no file matches") as error:
+        draw_all([str(tmp_path / "*.jpg")], model, tmp_path / "out", progress=False)
+    assert error.value.exit_code == 4

@@ -287,6 +287,17 @@ def test_a_file_changed_later_does_not_change_the_runs_to_come(
     assert load_config(written) == task.config
 
 
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_an_output_that_is_a_file_is_refused_before_anything_runs(
+    demo_set: Path, tmp_path: Path, launcher: str
+) -> None:
+    file = config(tmp_path, "one", demo_set)
+    (tmp_path / "taken").touch()
+    words = [str(file), "--output", str(tmp_path / "taken"), "--launcher", launcher]
+    with pytest.raises(LmclError, match=r"--output .*taken: cannot be made a folder"):
+        CliRunner().invoke(command, words, catch_exceptions=False)
+
+
 @pytest.mark.slow
 def test_slurm_jobs_train_and_are_summed_up_later(demo_set: Path, cluster: Path) -> None:
     file, output = config(cluster, "one", demo_set), cluster / "out"
