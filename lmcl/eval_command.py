@@ -262,7 +262,23 @@ def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -
     own = asked.part in _PARTS and not other
     split = load_split(shard_set, config.data.split if own else asked.part)
     part = asked.part if own else "test"
+    if not (own or other):
+        _check_unseen(split, load_split(shard_set, config.data.split), shard_set)
     return _Chosen(ids=split.part(part), name=asked.part, split=split, part=part)
+
+
+def _check_unseen(asked: Split, trained: Split, shard_set: ShardSet) -> None:
+    """Refuse the test part of another split of the run's own set if the run has learned from it."""
+    judged = asked.part("test")
+    learned = np.union1d(trained.part("train"), trained.part("val"))
+    seen = int(np.isin(judged, learned).sum())
+    if seen:
+        raise LmclError(
+            f"--split {asked.name} of {shard_set.name}: this run learned from {seen} of the "
+            f"{len(judged)} images of that test part, as they are in the train and val parts of its "
+            f"own split {trained.name}; train a run on {asked.name}, or judge --split test",
+            exit_code=2,
+        )
 
 
 def _fit_ids(shard_set: ShardSet, asked: Asked, chosen: _Chosen) -> NDArray[np.int64]:
