@@ -87,6 +87,22 @@ def drop_checkpoints_after(folder: Path, position: Position) -> None:
             logger.warning("%s: removed, the run goes on from an earlier checkpoint", path)
             path.unlink()
             digest_path(path).unlink(missing_ok=True)
+    for path in list_bests(folder):
+        # Epochs that are not behind the position; later names would count as the newer bests.
+        if path.name >= best_name(position.epoch):
+            logger.warning("%s: removed, the run goes on from an earlier checkpoint", path)
+            path.unlink()
+            digest_path(path).unlink(missing_ok=True)
+
+
+def best_name(epoch: int) -> str:
+    """What the weights of the best epoch, counted from 0, are called."""
+    return f"best-{epoch:04d}.pt"
+
+
+def list_bests(folder: Path) -> list[Path]:
+    """Weights of best epochs, the latest first."""
+    return sorted(folder.glob("best-*.pt"), reverse=True)
 
 
 def _position_of(path: Path) -> tuple[int, int]:

@@ -20,8 +20,10 @@ from lmcl.cells import CellBanks, CellLoader
 from lmcl.checkpoint import (
     Position,
     State,
+    best_name,
     digest_path,
     drop_checkpoints_after,
+    list_bests,
     save_tensors,
     write_checkpoint,
 )
@@ -409,15 +411,14 @@ def _keep_best(run: Run) -> None:
     weights = judged_model(run).state_dict()
     save_tensors(best_path(run.folder, run.best_epoch), {"model": weights})
     # An older checkpoint, should the run fall back to it, names an older best: as many are kept.
-    found = sorted(run.folder.checkpoints.glob("best-*.pt"), reverse=True)
-    for old in found[run.config.runtime.keep_last :]:
+    for old in list_bests(run.folder.checkpoints)[run.config.runtime.keep_last :]:
         old.unlink()
         digest_path(old).unlink(missing_ok=True)
 
 
 def best_path(folder: RunFolder, epoch: int) -> Path:
     """Where the weights of the best epoch stand."""
-    return folder.checkpoints / f"best-{epoch:04d}.pt"
+    return folder.checkpoints / best_name(epoch)
 
 
 def _entry(run: Run, batch: CropBatch, out: StepOutput, *, rate: float, wait: float) -> StepEntry:

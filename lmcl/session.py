@@ -4,12 +4,13 @@ import logging
 import os
 import tomllib
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from kernels.contrastive import choose_backend
 from lmcl.cells import CellBanks, CellLoader
@@ -44,6 +45,9 @@ from shards.split import Split, load_split
 logger = logging.getLogger(__name__)
 
 _PRECISION = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ONE_RANK_WORKS = timedelta(hours=24)
+"""How long ranks wait for one another: rank 0 alone makes the cells of a set (`runtime.cells`).
+When a rank dies the launcher ends the others, however long they would wait."""
 _SPARED = ("cls", "members", "pos_embed", "reg_token")
 
 
@@ -108,6 +112,7 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
         # Without this a machine without a GPU is taken for a single process (decision 0005).
         cpu=not torch.cuda.is_available(),
         mixed_precision="fp16" if config.runtime.precision == "fp16" else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_ONE_RANK_WORKS)],
     )
     place = _place(accelerator, config, progress=progress)
     if not place.is_main:

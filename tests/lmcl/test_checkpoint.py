@@ -9,11 +9,14 @@ import torch
 from lmcl.checkpoint import (
     Position,
     State,
+    best_name,
     digest_path,
     drop_checkpoints_after,
+    list_bests,
     list_checkpoints,
     read_checkpoint,
     read_newest,
+    save_tensors,
     write_checkpoint,
 )
 from lmcl.errors import LmclError
@@ -126,6 +129,16 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_keeps_what_it_writes(
     found = read_newest(tmp_path)
     assert found is not None
     assert found.position == Position(epoch=3, step=7)
+
+
+def test_bests_of_epochs_that_are_trained_again_are_dropped_with_their_digests(
+    tmp_path: Path,
+) -> None:
+    for epoch in (1, 2, 4):
+        save_tensors(tmp_path / best_name(epoch), {"model": {}})
+    drop_checkpoints_after(tmp_path, Position(epoch=2, step=0))
+    assert [path.name for path in list_bests(tmp_path)] == ["best-0001.pt"]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
