@@ -275,7 +275,7 @@ def _check_unseen(asked: Split, trained: Split, shard_set: ShardSet) -> None:
     if seen:
         raise LmclError(
             f"--split {asked.name} of {shard_set.name}: this run learned from {seen} of the "
-            f"{len(judged)} images of that test part, as they are in the train and val parts of its "
+            f"{len(judged)} images of that part: they are in the train and val parts of its "
             f"own split {trained.name}; train a run on {asked.name}, or judge --split test",
             exit_code=2,
         )

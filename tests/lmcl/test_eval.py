@@ -112,13 +112,6 @@ def test_splits_of_the_own_set_are_refused_since_they_leak(run) -> None:
 
 
 @pytest.mark.parametrize("how", ["spelled", "linked", "copied", "moved"])
-def test_the_test_part_of_another_split_of_the_own_set_is_refused_if_it_was_learned_from(
-    run,
-) -> None:
-    with pytest.raises(LmclError, match=r"learned from [1-9]\d* of the \d+ images of that test"):
-        evaluate_run(run, Asked(part="70-10-20-seed123-01"), batch_size=8, progress=False)
-
-
 def test_the_own_set_is_known_by_its_images_and_not_by_its_path(
     run, demo_set, tmp_path, tiny, how
 ) -> None:
@@ -137,6 +130,13 @@ def test_the_own_set_is_known_by_its_images_and_not_by_its_path(
     with pytest.raises(LmclError, match="training images; train one run per split") as caught:
         evaluate_run(run, asked, batch_size=8, progress=False)
     assert caught.value.exit_code == 2
+
+
+def test_the_test_part_of_another_split_of_the_own_set_is_refused_if_it_was_learned_from(
+    run,
+) -> None:
+    with pytest.raises(LmclError, match=r"learned from [1-9]\d* of the \d+ images of that part"):
+        evaluate_run(run, Asked(part="70-10-20-seed123-01"), batch_size=8, progress=False)
 
 
 def test_the_metrics_say_with_which_decoder_the_images_were_judged(run, turned) -> None:
