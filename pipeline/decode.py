@@ -41,12 +41,13 @@ def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
                     return _narrow_png16(data, opened)
             # In place: otherwise Pillow copies the image even if nothing is to be turned.
             ImageOps.exif_transpose(opened, in_place=True)
-            return _to_rgb(opened)
+            return to_rgb(opened)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise PipelineError(f"not a readable image ({error})", exit_code=3) from error
 
 
-def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of an opened image: alpha is dropped, 16 bits are rounded to 8, other modes converted."""
     if image.mode == "RGB":
         return np.asarray(image)
     if "A" in image.mode or "transparency" in image.info:

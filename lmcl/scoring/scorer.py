@@ -25,7 +25,7 @@ from lmcl.model import keep_in_half
 from lmcl.release import ReleasedModel, load_model
 from lmcl.saliency import best_window, window_to_box
 from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
-from pipeline.decode import _to_rgb, decode_rgb, reflect_pad, resize_rgb
+from pipeline.decode import decode_rgb, reflect_pad, resize_rgb, to_rgb
 from pipeline.errors import PipelineError
 from pipeline.normalize import normalize
 
@@ -361,7 +361,7 @@ def _from_pillow(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     """What the decoder makes of a file of this image; the caller's image is left as it is."""
     try:
         _refuse_unscorable(image)
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(ImageOps.exif_transpose(image))
     except _UNREADABLE as error:
         raise _unreadable(error) from error
 
