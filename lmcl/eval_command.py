@@ -1,6 +1,7 @@
 """`lmcl eval`: a finished run's model on a part of its own set, or on another set."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -34,6 +35,8 @@ from shards.errors import ShardError
 from shards.manifest import MANIFEST
 from shards.read import ShardSet, open_set
 from shards.split import Protocol, Split, load_split, make_splits
+
+logger = logging.getLogger(__name__)
 
 _PARTS = ("train", "val", "test")
 FitPart = Literal["test", "val", "train"]
@@ -258,6 +261,8 @@ def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -
             )
         return _Chosen(ids=shard_set.ids(), name=asked.protocol)
     if asked.part == "all" or (other and asked.part == "test"):
+        if not other:
+            _warn_of_seen(load_split(shard_set, config.data.split), shard_set)
         return _Chosen(ids=shard_set.ids(), name="all")
     own = asked.part in _PARTS and not other
     split = load_split(shard_set, config.data.split if own else asked.part)
@@ -265,6 +270,15 @@ def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -
     if not (own or other):
         _check_unseen(split, load_split(shard_set, config.data.split), shard_set)
     return _Chosen(ids=split.part(part), name=asked.part, split=split, part=part)
+
+
+def _warn_of_seen(trained: Split, shard_set: ShardSet) -> None:
+    seen = len(trained.part("train")) + len(trained.part("val"))
+    logger.warning(
+        "--split all of %s: %d of its %d images are ones this run has learned from, so these "
+        "figures are no test; judge --split test for one",
+        *(shard_set.name, seen, len(shard_set.ids())),
+    )
 
 
 def _check_unseen(asked: Split, trained: Split, shard_set: ShardSet) -> None:

@@ -139,6 +139,15 @@ def test_the_test_part_of_another_split_of_the_own_set_is_refused_if_it_was_lear
         evaluate_run(run, Asked(part="70-10-20-seed123-01"), batch_size=8, progress=False)
 
 
+def test_all_images_of_the_own_set_come_with_a_warning_that_counts_those_learned_from(
+    run, demo_set, caplog
+) -> None:
+    evaluate_run(run, Asked(part="all"), batch_size=8, progress=False)
+    split = load_split(open_set(demo_set), "70-10-20-seed123-00")
+    seen = len(split.part("train")) + len(split.part("val"))
+    assert f"{seen} of its 60 images are ones this run has learned from" in caplog.text
+
+
 def test_the_metrics_say_with_which_decoder_the_images_were_judged(run, turned) -> None:
     evaluate_run(run, Asked(data="turned"), batch_size=8, progress=False)
     tree = json.loads((run / "predictions" / "turned-all.metrics.json").read_text())
