@@ -206,7 +206,19 @@ def _models(analyses: Sequence[Analysis]) -> tuple[Model, ...]:
         # The set stands in the settings as a place only, and places do not count.
         key = (("trained on", a.run.set_name), *key)
         groups.setdefault(key, []).append(a)
-    return tuple(Model(name=runs[0].run.name, runs=tuple(runs)) for runs in groups.values())
+    first = [runs[0].run.name for runs in groups.values()]
+    shared = [_shared_name([a.run.name for a in runs]) for runs in groups.values()]
+    names = shared if len(set(shared)) == len(shared) else first
+    return tuple(
+        Model(name=name, runs=tuple(runs))
+        for name, runs in zip(names, groups.values(), strict=True)
+    )
+
+
+def _shared_name(names: Sequence[str]) -> str:
+    """The folder that all runs of a model lie in, as far as their names tell; else the first's."""
+    parts = [name.split("/")[:-1] for name in names]
+    return "/".join(parts[0]) if parts[0] and parts.count(parts[0]) == len(parts) > 1 else names[0]
 
 
 def _split_pairs(models: Sequence[Model]) -> list[SplitPair]:

@@ -1,5 +1,6 @@
 """Run folders in, report files out."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from lmcl.report.analysis import Analysis, analyse
 from lmcl.report.compare import Comparison, compare
 from lmcl.report.compare_page import compare_page
 from lmcl.report.page import run_page
-from lmcl.report.run import read_run
+from lmcl.report.run import RunData, read_run
 from lmcl.report.text import (
     comparison_markdown,
     markdown,
@@ -36,7 +37,8 @@ def write_report(run_folders: Sequence[Path], output: Path, *, ratings: int | No
     """
     if not run_folders:
         raise ValueError("a report needs at least one run folder")
-    analyses = [analyse(read_run(folder), ratings=ratings) for folder in run_folders]
+    runs = _named_apart([read_run(folder) for folder in run_folders])
+    analyses = [analyse(run, ratings=ratings) for run in runs]
     files = _single(analyses[0]) if len(analyses) == 1 else _several(compare(analyses))
     files["results.csv"] = results_csv(analyses)
     for name, content in files.items():
@@ -45,6 +47,19 @@ def write_report(run_folders: Sequence[Path], output: Path, *, ratings: int | No
             write_atomic(output / name, content.encode())
     write_atomic(output / "report.html", files["report.html"].encode())
     return output / "report.html"
+
+
+def _named_apart(runs: Sequence[RunData]) -> list[RunData]:
+    """Runs with as many of their folders' last parts as it takes: a sweep has a seed-0 a rung."""
+    places = [run.root.resolve().parts for run in runs]
+    names = [run.name for run in runs]
+    most = max(map(len, places))
+    for count in range(2, most + 1):
+        # A run that was named twice is called the same however much of its path is shown.
+        if len(set(names)) == len(set(places)):
+            break
+        names = ["/".join(parts[-count:]) for parts in places]
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def _single(a: Analysis) -> dict[str, str]:

@@ -81,6 +81,30 @@ def test_two_seeds_of_one_split_are_one_split_and_every_run_counts(
     assert words in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_runs_of_a_sweep_are_told_apart_by_the_folder_of_their_rung(
+    tmp_path: Path, make_run
+) -> None:
+    folders = []
+    for rung, lr in (("0-baseline", "2e-4"), ("1-faster", "3e-4")):
+        for seed in (0, 1):
+            folder = make_run(tmp_path / rung / f"seed-{seed}", seed=seed, pictures=False)
+            config = folder / "config.toml"
+            config.write_text(config.read_text().replace("2e-4", lr))
+            folders.append(folder)
+    write_report(folders, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    wanted = ["0-baseline/seed-0", "0-baseline/seed-1", "1-faster/seed-0", "1-faster/seed-1"]
+    assert [run["name"] for run in found["runs"]] == wanted
+    assert [model["name"] for model in found["comparison"]["models"]] == ["0-baseline", "1-faster"]
+
+
+def test_a_run_that_is_named_twice_is_compared_with_itself(tmp_path: Path, make_run) -> None:
+    folder = make_run(tmp_path / "rung" / "seed-0", pictures=False)
+    write_report([folder, folder], tmp_path / "out")
+    (pair,) = json.loads((tmp_path / "out" / "results.json").read_text())["comparison"]["pairs"]
+    assert (pair["a"], pair["b"]) == ("seed-0", "seed-0")
+
+
 def test_splits_weigh_the_same_however_many_seeds_they_were_run_with(
     tmp_path: Path, make_run
 ) -> None:
