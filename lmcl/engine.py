@@ -382,7 +382,7 @@ def _anyone_asked_to_stop(run: Run) -> bool:
 
 def _stopped(run: Run) -> InterruptedRunError:
     return InterruptedRunError(
-        f"{run.folder.root}: stopped as asked at epoch {run.position.epoch}, step "
+        f"{run.folder.root}: stopped as asked at epoch {run.position.epoch + 1}, step "
         f"{run.position.step}; the checkpoint is written, and --resume auto goes on from there"
     )
 

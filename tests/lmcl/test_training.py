@@ -1,7 +1,9 @@
 """The loop as users run it: whole runs on a tiny set, in one process."""
 
 import json
+import logging
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -121,7 +123,11 @@ def test_another_seed_gives_another_run(finished: Path, tiny: Tiny, tmp_path: Pa
 
 
 def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
-    finished: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config, folder = tiny(), tmp_path / "stopped"
     calls = 0
@@ -137,8 +143,12 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
         fit(config, folder, progress=False)
     assert stopped.value.exit_code == 130
     assert not (folder / "metrics.json").exists()
+    caplog.set_level(logging.INFO)
     fit(config, folder, resume="auto", progress=False)
     assert same(finished, folder)
+    # A person reads both sentences: they must name the place alike.
+    (place,) = re.findall(r"stopped as asked at (epoch \d+, step \d+);", str(stopped.value))
+    assert f"resuming at {place}" in caplog.text
 
 
 def test_the_released_model_scores_as_the_run_did(finished: Path, demo_set: Path) -> None:
