@@ -2,8 +2,8 @@
 
 import sys
 
-from lmcl.cli import main, report_errors
-from lmcl.launch import join_launcher
+from lmcl.cli.main import main, report_errors
+from lmcl.training.launcher import join_launcher
 
 if __name__ == "__main__":
     with report_errors():

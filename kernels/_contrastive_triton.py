@@ -1,4 +1,4 @@
-"""Device code of the loss and nothing else; kernels/launch.py decides sizes and calls it.
+"""Device code of the loss and nothing else; kernels/triton_launch.py decides sizes and calls it.
 
 Cosines are scaled by beta * log2(e), so everything is a power of two. FIXED subtracts the largest
 possible exponent from each, which needs unit rows and a temperature of at least 0.03; without it a

@@ -9,12 +9,13 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels import checks, op
-from kernels.dense import dense_rows, same_image_masks
+from kernels import torch_op as op
+from kernels import validation as checks
 from kernels.distributed import GatherWithGradient, Shares, find_shares, sum_over_ranks
 from kernels.groups import find_groups, find_neighbours
-from kernels.options import Options
+from kernels.reference import dense_rows, same_image_masks
 from kernels.tuning import MAX_SINGLE_WIDTH, MAX_WIDTH
+from kernels.types import Options
 
 
 class LossOutput(NamedTuple):

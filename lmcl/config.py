@@ -17,15 +17,15 @@ from typing import Any, Literal
 import msgspec
 import tomli_w
 
-from lmcl.bounds import check_bounds
-from lmcl.encoders import EncoderConfig
 from lmcl.errors import ConfigError
-from lmcl.model import DecoderConfig, check_heads
-from lmcl.objective import ObjectiveConfig
-from lmcl.saliency import SaliencyConfig
-from lmcl.schedule import ScheduleConfig
-from lmcl.teacher import TeacherConfig
-from lmcl.trackers import TRACKERS
+from lmcl.method.lr_schedule import ScheduleConfig
+from lmcl.method.objective import ObjectiveConfig
+from lmcl.method.teacher import TeacherConfig
+from lmcl.models.encoder import EncoderConfig
+from lmcl.models.quality_model import DecoderConfig, check_heads
+from lmcl.models.saliency import SaliencyConfig
+from lmcl.utils.trackers import TRACKERS
+from lmcl.utils.validators import check_bounds
 from pipeline.boxes import CropConfig
 
 _MOST_SEED = 2**63 - 1

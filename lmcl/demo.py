@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from lmcl.config import load_config
 from lmcl.errors import LmclError
-from lmcl.session import fit
+from lmcl.training.setup import fit
+from shards.build.build import build
+from shards.build.plan import ShardSize
 from shards.datasets.demo import open_demo, write_demo
-from shards.plan import ShardSize
 from shards.read import open_set
-from shards.split import make_splits, write_split
-from shards.write import build
+from shards.splits.split import make_splits, write_split
 
 logger = logging.getLogger(__name__)
 

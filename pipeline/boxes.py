@@ -12,9 +12,9 @@ from jaxtyping import Float32, Int, Int32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.counter_rng import fold_key, keyed_bits, scale_bits
 from pipeline.errors import PipelineError
-from pipeline.keyed import fold_key, keyed_bits, scale_bits
-from pipeline.saliency import SaliencyTable as SaliencyTable
+from pipeline.saliency_table import SaliencyTable as SaliencyTable
 
 _EVALUATION_KEY = 0x45564C  # never that of an epoch: those are folded from two numbers
 _POOL_KEY = 0x504F4F4C

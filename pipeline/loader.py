@@ -12,6 +12,10 @@ import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from pipeline.backends.dali import DaliBackend, dali_version
+from pipeline.backends.dali_graph import Decode
+from pipeline.backends.select import BackendName, choose_backend, default_threads
+from pipeline.backends.torch_backend import TorchBackend
 from pipeline.batch import CropBatch
 from pipeline.boxes import (
     CropConfig,
@@ -21,16 +25,12 @@ from pipeline.boxes import (
     random_boxes,
     scaled_sizes,
 )
-from pipeline.choose import BackendName, choose_backend, default_threads
-from pipeline.dali import DaliBackend, dali_version
-from pipeline.dali_graph import Decode
 from pipeline.errors import PipelineError
-from pipeline.order import Order
-from pipeline.preflight import check_arguments, usable_ids
 from pipeline.request import Request, ViewSpec
-from pipeline.saliency import SaliencyTable
-from pipeline.source import Source
-from pipeline.torch_backend import TorchBackend
+from pipeline.saliency_table import SaliencyTable
+from pipeline.sampler import Order
+from pipeline.shard_reader import Source
+from pipeline.validation import check_arguments, usable_ids
 from shards.read import ShardSet
 
 _log = logging.getLogger(__name__)

@@ -56,7 +56,7 @@ def load(name: str) -> ModuleType:
 
 
 def arguments_of(variant: str, plan: Any) -> tuple[str, dict[str, Any], int, int]:
-    """Kernel, compile-time arguments, warps and stages, as kernels/launch.py passes them."""
+    """Kernel, compile-time arguments, warps and stages, as kernels/triton_launch.py passes them."""
     name = VARIANTS[variant][0]
     if name in ("hub_gradient", "normalize_rows"):
         wide = triton.next_power_of_2(plan.width)

@@ -53,13 +53,14 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} TRITON_DEFAULT_FP_FUSION=1 PYT
 if [ -n "$rehearse" ]; then export TRITON_INTERPRET=1; else unset TRITON_INTERPRET; fi
 
 # Results of two versions of the code must not stand in one file.
+shopt -s globstar
 version_of() {
-    local files=(scripts/gpu_check.sh scripts/gpu_check_book.py kernels/*.py lmcl/bench/contrastive*.py)
+    local files=(scripts/gpu_check.sh scripts/gpu_check_book.py kernels/**/*.py lmcl/bench/contrastive*.py)
     if [ "$1" = kernels ]; then files+=(scripts/gpu_check_kernels.py)
     elif [ "$1" = photos ]; then
-        files+=(scripts/gpu_check_photos.py shards/*.py pipeline/*.py lmcl/*.py lmcl/{metrics,sweep}/*.py
+        files+=(scripts/gpu_check_photos.py {shards,pipeline,lmcl}/**/*.py
                 configs/biq2021-small.toml configs/paper/base.toml configs/ablations/{base,ladder/*}.toml)
-    else files+=(scripts/gpu_check_loader.py pipeline/*.py lmcl/*.py lmcl/bench/*.py); fi
+    else files+=(scripts/gpu_check_loader.py {shards,pipeline,lmcl}/**/*.py); fi
     echo "$1 $(cat "${files[@]}" | sha256sum | cut -c1-16) ${rehearse:-gpu}"
 }
 for current in $parts; do

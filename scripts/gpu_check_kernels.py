@@ -24,7 +24,8 @@ import torch.nn.functional as F  # noqa: N812
 from gpu_check_book import Book, Figures, Task
 from torch import Tensor
 
-from kernels import launch, manifold_contrastive_loss, tuning
+from kernels import manifold_contrastive_loss, tuning
+from kernels import triton_launch as launch
 from lmcl.bench import contrastive as bench
 from lmcl.bench.contrastive_cases import CASES, make_inputs, ours
 

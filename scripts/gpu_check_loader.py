@@ -24,9 +24,9 @@ from lmcl.bench.loader_cases import Setup, take, worker_batches
 from lmcl.bench.loader_data import KINDS, make_set
 from lmcl.bench.score import make_scorer
 from lmcl.bench.step_data import make_step_data
-from lmcl.metrics.correlation import srcc
-from lmcl.scoring.scorer import open_scorer
-from pipeline import dali_graph
+from lmcl.evaluation.metrics.correlation import srcc
+from lmcl.inference.scorer import open_scorer
+from pipeline.backends import dali_graph
 from pipeline.boxes import CropConfig
 from pipeline.loader import Loader
 from shards.read import open_set

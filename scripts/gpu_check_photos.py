@@ -64,10 +64,10 @@ def split_of(photos: Path) -> str:
 
 def make_demo(folder: Path) -> None:
     """Pack and split a small synthetic set, unless it is there."""
+    from shards.build.build import build
     from shards.datasets.demo import open_demo, write_demo
     from shards.read import open_set
-    from shards.split import make_splits, write_split
-    from shards.write import build
+    from shards.splits.split import make_splits, write_split
 
     labels = write_demo(folder.with_name(f"{folder.name}-images"), contents=4)
     build(open_demo(labels.parent), folder, workers=1)

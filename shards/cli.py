@@ -11,22 +11,22 @@ import click
 import msgspec
 from tqdm import tqdm
 
-from shards.budget import PIXELS_AT_ONCE
+from shards.build.build import build as build_set
+from shards.build.build import default_workers, refuse_missing
+from shards.build.decode_budget import PIXELS_AT_ONCE
+from shards.build.image import MAX_PIXELS
+from shards.build.pack import PackOptions
+from shards.build.plan import Plan, ShardSize, make_plan
+from shards.build.reshard import reshard as reshard_sets
 from shards.datasets.registry import Reader, SourceOptions, open_source, readers, suggestion
-from shards.dedupe import drop_twins, find_twins, signatures
 from shards.errors import ShardError
-from shards.image import MAX_PIXELS
 from shards.info import contact_sheet, describe_set
-from shards.job import PackOptions
-from shards.plan import Plan, ShardSize, make_plan
 from shards.read import ShardSet, open_set
-from shards.reshard import reshard as reshard_sets
 from shards.sample import Score
-from shards.split import PARTS, Split, make_splits, write_split
-from shards.split_import import import_splits
+from shards.splits.dedupe import drop_twins, find_twins, signatures
+from shards.splits.import_splits import import_splits
+from shards.splits.split import PARTS, Split, make_splits, write_split
 from shards.verify import verify as verify_set
-from shards.write import build as build_set
-from shards.write import default_workers, refuse_missing
 
 _SHOWN = 5
 _SHARD_SAMPLES = "Images in a shard. [a sixteenth of the set, at least 100 and at most 2,000]"

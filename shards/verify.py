@@ -14,13 +14,13 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from shards.build.image import inspect
+from shards.build.pack import STATE, key_of
 from shards.cache import file_sha256
 from shards.errors import ShardError
-from shards.image import inspect
-from shards.job import STATE, key_of
 from shards.manifest import MANIFEST, REJECTED, SAMPLES, SPLITS, ShardInfo, ids_hash
 from shards.read import ShardSet, open_set
-from shards.split import load_split
+from shards.splits.split import load_split
 from shards.tar import read_members
 
 Kind = Literal[

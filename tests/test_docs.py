@@ -28,7 +28,7 @@ def test_every_command_and_option_of_the_readme_exists() -> None:
     text = (REPO / "README.md").read_text()
     for line in re.findall(r"^    ((?:lmcl|lmcl-shard) .*)$", text, flags=re.MULTILINE):
         words = line.split("#")[0].split()
-        module = {"lmcl": "lmcl.cli", "lmcl-shard": "shards.cli"}[words[0]]
+        module = {"lmcl": "lmcl.cli.main", "lmcl-shard": "shards.cli"}[words[0]]
         call = [sys.executable, "-c", f"from {module} import main; main()", words[1], "--help"]
         done = subprocess.run(call, cwd=REPO, capture_output=True, text=True)
         assert done.returncode == 0, line

@@ -40,15 +40,15 @@ def test_from_a_folder_and_a_table_to_a_report_and_scores(tmp_path: Path) -> Non
     call("shards.cli", "split", mine, "--no-progress")
     config, run = REPO / "configs" / "smoke.toml", tmp_path / "run"
     changes = ("--set", f"data.root='{mine}'", "--set", "train.epochs=1")
-    said = call("lmcl.cli", "train", "--config", config, "--output", run, *changes)
+    said = call("lmcl.cli.main", "train", "--config", config, "--output", run, *changes)
     assert "test: SRCC" in said
     page = (run / "report.html").read_text()
     assert "<svg" in page
     assert "default-src 'none'" in page
     assert json.loads((run / "metrics.json").read_text())["n"] > 0
-    assert "val: SRCC" in call("lmcl.cli", "eval", run, "--split", "val")
+    assert "val: SRCC" in call("lmcl.cli.main", "eval", run, "--split", "val")
     scores = tmp_path / "scores.csv"
-    call("lmcl.cli", "score", images, "--model", run / "model", "--output", scores)
+    call("lmcl.cli.main", "score", images, "--model", run / "model", "--output", scores)
     with scores.open() as lines:
         rows = list(csv.DictReader(lines))
     assert len(rows) == 60

@@ -3,7 +3,7 @@
 Both cases run on the same files, with the same number of processes, in the same run, in turns; a
 share is taken within a round, so that a busy minute spoils both. `read_hash_decode` opens each
 file, hashes it, decodes it fully and writes nothing; its processes are started before the clock
-is, and only the seconds inside its loop are counted. `build` is `shards.write.build`, counted
+is, and only the seconds inside its loop are counted. `build` is `shards.build.build.build`, counted
 whole: planning, starting processes, packing, waiting for the disk, tables and manifest.
 """
 
@@ -27,10 +27,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from lmcl.bench.record import Record, append, make_record, timed, to_json
+from shards.build.build import build, default_workers
+from shards.build.plan import ShardSize
 from shards.datasets.demo_contents import render
 from shards.datasets.unlabelled import open_unlabelled
-from shards.plan import ShardSize
-from shards.write import build, default_workers
 
 _CHUNK = 32
 _DIFFERENT = 2000

@@ -1,7 +1,7 @@
 """The loss computed in seven ways: ours, and the ways of others written anew beside it.
 
 All compute the paper's mode (weight 1, no overlap, positive outside the sum), so that they agree
-in value and gradient; tests/kernels/test_bench_contrastive.py checks that they do.
+in value and gradient; tests/lmcl/bench/test_contrastive.py checks that they do.
 """
 
 from collections.abc import Callable

@@ -30,7 +30,7 @@ from lmcl.bench.loader_chart import chart
 from lmcl.bench.loader_data import KINDS, make_set
 from lmcl.bench.record import Record, append, make_record, to_json
 from pipeline.normalize import normalize
-from pipeline.source import Source
+from pipeline.shard_reader import Source
 
 # Targets of the design on two cores, in multiples of this loader's processor time per image.
 CPU_TARGETS = {

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.boxes import CropConfig, frame_sizes, random_boxes
 from pipeline.loader import Loader
-from pipeline.source import Source
+from pipeline.shard_reader import Source
 from shards.read import ShardSet
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from shards.build.build import build
 from shards.datasets.table import open_table
 from shards.read import ShardSet, open_set
-from shards.write import build
 
 _OCTAVES = ((128, 50.0), (48, 30.0), (16, 17.0), (6, 9.0), (2, 4.0))
 

@@ -29,7 +29,7 @@ from shards.manifest import (
 from shards.read import ShardSet, open_set
 from shards.sample import Facts, Score
 from shards.sample_table import SCHEMA, write_parquet
-from shards.split import load_split, make_splits, write_split
+from shards.splits.split import load_split, make_splits, write_split
 
 _PER_SHARD = 2000
 _PER_PIECE = 131_072

@@ -20,14 +20,14 @@ from PIL import Image
 
 from lmcl.bench import pyiqa_driver
 from lmcl.bench.record import append, make_record, timed, to_json
-from lmcl.encoders import EncoderConfig
 from lmcl.errors import LmclError
-from lmcl.model import DecoderConfig
-from lmcl.release import ModelCard, ReleasedModel, ScoreScale, build_model
-from lmcl.saliency import SaliencyConfig
-from lmcl.scoring.inputs import list_items
-from lmcl.scoring.job import Job, score_items
-from lmcl.scoring.scorer import Precision, Scorer
+from lmcl.inference.batch_job import Job, score_items
+from lmcl.inference.inputs import list_items
+from lmcl.inference.scorer import Precision, Scorer
+from lmcl.models.encoder import EncoderConfig
+from lmcl.models.pretrained import ModelCard, ReleasedModel, ScoreScale, build_model
+from lmcl.models.quality_model import DecoderConfig
+from lmcl.models.saliency import SaliencyConfig
 from pipeline.boxes import CropConfig
 
 SIDE = 512

@@ -24,11 +24,11 @@ from torchvision import transforms
 from lmcl.bench.step_data import StepData
 from lmcl.bench.stopwatch import Part, PeakMemory, Spent, Stopwatch, synchronize
 from lmcl.bench.workers import Workers
-from lmcl.checkpoint import Position
 from lmcl.config import Config
-from lmcl.engine import Run, teacher_looks, train_epoch, training_crops
-from lmcl.evaluate import Pixels, autocast
-from lmcl.session import make_student, prepare
+from lmcl.evaluation.predict import Pixels, autocast
+from lmcl.training.checkpoint import Position
+from lmcl.training.setup import make_student, prepare
+from lmcl.training.trainer import Run, teacher_looks, train_epoch, training_crops
 
 
 @dataclass(frozen=True, kw_only=True)

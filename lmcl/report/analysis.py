@@ -7,11 +7,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcl.metrics import Evaluation, Mapping, evaluate
-from lmcl.predictions import NO_LEVEL, Predictions
+from lmcl.evaluation.metrics import Evaluation, Mapping, evaluate
+from lmcl.evaluation.predictions import NO_LEVEL, Predictions
+from lmcl.evaluation.scope import ON_THEMSELVES, Scope
 from lmcl.report.discrimination import PairAnalysis, analyse_pairs
 from lmcl.report.run import RunData
-from lmcl.report.scope import ON_THEMSELVES, Scope
 
 FEW = 10
 """Below this many images a figure is printed in grey."""

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcl import statistics
+from lmcl.evaluation import significance as statistics
+from lmcl.evaluation.significance import Difference, Verdict
 from lmcl.report.analysis import Analysis
 from lmcl.report.matrix import Entry, matrix
-from lmcl.statistics import Difference, Verdict
 
 # Runs that differ in nothing but these are one model on several splits.
 _NOT_THE_MODEL = ("split", "seed", "root", "cache", "output", "backend", "threads")

@@ -6,6 +6,7 @@ from html import escape
 
 import numpy as np
 
+from lmcl.evaluation.significance import Verdict
 from lmcl.report import figures as draw
 from lmcl.report.analysis import FEW, Analysis
 from lmcl.report.compare import Comparison, Model, summary
@@ -13,7 +14,6 @@ from lmcl.report.markup import UNKNOWN, figure, row, section, shown, span, table
 from lmcl.report.matrix import Entry, columns
 from lmcl.report.page import page
 from lmcl.report.published import published_across, published_for
-from lmcl.statistics import Verdict
 
 _NO_IMAGES = '{"rows":[],"thumbs":{}}'
 _MOST_SCATTERS = 8

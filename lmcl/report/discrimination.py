@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lmcl.predictions import Predictions
-from lmcl.statistics import Discrimination, krasula
+from lmcl.evaluation.predictions import Predictions
+from lmcl.evaluation.significance import Discrimination, krasula
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lmcl.evaluation.scope import Scale
 from lmcl.report.analysis import Analysis
 from lmcl.report.run import Curves
-from lmcl.report.scope import Scale
 from lmcl.report.svg import (
     Frame,
     axes,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from lmcl.metrics import Evaluation
+from lmcl.evaluation.metrics import Evaluation
 
 _NAMES = {
     "srcc": "SRCC",

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lmcl.evaluation.scope import ON_THEMSELVES, WHOLE, Scale
 from lmcl.report.analysis import Analysis, Other
-from lmcl.report.scope import ON_THEMSELVES, WHOLE, Scale
 
 FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fit4", "rmse_fit4")
 _UNRECORDED = "not recorded"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lmcl.predictions import Predictions
+from lmcl.evaluation.predictions import Predictions
 from lmcl.report.analysis import Analysis
 from lmcl.report.markup import shown
 from lmcl.report.run import RunData

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcl.errors import LmclError
-from lmcl.predictions import Predictions, read_csv
-from lmcl.report.scope import Scale, Scope, read_scope
+from lmcl.evaluation.predictions import Predictions, read_csv
+from lmcl.evaluation.scope import Scale, Scope, read_scope
 
 _PARTS = ("test", "val", "train")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcl.metrics import Interval
+from lmcl.evaluation.metrics import Interval
 from lmcl.report import figures as draw
 from lmcl.report.analysis import FEW, Analysis, Cell, Other, Portion, mapping_words
 from lmcl.report.markup import (

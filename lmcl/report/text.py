@@ -6,13 +6,13 @@ import io
 import json
 from typing import Any
 
-from lmcl.metrics import Evaluation
-from lmcl.metrics.evaluation import FIGURES
+from lmcl.evaluation.metrics import Evaluation
+from lmcl.evaluation.metrics.evaluate import FIGURES
+from lmcl.evaluation.scope import SplitFigures
 from lmcl.report.analysis import Analysis, mapping_words
 from lmcl.report.compare import Comparison
 from lmcl.report.markup import figure_name, shown, span
 from lmcl.report.published import published_for
-from lmcl.report.scope import SplitFigures
 
 SCHEMA = "lmcl-report/1"
 """Name and version of results.json; the number rises when a field changes its meaning."""

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmcl.files import write_atomic
 from lmcl.report.analysis import Analysis, analyse
 from lmcl.report.compare import Comparison, compare
 from lmcl.report.compare_page import compare_page
@@ -18,6 +17,7 @@ from lmcl.report.text import (
     results_csv,
     results_json,
 )
+from lmcl.utils.files import write_atomic
 
 
 def write_report(run_folders: Sequence[Path], output: Path, *, ratings: int | None = None) -> Path:

@@ -17,11 +17,11 @@ from typing import Any
 
 from lmcl.config import dump_config
 from lmcl.errors import LmclError
-from lmcl.files import write_atomic
-from lmcl.launch import LAUNCHER_ENVIRONMENT
-from lmcl.runtime import RunFolder
-from lmcl.stopping import InterruptedRunError, stop_on_signals
 from lmcl.sweep.plan import Task
+from lmcl.training.launcher import LAUNCHER_ENVIRONMENT
+from lmcl.training.run_dir import RunFolder
+from lmcl.training.signals import InterruptedRunError, stop_on_signals
+from lmcl.utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from lmcl.config import Config, binding_differences, load_config
 from lmcl.errors import ConfigError, LmclError
-from lmcl.runtime import RunFolder
+from lmcl.training.run_dir import RunFolder
 from shards.read import open_set
 
 Over = Literal["splits", "seeds"]

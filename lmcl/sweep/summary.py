@@ -16,8 +16,8 @@ import numpy as np
 from scipy import stats
 
 from lmcl.errors import LmclError
-from lmcl.metrics import Interval
-from lmcl.statistics import holm, nadeau_bengio, sign_test, wilcoxon
+from lmcl.evaluation.metrics import Interval
+from lmcl.evaluation.significance import holm, nadeau_bengio, sign_test, wilcoxon
 from lmcl.sweep.launch import Failure
 from lmcl.sweep.plan import Over, Task
 

@@ -2,7 +2,7 @@
 
 `write_demo(folder, *, contents=60, seed=123, workers=1) -> Path` writes `images/` and
 `labels.csv` into a folder and returns the CSV; `open_demo(folder) -> DataSet` reads that folder;
-`shards.write.build(open_demo(folder), output)` packs it. Six contents take about a second.
+`shards.build.build.build(open_demo(folder), output)` packs it. Six contents take about a second.
 
 The written rule of its score (synthetic; no person was asked): a picture of content c, damaged by
 one family at level L in 1..5, has the true quality 4.6 - 0.7 L on a scale from 1 to 5, and an

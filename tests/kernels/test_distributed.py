@@ -14,7 +14,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import kernels
-from kernels import distributed, with_chunked
+from kernels import chunked_backend as with_chunked
+from kernels import distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 D = 16

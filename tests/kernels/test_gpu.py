@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels import launch
+from kernels import triton_launch as launch
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lmcl.config import Config, load_config
+from shards.build.build import build
 from shards.datasets.demo import open_demo, write_demo
 from shards.read import open_set
-from shards.split import make_splits, write_split
-from shards.write import build
+from shards.splits.split import make_splits, write_split
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lmcl.cli import cli
+from lmcl.cli.main import cli
 from lmcl.config import differences, load_config
 from lmcl.errors import ConfigError
 

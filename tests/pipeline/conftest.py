@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.build.build import build
+from shards.build.plan import ShardSize
 from shards.datasets.table import open_table
-from shards.plan import ShardSize
 from shards.read import ShardSet, open_set
-from shards.write import build
 
 Pack = Callable[..., ShardSet]
 

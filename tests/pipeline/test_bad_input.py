@@ -17,11 +17,11 @@ from PIL import Image
 
 from pipeline.boxes import CropConfig
 from pipeline.errors import PipelineError
-from pipeline.headers import header_size
+from pipeline.image_headers import header_size
 from pipeline.loader import Loader
-from pipeline.saliency import SaliencyTable
+from pipeline.saliency_table import SaliencyTable
+from shards.build.image import ImageInfo
 from shards.errors import ShardError
-from shards.image import ImageInfo
 from shards.read import ShardSet
 from shards.verify import verify
 
@@ -215,7 +215,7 @@ def unchecked(
         return ImageInfo(codec="jpg", height=200, width=64)
 
     with monkeypatch.context() as patch:
-        patch.setattr("shards.job.inspect", header)
+        patch.setattr("shards.build.pack.inspect", header)
         return pack(jpegs)
 
 

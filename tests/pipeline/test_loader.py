@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.backends.select import choose_backend
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, frame_sizes
-from pipeline.choose import choose_backend
 from pipeline.decode import decode_rgb, reflect_pad, resize_rgb
 from pipeline.errors import PipelineError
 from pipeline.loader import Loader
-from pipeline.saliency import SaliencyTable
+from pipeline.saliency_table import SaliencyTable
 from shards.read import ShardSet
 
 CROPS = CropConfig(size=64, random=3, evaluation=4)

@@ -9,7 +9,7 @@ import pytest
 
 from lmcl.bench.manifest import write_synthetic
 from shards.read import open_set
-from shards.split import make_splits, write_split
+from shards.splits.split import make_splits, write_split
 
 # Opens a set, loads a split of it and goes through the order and the boxes of an epoch, as a rank
 # does, without decoding. Private_Dirty is what no other process shares and no page cache holds.
@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.boxes import CropConfig
 from pipeline.loader import Loader
 from shards.read import open_set
-from shards.split import load_split
+from shards.splits.split import load_split
 
 def private_bytes():
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()

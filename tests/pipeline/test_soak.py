@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.boxes import CropConfig
 from pipeline.loader import Loader
-from pipeline.saliency import SaliencyTable
+from pipeline.saliency_table import SaliencyTable
 from shards.read import ShardSet, open_set
 
 Pack = Callable[..., ShardSet]

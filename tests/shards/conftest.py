@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.build.build import build
 from shards.datasets.table import open_table
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
-from shards.write import build
 
 Picture = Callable[..., bytes]
 Table = Callable[..., DataSet]
@@ -56,7 +56,7 @@ def table(tmp_path: Path) -> Table:
 @pytest.fixture
 def packed(tmp_path: Path, table: Table) -> ShardSet:
     """Twelve images in three shards."""
-    from shards.plan import ShardSize
+    from shards.build.plan import ShardSize
 
     build(table(), tmp_path / "packed", workers=1, size=ShardSize(samples=5))
     return open_set(tmp_path / "packed")

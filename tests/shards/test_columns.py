@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.build.build import build
 from shards.columns import COLUMNS, ColumnFiles
 from shards.errors import ShardError
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
 from shards.sample_table import SCHEMA, SampleTable
-from shards.split import Protocol, load_split, make_splits, write_split
-from shards.write import build
+from shards.splits.split import Protocol, load_split, make_splits, write_split
 
 NUMBERS = (
     "ok", "shard", "offset", "size", "width", "height", "mos", "mos_std", "group_key", "level",

@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from shards.build.build import build
+from shards.build.image import inspect
 from shards.columns import ColumnFiles
 from shards.datasets.agiqa3k import open_agiqa3k
 from shards.datasets.biq2021 import open_biq2021
@@ -32,13 +34,11 @@ from shards.datasets.table import open_table
 from shards.datasets.tid2013 import open_tid2013
 from shards.datasets.wds import open_wds
 from shards.errors import ShardError
-from shards.image import inspect
 from shards.manifest import decode
 from shards.read import ShardSet, open_set
 from shards.sample_table import SCHEMA, SampleRow, SampleTable, to_arrow
-from shards.split import PARTS, load_split, make_splits, write_split
+from shards.splits.split import PARTS, load_split, make_splits, write_split
 from shards.tar import read_members
-from shards.write import build
 
 # Shared out over the nine tests below.
 CASES = int(os.environ.get("LMCL_FUZZ_CASES", "500"))

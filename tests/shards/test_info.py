@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from shards.build.build import build
 from shards.datasets.unlabelled import open_unlabelled
 from shards.info import contact_sheet, describe_set
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
-from shards.write import build
 
 
 def test_the_description_counts_what_is_there(packed: ShardSet) -> None:

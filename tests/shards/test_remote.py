@@ -12,15 +12,15 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from shards.build.build import build
+from shards.build.plan import ShardSize
 from shards.cache import Cache
 from shards.errors import ShardError
-from shards.plan import ShardSize
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
-from shards.split import load_split, make_splits, write_split
+from shards.splits.split import load_split, make_splits, write_split
 from shards.store import Store
 from shards.verify import verify
-from shards.write import build
 
 FIVE = ShardSize(samples=5)
 

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shards.build.build import build
+from shards.build.plan import ShardSize
 from shards.datasets.table import open_table
 from shards.errors import ShardError
-from shards.plan import ShardSize
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
-from shards.split import make_splits, write_split
+from shards.splits.split import make_splits, write_split
 from shards.verify import Verification, verify
-from shards.write import build
 
 
 @pytest.fixture

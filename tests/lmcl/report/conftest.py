@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from lmcl.predictions import make_predictions
+from lmcl.evaluation.predictions import make_predictions
 
 DISTORTIONS = ("blur", "noise", "jpeg", "pixelation")
 

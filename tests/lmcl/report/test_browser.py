@@ -261,7 +261,7 @@ def test_every_picture_of_the_gallery_is_decoded(browser, page) -> None:
 @pytest.fixture(scope="module")
 def duels(tmp_path_factory) -> Path:
     """Pairs of images larger and smaller than their place on the page, with a long name."""
-    from lmcl.gmad import common_pool, find_duels, read_scores, write_duels
+    from lmcl.report.gmad import common_pool, find_duels, read_scores, write_duels
 
     folder = tmp_path_factory.mktemp("gmad")
     rng = np.random.default_rng(0)
@@ -280,9 +280,9 @@ def duels(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def sheet(tmp_path_factory) -> Path:
-    from lmcl.scoring.gate import write_sheet
-    from lmcl.scoring.inputs import list_items
-    from lmcl.scoring.rows import Row
+    from lmcl.inference.filter import write_sheet
+    from lmcl.inference.inputs import list_items
+    from lmcl.inference.scores_file import Row
 
     folder = tmp_path_factory.mktemp("sheet")
     for i in range(24):

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
+from lmcl.cli.report import command
 from lmcl.report import write_report
-from lmcl.report.command import command
 from lmcl.report.discrimination import ratings_of
 
 TITLE = "Pairs people can tell apart"

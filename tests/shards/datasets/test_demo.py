@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.build.build import build
 from shards.datasets.demo import _schedule, make_content, open_demo, write_demo
 from shards.datasets.demo_contents import KIND_NAMES, render
 from shards.datasets.demo_distortions import FAMILIES, distort
 from shards.errors import ShardError
-from shards.write import build
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import openpyxl
 import pytest
 import scipy.io
 
+from shards.build.build import build
 from shards.datasets import (
     agiqa3k,
     biq2021,
@@ -22,7 +23,6 @@ from shards.datasets import (
 )
 from shards.errors import ShardError
 from shards.sample import DataSet, Sample
-from shards.write import build
 
 
 def touch(root: Path, names: Sequence[str]) -> None:

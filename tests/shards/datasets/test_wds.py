@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from shards.build.build import build
 from shards.datasets.wds import open_wds
 from shards.errors import ShardError
 from shards.read import open_set
-from shards.write import build
 
 
 def write(path: Path, members: list[tuple[str, bytes]]) -> None:

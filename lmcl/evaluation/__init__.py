@@ -1,0 +1,1 @@
+"""Evaluation: predictions, metrics, intervals, results of a run."""

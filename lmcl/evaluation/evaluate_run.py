@@ -1,0 +1,467 @@
+"""`lmcl eval`: a finished run's model on a part of its own set, or on another set."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import click
+import msgspec
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from lmcl.config import Config, load_config
+from lmcl.errors import LmclError
+from lmcl.evaluation.metrics import Evaluation, Mapping, evaluate, fit_mapping
+from lmcl.evaluation.predict import Judged, Pixels, Place, judge
+from lmcl.evaluation.predictions import Predictions
+from lmcl.evaluation.scope import (
+    ON_THEMSELVES,
+    ON_TRAIN,
+    ON_VAL,
+    WHOLE,
+    Scale,
+    Scope,
+    SplitFigures,
+)
+from lmcl.models.pretrained import ModelCard, load_model
+from lmcl.report.run import read_predictions
+from lmcl.training.finish import evaluate_judged, metrics_tree, predictions
+from lmcl.utils.files import write_atomic
+from shards.errors import ShardError
+from shards.manifest import MANIFEST
+from shards.read import ShardSet, open_set
+from shards.splits.split import Protocol, Split, load_split, make_splits
+
+logger = logging.getLogger(__name__)
+
+_PARTS = ("train", "val", "test")
+FitPart = Literal["test", "val", "train"]
+_OF_SPLITS: dict[FitPart, str] = {"test": ON_THEMSELVES, "val": ON_VAL, "train": ON_TRAIN}
+PROTOCOLS = (WHOLE, "70-10-20", "80-20", "official", "k-fold")
+_PRECISION: dict[Literal["no", "bf16", "fp16"], torch.dtype] = {
+    "no": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which images of which set, by which rule."""
+
+    data: str | None = None
+    """Another set: a folder, a URL, or the name of a folder beside the run's own set."""
+    part: str = "test"
+    """train, val or test of the run's split, `all`, or the name of a split of the set."""
+    protocol: str = WHOLE
+    """Across sets: `whole`, or a rule by which splits of the other set are drawn."""
+    fit_on: FitPart | None = None
+    """Part of the split the mapping is fitted on. None: the judged images themselves; with a
+    protocol of splits, each one's train part."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Chosen:
+    """Which images are judged, and which split they are a part of."""
+
+    ids: NDArray[np.int64]
+    name: str
+    """What the choice is called."""
+    split: Split | None = None
+    part: str = ""
+    """Part of the split; empty without one."""
+
+    @property
+    def split_name(self) -> str:
+        """Name of the split; empty without one."""
+        return self.split.name if self.split else ""
+
+
+@click.command(
+    epilog="EXAMPLES: lmcl eval runs/livec --split val · lmcl eval runs/livec --set koniq10k · "
+    "lmcl eval runs/livec --data data/koniq10k --protocol 70-10-20 · "
+    "lmcl eval runs/livec --fit-on val"
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    "--set",
+    "data",
+    metavar="SET",
+    help="Another packed set: folder, URL, or name of a folder beside the run's own set.",
+)
+@click.option(
+    "--split",
+    "part",
+    default="test",
+    show_default=True,
+    help="A part of the run's split (train, val, test), `all`, or the name of a split of SET.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default=WHOLE,
+    show_default=True,
+    help="On another set: all its images at once, or the test parts of its splits, the mapping "
+    "fitted on their train parts, medians over the splits.",
+)
+@click.option(
+    "--fit-on",
+    type=click.Choice(["test", "val", "train"]),
+    help="Part of the split that PLCC's and RMSE's mapping is fitted on [the judged images "
+    "themselves; with a --protocol of splits: train].",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--no-progress", is_flag=True, help="No progress bars.")
+def command(
+    run: Path,
+    data: str | None,
+    part: str,
+    protocol: str,
+    fit_on: FitPart | None,
+    batch_size: int,
+    no_progress: bool,
+) -> None:
+    """Judge a run's model; predictions and figures are written into the run folder."""
+    asked = Asked(data=data, part=part, protocol=protocol, fit_on=fit_on)
+    found, scope, path = evaluate_run(run, asked, batch_size=batch_size, progress=not no_progress)
+    click.echo(
+        f"{path.stem}: SRCC {found.srcc:.4f}  PLCC {found.plcc_raw:.4f}  "
+        f"PLCC after the fit {found.plcc_fit4:.4f}  ({found.n} images)\npredictions: {path}"
+    )
+    if "srcc" in found.reasons:
+        click.echo(_no_figure(found))
+    if scope.tested_on != scope.trained_on:
+        click.echo(_across(scope))
+    if scope.tested_on != scope.trained_on or scope.fitted:
+        click.echo(f"mapping: {scope.mapping}")
+    for name, value in _medians(scope.splits):
+        click.echo(f"median of {len(scope.splits)} splits: {name} {value:.4f}")
+
+
+def evaluate_run(
+    run: Path, asked: Asked, *, batch_size: int, progress: bool
+) -> tuple[Evaluation, Scope, Path]:
+    """Predictions and figures of a run's model on one part of one set.
+
+    Across sets the whole of the other set is judged (`part` = test or all), as the field does,
+    less those images the model was trained on byte for byte; predictions are brought to the set's
+    own scale and direction by both ranges.
+
+    Returns:
+        The figures over all judged images, what they are about, and the predictions file.
+
+    Raises:
+        LmclError: If the run, its model, the set or the part is not there, if splits are asked
+            for on the set the model was trained on, or if no mapping can be fitted as asked.
+    """
+    config = load_config(run / "config.toml")
+    released = load_model(run / "model")
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    place = _place(accelerator, config, progress)
+    shard_set = _open(asked.data, config)
+    other = asked.data is not None and not _is_own(shard_set, config, released.card)
+    chosen = _chosen(shard_set, asked, config, other=other)
+    ids, name = chosen.ids, chosen.name
+    scope = _scope(shard_set, released.card, asked, name)
+    fit_ids = _fit_ids(shard_set, asked, chosen)
+    if other:
+        fit_ids, _ = _without_training_images(shard_set, fit_ids, scope, config)
+        ids, scope = _without_training_images(shard_set, ids, scope, config)
+    if not len(ids):
+        raise LmclError(
+            f"{shard_set.root}: part {asked.part!r} holds no image to judge "
+            f"({scope.left_out} are training images of the run); choose another",
+            exit_code=3,
+        )
+    both = judge(
+        released.model.to(place.device),
+        shard_set,
+        np.union1d(ids, fit_ids),
+        crops=released.card.crops,
+        pixels=Pixels(
+            mean=released.card.mean,
+            std=released.card.std,
+            precision=_PRECISION[config.runtime.precision],
+        ),
+        place=place,
+        batch_size=batch_size,
+        title=f"judging {shard_set.name} {name}",
+    )
+    judged = _some(both, ids)
+    mapping = _mapping(shard_set, _some(both, fit_ids), asked, chosen)
+    found = evaluate_judged(shard_set, judged, mapping=mapping)
+    scope = replace(scope, images=len(ids), splits=_over_splits(shard_set, judged, asked))
+    if mapping is not None:
+        words = f"fitted on {mapping.n} images of the {mapping.fit_on} part of {chosen.split_name}"
+        scope = replace(scope, fitted=mapping, mapping=words)
+    stem = f"{shard_set.name}-{name}" if other else name
+    path = run / "predictions" / f"{stem}.csv"
+    if place.is_main:
+        max_side = released.card.crops.max_side
+        table = predictions(shard_set, judged, name, None, max_side=max_side)
+        _with_boxes(table, path).write_csv(path)
+        tree = metrics_tree(shard_set, {name: judged}, {name: found}, name, mapping=mapping)
+        tree["trained_on"] = released.card.training_set
+        tree["decode"] = judged.decode
+        tree["scope"] = msgspec.to_builtins(scope)
+        text = msgspec.json.format(msgspec.json.encode(tree), indent=2)
+        write_atomic(run / "predictions" / f"{stem}.metrics.json", text + b"\n")
+    accelerator.wait_for_everyone()
+    return found, scope, path
+
+
+def _place(accelerator: Accelerator, config: Config, progress: bool) -> Place:
+    return Place(
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=accelerator.device,
+        backend=config.runtime.backend,
+        threads=config.runtime.threads or None,
+        progress=progress and accelerator.is_main_process,
+    )
+
+
+def _open(data: str | None, config: Config) -> ShardSet:
+    """The set to be judged."""
+    if data is None:
+        return open_set(config.data.root)
+    beside = Path(config.data.root).parent / data
+    # A bare name, as in `--set koniq10k`, means the folder beside the run's own set.
+    if "://" not in data and not (Path(data) / MANIFEST).is_file() and beside.is_dir():
+        return open_set(beside)
+    return open_set(data)
+
+
+def _is_own(shard_set: ShardSet, config: Config, card: ModelCard) -> bool:
+    """Whether a set holds the images the run was trained on, however its path is spelled."""
+    try:
+        own = open_set(config.data.root)
+    except (ShardError, OSError):
+        # Moved away: the hash of the run's split tells whether this is the place it went to.
+        try:
+            return load_split(shard_set, config.data.split).hash == card.split_hash
+        except ShardError:
+            return False
+    return own.manifest.ids_sha256 == shard_set.manifest.ids_sha256
+
+
+def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -> _Chosen:
+    if asked.protocol != WHOLE:
+        if not other:
+            raise LmclError(
+                f"--protocol {asked.protocol} on {shard_set.name}, the set this run was trained "
+                "on: test images of other splits are its training images; train one run per "
+                "split and compare them by `lmcl report RUN...`",
+                exit_code=2,
+            )
+        return _Chosen(ids=shard_set.ids(), name=asked.protocol)
+    if asked.part == "all" or (other and asked.part == "test"):
+        if not other:
+            _warn_of_seen(load_split(shard_set, config.data.split), shard_set)
+        return _Chosen(ids=shard_set.ids(), name="all")
+    own = asked.part in _PARTS and not other
+    split = load_split(shard_set, config.data.split if own else asked.part)
+    part = asked.part if own else "test"
+    if not (own or other):
+        _check_unseen(split, load_split(shard_set, config.data.split), shard_set)
+    return _Chosen(ids=split.part(part), name=asked.part, split=split, part=part)
+
+
+def _warn_of_seen(trained: Split, shard_set: ShardSet) -> None:
+    seen = len(trained.part("train")) + len(trained.part("val"))
+    logger.warning(
+        "--split all of %s: %d of its %d images are ones this run has learned from, so these "
+        "figures are no test; judge --split test for one",
+        *(shard_set.name, seen, len(shard_set.ids())),
+    )
+
+
+def _check_unseen(asked: Split, trained: Split, shard_set: ShardSet) -> None:
+    """Refuse the test part of another split of the run's own set if the run has learned from it."""
+    judged = asked.part("test")
+    learned = np.union1d(trained.part("train"), trained.part("val"))
+    seen = int(np.isin(judged, learned).sum())
+    if seen:
+        raise LmclError(
+            f"--split {asked.name} of {shard_set.name}: this run learned from {seen} of the "
+            f"{len(judged)} images of that part: they are in the train and val parts of its "
+            f"own split {trained.name}; train a run on {asked.name}, or judge --split test",
+            exit_code=2,
+        )
+
+
+def _fit_ids(shard_set: ShardSet, asked: Asked, chosen: _Chosen) -> NDArray[np.int64]:
+    """The other images that the mapping is fitted on; none if the judged ones are used."""
+    nothing = np.zeros(0, dtype=np.int64)
+    if asked.fit_on is None or asked.protocol != WHOLE or asked.fit_on == chosen.part:
+        return nothing
+    if chosen.split is None:
+        if asked.fit_on == "test":
+            return nothing  # all images are judged: they are the test part
+        raise LmclError(
+            f"--fit-on {asked.fit_on}: all images of {shard_set.name} are judged, so it has no "
+            f"{asked.fit_on} part; judge one split by `--split NAME`, or draw splits of another "
+            "set by `--protocol 70-10-20`",
+            exit_code=2,
+        )
+    ids = chosen.split.part(asked.fit_on)
+    if not len(ids):
+        raise LmclError(
+            f"--fit-on {asked.fit_on}: the split {chosen.split_name} of {shard_set.name} has no "
+            f"image in its {asked.fit_on} part; fit on another part",
+            exit_code=2,
+        )
+    return ids
+
+
+def _mapping(shard_set: ShardSet, judged: Judged, asked: Asked, chosen: _Chosen) -> Mapping | None:
+    """The mapping made of the fit part; None if the judged images are to be used."""
+    score = shard_set.score
+    if asked.fit_on is None or not len(judged.ids) or score is None:
+        return None
+    mos = shard_set.samples.mos[judged.ids]
+    found = fit_mapping(score.from_unit(judged.score), mos, fit_on=asked.fit_on)
+    if found.fit4.status == "none" or found.fit5.status == "none":
+        raise LmclError(
+            f"--fit-on {asked.fit_on}: no mapping can be fitted on the {found.n} scored images of "
+            f"the {asked.fit_on} part of {chosen.split_name}: {found.fit4.reason}; fit on another "
+            "part",
+            exit_code=3,
+        )
+    return found
+
+
+def _some(judged: Judged, ids: NDArray[np.int64]) -> Judged:
+    keep = np.isin(judged.ids, ids)
+    return dataclasses.replace(
+        judged,
+        ids=judged.ids[keep],
+        score=judged.score[keep],
+        embedding=judged.embedding[keep],
+    )
+
+
+def _no_figure(found: Evaluation) -> str:
+    """Why there is no rank correlation, and what became of the predictions."""
+    unlabelled = (
+        f"; {found.n_unlabelled} of the {found.n + found.n_unlabelled} judged images have no score "
+        "in the set, their predictions are written all the same"
+    )
+    return f"no figures: {found.reasons['srcc']}{unlabelled if found.n_unlabelled else ''}"
+
+
+def _with_boxes(table: Predictions, path: Path) -> Predictions:
+    """The salient boxes of an earlier file over the same predictions: training looked for them."""
+    try:
+        before = read_predictions(path)
+    except (LmclError, OSError):
+        return table
+    same = np.array_equal(before.id, table.id) and np.allclose(
+        before.prediction_unit, table.prediction_unit, atol=1e-5, equal_nan=True
+    )
+    if not same:
+        return table
+    return dataclasses.replace(table, y=before.y, x=before.x, h=before.h, w=before.w)
+
+
+def _scope(shard_set: ShardSet, card: ModelCard, asked: Asked, name: str) -> Scope:
+    score, own = shard_set.score, card.score
+    return Scope(
+        tested_on=shard_set.name,
+        part=name,
+        trained_on=card.training_set,
+        # Without labels predictions stay in [0, 1], higher = better.
+        scale=Scale(low=0.0, high=1.0)
+        if score is None
+        else Scale(
+            kind=score.kind,
+            low=score.low,
+            high=score.high,
+            higher_is_better=score.higher_is_better,
+        ),
+        trained_scale=Scale(
+            kind=own.kind, low=own.low, high=own.high, higher_is_better=own.higher_is_better
+        ),
+        images=0,
+        protocol=asked.protocol,
+        mapping=ON_THEMSELVES if asked.protocol == WHOLE else _OF_SPLITS[asked.fit_on or "train"],
+    )
+
+
+def _without_training_images(
+    shard_set: ShardSet, ids: NDArray[np.int64], scope: Scope, config: Config
+) -> tuple[NDArray[np.int64], Scope]:
+    """Leave out what the model learned from or was chosen on: sets share images."""
+    try:
+        own = open_set(config.data.root)
+        split = load_split(own, config.data.split)
+    except (ShardError, OSError):
+        return ids, replace(scope, left_out_known=False)
+    seen = own.samples.sha256[np.concatenate([split.train, split.val])]
+    known = {digest.tobytes() for digest in seen}
+    fresh = np.array(
+        [digest.tobytes() not in known for digest in shard_set.samples.sha256[ids]], dtype=bool
+    )
+    return ids[fresh], replace(scope, left_out=int(np.sum(~fresh)))
+
+
+def _over_splits(shard_set: ShardSet, judged: Judged, asked: Asked) -> tuple[SplitFigures, ...]:
+    """Figures per split of the tested set; nothing for the whole set."""
+    if asked.protocol == WHOLE:
+        return ()
+    return tuple(
+        _of_split(shard_set, judged, split, asked.fit_on or "train")
+        for split in make_splits(shard_set, protocol=cast(Protocol, asked.protocol))
+    )
+
+
+def _of_split(shard_set: ShardSet, judged: Judged, split: Split, fit_on: FitPart) -> SplitFigures:
+    fit_part = split.part(fit_on)
+    if not len(fit_part):
+        raise LmclError(
+            f"--fit-on {fit_on}: the split {split.name} has no image in its {fit_on} part; fit on "
+            "another part, or use --protocol 70-10-20",
+            exit_code=2,
+        )
+    samples, score = shard_set.samples, shard_set.score
+    assert score is not None  # drawing splits asks for labels
+    raw, mos = score.from_unit(judged.score), samples.mos[judged.ids]
+    test = np.isin(judged.ids, split.test)
+    fit = np.isin(judged.ids, fit_part)
+    mapping = fit_mapping(raw[fit], mos[fit], fit_on=fit_on)
+    found = evaluate(raw[test], mos[test], mapping=mapping, resamples=0)
+    figures = {
+        name: None if np.isnan(found.figure(name)) else found.figure(name)
+        for name in ("srcc", "krcc", "plcc_raw", "plcc_fit4", "rmse_fit4")
+    }
+    return SplitFigures(
+        name=split.name, hash=split.hash, n=found.n, n_fit=int(np.sum(fit)), **figures
+    )
+
+
+def _medians(splits: tuple[SplitFigures, ...]) -> list[tuple[str, float]]:
+    found = []
+    for name in ("srcc", "plcc_raw", "plcc_fit4"):
+        values = [v for s in splits if (v := getattr(s, name)) is not None]
+        if values:
+            found.append((name, float(np.median(values))))
+    return found
+
+
+def _across(scope: Scope) -> str:
+    left = (
+        f"; {scope.left_out} training images left out"
+        if scope.left_out
+        else ""
+        if scope.left_out_known
+        else "; the training set is not here, so shared images were not looked for"
+    )
+    return (
+        f"trained on {scope.trained_on} ({scope.trained_scale.label}), tested on "
+        f"{scope.tested_on} ({scope.scale.label}): {scope.direction}{left}"
+    )

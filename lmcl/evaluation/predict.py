@@ -1,0 +1,244 @@
+"""A model and a part of a set become predictions by sample id, complete and without repeats."""
+
+import logging
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from lmcl.errors import LmclError
+from lmcl.features.cache import CellBank, CellLoader
+from lmcl.models.quality_model import QualityModel
+from lmcl.models.saliency import SaliencyConfig, best_window, window_to_box
+from pipeline.boxes import CropConfig, scaled_sizes
+from pipeline.loader import Loader, Mode
+from pipeline.normalize import normalize
+from shards.read import ShardSet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """How pixels reach a network; the same for training, saliency and scoring."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: torch.dtype
+    """Autocast type; float32 = no autocast."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which process this is, on which device, with which decoder."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    backend: Literal["auto", "dali", "torch"]
+    threads: int | None
+    progress: bool
+    """Show bars: rank 0 of a terminal."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What a model says about a part, sorted by id."""
+
+    ids: NDArray[np.int64]
+    """[n]"""
+    score: NDArray[np.float64]
+    """[n] mean over the evaluation crops, [0, 1] units, higher = better."""
+    embedding: NDArray[np.float32]
+    """[n, d] unit-length mean over the crops."""
+    decode: str = ""
+    """The decode recipe (docs/loader.md); two scores are comparable if it is the same for both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """Where a model looks, sorted by id."""
+
+    ids: NDArray[np.int64]
+    """[n]"""
+    boxes: NDArray[np.int32]
+    """[n, 4] salient crop (y, x, h, w)."""
+    attention: NDArray[np.float32]
+    """[n, g, g] CLS attention; empty if not asked for."""
+
+
+@runtime_checkable
+class Looker(Protocol):
+    """Something that gives CLS attention over whole images: a teacher, or an encoder."""
+
+    def __call__(self, pixels: torch.Tensor, /, *, layers: int) -> torch.Tensor:
+        """Attention maps [b, g, g] of normalised views [b, 3, s, s]."""
+
+
+def judge(
+    model: QualityModel,
+    shard_set: ShardSet,
+    ids: NDArray[np.int64],
+    *,
+    crops: CropConfig,
+    pixels: Pixels,
+    place: Place,
+    batch_size: int,
+    title: str,
+    bank: CellBank | None = None,
+) -> Judged:
+    """Score every image of a part by its deterministic crops; every rank gets the whole result.
+
+    Where `bank` has the cells of the images' evaluation crops, no pixels are read.
+
+    Raises:
+        LmclError: If the gathered predictions are not exactly the part (exit code 3).
+    """
+    model.eval()
+    found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
+    with _loader(shard_set, ids, crops, "eval", batch_size, place, bank) as loader:
+        recipe = loader.recipe
+        for batch in _bar(loader, title, place):
+            with torch.no_grad(), autocast(place.device, pixels.precision):
+                output = model(inputs(batch.crops, pixels))
+            images = len(batch.ids)
+            score = output.score.double().reshape(images, -1).mean(dim=1)
+            mean = output.embedding.float().reshape(images, -1, output.embedding.shape[-1]).mean(1)
+            embedding = torch.nn.functional.normalize(mean, dim=-1)
+            keep = batch.valid
+            found.append(
+                (
+                    batch.ids[keep].cpu().numpy(),
+                    score[keep].cpu().numpy(),
+                    embedding[keep].cpu().numpy(),
+                )
+            )
+    gathered = gather_object(found) if place.world_size > 1 else found
+    all_ids = np.concatenate([item[0] for item in gathered])
+    order = _complete(all_ids, ids, title)
+    return Judged(
+        ids=all_ids[order],
+        score=np.concatenate([item[1] for item in gathered])[order],
+        embedding=np.concatenate([item[2] for item in gathered])[order],
+        decode=recipe,
+    )
+
+
+def look(
+    looker: Looker,
+    shard_set: ShardSet,
+    ids: NDArray[np.int64],
+    *,
+    saliency: SaliencyConfig,
+    crops: CropConfig,
+    pixels: Pixels,
+    place: Place,
+    keep_attention: bool,
+    title: str,
+    bank: CellBank | None = None,
+) -> Looked:
+    """The saliency pass: one squeezed view of every image, dealt to all ranks, gathered once.
+
+    Raises:
+        LmclError: If the gathered boxes are not exactly the part (exit code 3).
+    """
+    view = CropConfig(size=saliency.view, max_side=crops.max_side, salient=False)
+    samples = shard_set.samples
+    found: list[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]] = []
+    with _loader(shard_set, ids, view, "global", saliency.batch_size, place, bank) as loader:
+        for batch in _bar(loader, title, place):
+            with torch.no_grad(), autocast(place.device, pixels.precision):
+                maps = looker(inputs(batch.crops, pixels), layers=saliency.layers)
+            keep = batch.valid.cpu()
+            maps = maps.float().cpu()[keep]
+            shown = batch.ids.cpu()[keep].numpy()
+            boxes = window_to_box(
+                best_window(maps, saliency.window).numpy(),
+                scaled_sizes(samples.height[shown], samples.width[shown], crops.max_side),
+                grid=maps.shape[-1],
+                window=saliency.window,
+                size=crops.size,
+            )
+            kept = maps.numpy() if keep_attention else np.zeros((len(maps), 0, 0), np.float32)
+            found.append((shown, boxes, kept))
+    gathered = gather_object(found) if place.world_size > 1 else found
+    all_ids = np.concatenate([item[0] for item in gathered])
+    order = _complete(all_ids, ids, title)
+    return Looked(
+        ids=all_ids[order],
+        boxes=np.concatenate([item[1] for item in gathered])[order],
+        attention=np.concatenate([item[2] for item in gathered])[order],
+    )
+
+
+def inputs(crops: Tensor, pixels: Pixels) -> Tensor:
+    """What a network takes of a batch: pixels are normalised, kept cells stay as they are."""
+    if crops.is_floating_point():
+        return crops.flatten(0, 1)
+    return normalize(crops, mean=pixels.mean, std=pixels.std, dtype=torch.float32)
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Autocast of the networks; switched off for float32."""
+    enabled = precision != torch.float32
+    return torch.autocast(device.type, dtype=precision if enabled else None, enabled=enabled)
+
+
+def _loader(
+    shard_set: ShardSet,
+    ids: NDArray[np.int64],
+    crops: CropConfig,
+    mode: Mode,
+    batch_size: int,
+    place: Place,
+    bank: CellBank | None,
+) -> Loader | CellLoader:
+    loader = Loader(
+        shard_set,
+        ids,
+        crops=crops,
+        # A batch no larger than the part: padding costs as much as images do.
+        batch_size=min(batch_size, -(-len(ids) // place.world_size)),
+        mode=mode,
+        seed=0,
+        rank=place.rank,
+        world_size=place.world_size,
+        backend=place.backend,
+        device=place.device,
+        num_threads=place.threads,
+    )
+    return CellLoader(loader, bank, salient=False, device=place.device) if bank else loader
+
+
+def _bar(loader: Loader | CellLoader, title: str, place: Place) -> tqdm:
+    return tqdm(
+        loader.epoch(0),
+        total=loader.steps,
+        desc=title,
+        unit="batch",
+        leave=False,
+        disable=None if place.progress else True,
+    )
+
+
+def _complete(found: NDArray[np.int64], asked: NDArray[np.int64], title: str) -> NDArray[np.int64]:
+    """Positions that sort `found` by id, once it is known to be exactly what was asked for."""
+    unique, first = np.unique(found, return_index=True)
+    if not np.array_equal(unique, np.unique(asked)):
+        missing = np.setdiff1d(asked, unique)
+        raise LmclError(
+            f"{title}: {len(asked)} images were asked for, {len(unique)} came back; missing ids "
+            f"{missing[:5].tolist()}; run `lmcl-shard verify --deep` on the set",
+            exit_code=3,
+        )
+    return first

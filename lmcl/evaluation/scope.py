@@ -1,0 +1,127 @@
+"""What a predictions file was made of: the set, its scale, the model's own set, the mapping.
+
+`lmcl eval` writes it into `predictions/<name>.metrics.json` under `scope`; the matrix across sets
+is made of it. A newcomer's trap: predictions stand in the tested set's scale and direction already;
+the direction is stated for the reader and never applied a second time.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import msgspec
+
+from lmcl.errors import LmclError
+from lmcl.evaluation.metrics import Mapping
+
+WHOLE = "whole"
+"""The protocol of most papers across sets: every labelled image of the other set, once."""
+ON_THEMSELVES = "fitted on the judged images themselves"
+ON_TRAIN = "fitted on each split's train part, applied to its test part"
+ON_VAL = "fitted on each split's val part, applied to its test part"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The scale scores and predictions stand in."""
+
+    kind: str = ""
+    """mos, dmos, or empty if unknown."""
+    low: float = math.nan
+    """Lower end of the set's own range; NaN if unknown."""
+    high: float = math.nan
+    """Upper end."""
+    higher_is_better: bool = True
+    """False for DMOS sets in which larger means worse."""
+
+    @property
+    def name(self) -> str:
+        """How the scores are called on axes."""
+        return self.kind.upper() or "score"
+
+    @property
+    def label(self) -> str:
+        """As a sentence's end, e.g. `MOS 1 to 5, higher is better`."""
+        if not math.isfinite(self.low + self.high):
+            return "scale not recorded"
+        better = "higher" if self.higher_is_better else "lower"
+        return f"{self.name} {self.low:g} to {self.high:g}, {better} is better"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitFigures:
+    """Figures on the test part of one split of the tested set."""
+
+    name: str
+    """Of the split."""
+    hash: str
+    """Over its ids and the rule it was drawn by."""
+    n: int
+    """Images judged."""
+    n_fit: int
+    """Images the mapping was fitted on."""
+    srcc: float | None
+    """None where it is not defined."""
+    krcc: float | None
+    plcc_raw: float | None
+    plcc_fit4: float | None
+    rmse_fit4: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scope:
+    """One model on one part of one set."""
+
+    tested_on: str
+    """Set the images come from."""
+    part: str
+    """train, val, test or all."""
+    trained_on: str
+    """Set the model comes from."""
+    scale: Scale
+    """Of the tested set: predictions were brought to it by both ranges and directions."""
+    trained_scale: Scale
+    """Of the model's own set."""
+    images: int
+    """Judged, unlabelled ones included."""
+    left_out: int = 0
+    """Images of the tested set that the model was trained on, byte for byte; not judged."""
+    left_out_known: bool = True
+    """False if the training set was not there to compare with."""
+    protocol: str = WHOLE
+    """`whole`, or the rule the splits were drawn by."""
+    mapping: str = ON_THEMSELVES
+    """What the 4-parameter mapping was fitted on."""
+    fitted: Mapping | None = None
+    """The mapping, if other images than the judged ones gave it."""
+    splits: tuple[SplitFigures, ...] = ()
+    """One per split, for a protocol of splits."""
+
+    @property
+    def direction(self) -> str:
+        """Whether the model's direction had to be turned."""
+        if self.scale.higher_is_better == self.trained_scale.higher_is_better:
+            return "same direction"
+        return "direction turned"
+
+
+class _File(msgspec.Struct):
+    scope: Scope | None = None
+
+
+def read_scope(predictions: Path) -> Scope | None:
+    """The scope of a predictions file; None if it was made without one.
+
+    Raises:
+        LmclError: If the file beside it cannot be read; exit code 3.
+    """
+    path = predictions.with_name(f"{predictions.stem}.metrics.json")
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_File).scope
+    except msgspec.DecodeError as error:
+        raise LmclError(
+            f"{path}: is not what `lmcl eval` writes ({error}); delete it and evaluate again",
+            exit_code=3,
+        ) from error

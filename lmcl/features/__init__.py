@@ -1,0 +1,1 @@
+"""Kept features of a frozen backbone; can be removed without touching the rest."""

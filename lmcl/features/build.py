@@ -1,0 +1,268 @@
+"""Make the cells of a frozen stem once, keep them in a file, map them into every run.
+
+A stem that never learns gives the same cells for the same crop in every epoch and under every seed.
+With crops drawn from a pool of places (`crops.pool`) and salient crops that can only lie where the
+teacher's window can (`salient_places`), all of them are known beforehand, and dozens of runs on the
+same images need the pixels once (docs/decisions/0008).
+"""
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from lmcl.errors import ConfigError, LmclError
+from lmcl.evaluation.predict import Pixels, Place, autocast, inputs
+from lmcl.features.cache import CellBank, CellBanks
+from lmcl.models.quality_model import QualityModel
+from lmcl.models.saliency import SaliencyConfig, window_to_box
+from lmcl.models.stem import SqueezeLevels
+from pipeline.batch import CropBatch
+from pipeline.boxes import (
+    CropConfig,
+    centre_boxes,
+    evaluation_boxes,
+    frame_sizes,
+    pool_boxes,
+    scaled_sizes,
+)
+from pipeline.loader import BoxRule, Loader, Mode
+from shards.read import ShardSet
+
+logger = logging.getLogger(__name__)
+
+_IMAGES = 4
+"""Images a batch while cells are made."""
+_CROPS = 16
+"""Crops a forward pass: more of them and their maps no longer stay in a processor's cache."""
+
+
+def check_cells(student: QualityModel, *, pool: int | None, flip: bool) -> SqueezeLevels:
+    """The stem whose cells can be kept.
+
+    Raises:
+        ConfigError: If what a crop looks like to the networks can change during a run.
+    """
+    stem = getattr(student.encoder, "stem", None)
+    asked = "runtime.cells keeps what a frozen stem makes of fixed places"
+    if not isinstance(stem, SqueezeLevels) or not stem.is_frozen:
+        raise ConfigError(
+            f"{asked}, but here the stem learns; set encoder.name = 'squeezenet-vit' and "
+            "encoder.frozen = 13, or runtime.cells = ''"
+        )
+    if pool is None:
+        raise ConfigError(
+            f"{asked}, but crops are drawn from anywhere; set crops.pool (8, say), or "
+            "runtime.cells = ''"
+        )
+    if flip:
+        raise ConfigError(
+            f"{asked}, and a mirrored crop is another one; set train.flip = false, or "
+            "runtime.cells = ''"
+        )
+    return stem
+
+
+def salient_places(
+    extent: Int64[np.ndarray, "n 2"], *, grid: int, saliency: SaliencyConfig, size: int
+) -> Int32[np.ndarray, "n k 4"]:
+    """Every box that `window_to_box` can give for images of these sizes.
+
+    Images with fewer different ones than others repeat their last.
+    """
+    side = grid - saliency.window + 1
+    windows = np.stack(np.divmod(np.arange(side * side), side), axis=1)
+    kinds, inverse = np.unique(extent, axis=0, return_inverse=True)
+    places = [
+        np.unique(
+            window_to_box(
+                windows,
+                np.broadcast_to(kind, windows.shape),
+                grid=grid,
+                window=saliency.window,
+                size=size,
+            ),
+            axis=0,
+        )
+        for kind in kinds
+    ]
+    most = max(map(len, places))
+    even = np.stack([np.pad(one, ((0, most - len(one)), (0, 0)), mode="edge") for one in places])
+    return np.asarray(even[inverse.reshape(-1)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellMaker:
+    """What all banks of a run have in common."""
+
+    folder: Path
+    shard_set: ShardSet
+    stem: SqueezeLevels
+    crops: CropConfig
+    saliency: SaliencyConfig
+    has_centre: bool
+    """Whether crops in the middle are wanted (`objective.hub = "centre"`)."""
+    pixels: Pixels
+    place: Place
+
+    def make(self, train: NDArray[np.int64], judged: NDArray[np.int64]) -> CellBanks:
+        """All banks of a run, read where they are there already; rank 0 makes the others.
+
+        Args:
+            train: Ids of the train part.
+            judged: Ids of all parts that are judged.
+        """
+        everything = np.union1d(train, judged)
+        views = self._bank("global", everything, self._view_crops(), None)
+        grid = round(views.values.shape[2] ** 0.5)
+
+        def places(
+            ids: Int64[np.ndarray, " b"], frames: Int64[np.ndarray, "b 2"]
+        ) -> NDArray[np.int32]:
+            size = self.crops.size
+            drawn = pool_boxes(ids, frames, size=size, pool=self.crops.pool or 1)
+            salient = salient_places(
+                self._extent(ids), grid=grid, saliency=self.saliency, size=size
+            )
+            places = [drawn, salient]
+            if self.has_centre:
+                places.append(centre_boxes(frames, size=size)[:, None])
+            return np.concatenate(places, axis=1)
+
+        return CellBanks(
+            train=self._bank("eval", np.unique(train), self.crops, places),
+            views=views,
+            judged=self._bank("eval", np.unique(judged), self.crops, None),
+        )
+
+    def _bank(
+        self, mode: Mode, ids: NDArray[np.int64], crops: CropConfig, rule: BoxRule | None
+    ) -> CellBank:
+        boxes = self._boxes(mode, ids, crops, rule)
+        with Loader(
+            self.shard_set,
+            ids,
+            crops=replace(crops, evaluation=boxes.shape[1]),
+            batch_size=min(_IMAGES, len(ids)),
+            mode=mode,
+            seed=0,
+            backend=self.place.backend,
+            device=self.place.device,
+            num_threads=self.place.threads,
+            # One row of boxes an id: what an image can be shown by depends on its neighbours' size.
+            rule=lambda asked, _frames: boxes[np.searchsorted(ids, asked)],
+        ) as loader:
+            path = self.folder / f"{mode}-{self._key(mode, ids, boxes, crops, loader.recipe)}.npy"
+            if not path.is_file() and self.place.is_main:
+                logger.info("%s: cells of %d images x %d places", path, *boxes.shape[:2])
+                self._fill(path, loader, ids, boxes.shape[1])
+        _wait(self.place)
+        return CellBank(ids=ids, boxes=boxes, values=np.load(path, mmap_mode="r"))
+
+    def _boxes(
+        self, mode: Mode, ids: NDArray[np.int64], crops: CropConfig, rule: BoxRule | None
+    ) -> Int32[np.ndarray, "n k 4"]:
+        samples = self.shard_set.samples
+        heights, widths = samples.height[ids], samples.width[ids]
+        if mode == "global":
+            boxes = np.zeros((len(ids), 1, 4), np.int32)
+            boxes[:, 0, 2:] = scaled_sizes(heights, widths, None)
+            return boxes
+        frames = frame_sizes(heights, widths, crops)
+        return rule(ids, frames) if rule else evaluation_boxes(ids, frames, crops)
+
+    def _fill(self, path: Path, loader: Loader, ids: NDArray[np.int64], places: int) -> None:
+        """Run the stem over the loader's crops; the file appears whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        values: np.memmap | None = None
+        try:
+            bar = tqdm(
+                loader.epoch(0),
+                total=loader.steps,
+                desc="cells of the frozen stem",
+                unit="batch",
+                leave=False,
+                disable=None if self.place.progress else True,
+            )
+            for batch in bar:
+                keep = batch.valid.cpu()
+                cells = self._cells(batch)
+                cells = cells.reshape(-1, places, *cells.shape[1:])[keep]
+                if values is None:
+                    values = np.lib.format.open_memmap(
+                        temporary,
+                        mode="w+",
+                        dtype=_bits(cells).dtype,
+                        shape=(len(ids), *cells.shape[1:]),
+                    )
+                    _take_room(temporary, path)
+                values[np.searchsorted(ids, batch.ids.cpu()[keep].numpy())] = _bits(cells)
+            if values is None:
+                raise LmclError(f"{path}: no image to make cells of", exit_code=3)
+            values.flush()
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @torch.no_grad()
+    def _cells(self, batch: CropBatch) -> Float[Tensor, "n t c"]:
+        shown = inputs(batch.crops, self.pixels)
+        with autocast(self.place.device, self.pixels.precision):
+            return torch.cat([self.stem.cells(part).cpu() for part in torch.split(shown, _CROPS)])
+
+    def _key(
+        self,
+        mode: Mode,
+        ids: NDArray[np.int64],
+        boxes: NDArray[np.int32],
+        crops: CropConfig,
+        recipe: str,
+    ) -> str:
+        """Everything the cells depend on, as a file name."""
+        digest = hashlib.sha256(self.shard_set.samples.sha256[ids].tobytes())
+        for array in (ids, boxes):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        for name, tensor in sorted(self.stem.layers.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        rest = (mode, crops.size, crops.max_side, recipe, str(self.pixels), self.stem.merges)
+        digest.update(repr(rest).encode())
+        return digest.hexdigest()[:20]
+
+    def _view_crops(self) -> CropConfig:
+        return CropConfig(size=self.saliency.view, max_side=self.crops.max_side, salient=False)
+
+    def _extent(self, ids: NDArray[np.int64]) -> Int64[np.ndarray, "n 2"]:
+        samples = self.shard_set.samples
+        return scaled_sizes(samples.height[ids], samples.width[ids], self.crops.max_side)
+
+
+def _take_room(temporary: Path, path: Path) -> None:
+    """A full disk is a sentence now; in the middle of a mapped file it would be a fatal signal."""
+    size = temporary.stat().st_size
+    try:
+        with temporary.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise LmclError(
+            f"{path}: the cells take {size / 1e9:.1f} GB, and there is no room for them ({error}); "
+            "set runtime.cells to a folder on a larger disk, or to '' to see pixels"
+        ) from error
+
+
+def _wait(place: Place) -> None:
+    if place.world_size > 1:
+        torch.distributed.barrier()
+
+
+def _bits(cells: Tensor) -> NDArray[np.generic]:
+    """Numpy has no bfloat16."""
+    return (cells.view(torch.int16) if cells.dtype == torch.bfloat16 else cells).numpy()

@@ -1,0 +1,103 @@
+"""Cells of a frozen stem in place of pixels: looked up by image and place, dealt out like crops.
+
+A stem that never learns gives the same cells for the same crop in every epoch and under every seed
+(docs/decisions/0008). lmcl/features/build.py makes them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmcl.errors import LmclError
+from pipeline.batch import CropBatch
+from pipeline.boxes import SaliencyTable
+from pipeline.loader import Loader
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellBank:
+    """The cells of some places of some images."""
+
+    ids: Int64[np.ndarray, " n"]
+    """Increasing rows of the set's sample table."""
+    boxes: Int32[np.ndarray, "n k 4"]
+    """Places (y, x, h, w) in each image's frame; a whole image is one place at (0, 0)."""
+    values: NDArray[np.generic]
+    """[n, k, t, c], mapped from a file; bfloat16 as its bits in int16."""
+
+    def find(
+        self, ids: Int64[np.ndarray, " b"], boxes: Int32[np.ndarray, "b v 4"]
+    ) -> Float[Tensor, "b v t c"]:
+        """The cells of each image's boxes.
+
+        Raises:
+            LmclError: If an image or a place is not in the bank.
+        """
+        rows = np.searchsorted(self.ids, ids)
+        rows = np.minimum(rows, len(self.ids) - 1)
+        matches = (self.boxes[rows][:, None] == boxes[:, :, None]).all(-1)
+        found = matches.any(-1) & (self.ids[rows] == ids)[:, None]
+        if not found.all():
+            image, view = np.argwhere(~found)[0]
+            raise LmclError(
+                f"the cell bank has nothing for box {tuple(boxes[image, view].tolist())} (y, x, "
+                f"height, width) of sample {ids[image]}; set runtime.cells = '' to see pixels",
+                exit_code=3,
+            )
+        picked = torch.from_numpy(self.values[rows[:, None], matches.argmax(-1)])
+        return picked.view(torch.bfloat16) if picked.dtype == torch.int16 else picked
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellBanks:
+    """One bank for each way images are shown."""
+
+    train: CellBank
+    """Random and salient places of the train part."""
+    views: CellBank
+    """Whole images of all parts."""
+    judged: CellBank
+    """Evaluation places of the parts that are judged."""
+
+
+class CellLoader:
+    """A loader's batches with cells from a bank in place of pixels; nothing is decoded."""
+
+    def __init__(self, loader: Loader, bank: CellBank, *, salient: bool, device: torch.device):
+        self._loader, self._bank = loader, bank
+        self._salient, self._device = salient, device
+        self.wait_s = 0.0
+        """Cells come out of memory: time spent waiting for them is not told apart from a step's."""
+        self.recipe = loader.recipe
+        self.backend_reason = f"{loader.backend_reason}; cells of the frozen stem are kept"
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch, the same on every rank."""
+        return self._loader.steps
+
+    def epoch(
+        self, epoch: int, *, start: int | None = None, saliency: SaliencyTable | None = None
+    ) -> Iterator[CropBatch]:
+        """The batches of `Loader.epoch`, with the same ids, boxes and labels."""
+        for step in range(start or 0, self.steps):
+            request = self._loader.request(
+                epoch, step, saliency=saliency if self._salient else None
+            )
+            cells = self._bank.find(request.ids, request.boxes).to(self._device)
+            yield self._loader.batch(request, cells, epoch)
+
+    def close(self) -> None:
+        """Close the loader behind."""
+        self._loader.close()
+
+    def __enter__(self) -> "CellLoader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,466 @@
+"""`lmcl export`: the model for other runtimes, each file checked against PyTorch before it is kept.
+
+The check scores the run's test part with both, unless other images are named: random pixels find a
+wrong operator, but only real images say how far apart the scores people would see are.
+
+What is exported takes normalised crops `[n, 3, size, size]` and gives one quality per crop in
+[0, 1], higher = better. Decoding, cropping and the mean over crops stay outside (docs/scoring.md).
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import click
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lmcl.config import load_config
+from lmcl.errors import LmclError
+from lmcl.inference.inputs import list_items
+from lmcl.inference.scorer import Scorer, open_scorer
+from lmcl.utils.files import write_atomic
+from pipeline.normalize import normalize
+from shards.errors import ShardError
+from shards.read import open_set
+from shards.splits.split import load_split
+
+logger = logging.getLogger(__name__)
+
+Format = Literal["safetensors", "pt2", "onnx"]
+TOLERANCE = 1e-4
+"""Most an exported model may differ from PyTorch, in quality units."""
+_BATCHES = (1, 2, 7)
+_OPSET = 18
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far an exported file lies from the model it was made of."""
+
+    format: str
+    file: str
+    images: int
+    """Images compared; 0 if only random crops were."""
+    images_of: str
+    """Which images they are, or why there are none."""
+    crops: int
+    """Crops compared, in batches of several sizes."""
+    max_crop_difference: float
+    """Greatest absolute difference of a crop's quality, in [0, 1] units."""
+    max_score_difference: float
+    """The same for an image's mean; NaN if no images were given."""
+    runtime: str
+    """What the file was run with."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The images that scores are compared on."""
+
+    images: Iterable[tuple[str, bytes]]
+    """Name and bytes of each file; read one at a time."""
+    count: int
+    name: str
+    """Which images they are, or why there are none."""
+
+
+NO_IMAGES = Compared(images=(), count=0, name="none were asked for")
+
+
+class CropQuality(nn.Module):
+    """The exported function: one quality per crop, nothing else."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, crops: Float[Tensor, "n 3 s s"]) -> Float[Tensor, " n"]:
+        """Quality in [0, 1] units, higher = better."""
+        quality: Tensor = self.model(crops).score
+        return quality
+
+
+def export(
+    scorer: Scorer,
+    folder: Path,
+    output: Path,
+    *,
+    format: Format,
+    compared: Compared,
+    progress: bool = False,
+) -> Parity:
+    """Write one format, compare it with PyTorch, and write the figures beside it.
+
+    `<output>.parity.json` has the figures, `<output>.md` is the model card with them.
+
+    Args:
+        scorer: The model, on the CPU.
+        folder: Its folder, for the format that is a copy and for the model card.
+        output: File to write (a folder for `safetensors`).
+        format: See the docs.
+        compared: What scores are compared on; crops of random pixels are compared in any case.
+        progress: Show a bar over the images.
+
+    Raises:
+        LmclError: If a package is missing (4), or the file differs by more than `TOLERANCE` (3);
+            then it is not kept.
+    """
+    if format == "safetensors":
+        return _copy(folder, output)
+    temporary = output.with_name(f".{output.name}.tmp{output.suffix}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write, open_runtime = _FORMATS[format]
+    try:
+        write(scorer, temporary)
+        run, runtime = open_runtime(temporary)
+        parity = _compare(
+            scorer,
+            run,
+            compared,
+            format=format,
+            file=output.name,
+            runtime=runtime,
+            progress=progress,
+        )
+        gaps = [parity.max_crop_difference]
+        gaps += [parity.max_score_difference] if parity.images else []
+        worst = float(np.max(gaps))  # np.max hands a NaN on, max() loses it
+        if not worst <= TOLERANCE:
+            raise LmclError(
+                f"{output}: differs from PyTorch by {worst:.2e}, {TOLERANCE:.0e} is allowed; the "
+                "file was not kept, use another format or another version of the exporter",
+                exit_code=3,
+            )
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    report = json.dumps(_finite(dataclasses.asdict(parity)), indent=2) + "\n"
+    write_atomic(output.with_name(f"{output.name}.parity.json"), report.encode())
+    write_atomic(output.with_name(f"{output.name}.md"), _card(folder, parity, scorer).encode())
+    return parity
+
+
+def images_of_run(run: Path, *, most: int | None = None) -> Compared:
+    """The test part of the set a run was trained on, or the reason why it is not at hand.
+
+    Args:
+        run: Run folder, with its configuration.
+        most: Take no more images than these, evenly over the part.
+    """
+    file = run / "config.toml"
+    if not file.is_file():
+        return _without(f"{run} has no config.toml, so it is not known what it was trained on")
+    config = load_config(file)
+    try:
+        shard_set = open_set(config.data.root)
+        ids = load_split(shard_set, config.data.split).test
+    except (ShardError, OSError) as error:
+        # An OSError's text begins with its number; what people need is the file.
+        why = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
+        return _without(f"the run's set is not here ({why})")
+    chosen = ids[_places(len(ids), most)].tolist()
+
+    def read() -> Iterator[tuple[str, bytes]]:
+        for id in chosen:
+            yield str(shard_set.samples.path[id]), shard_set.read_bytes(id)
+
+    named = f"the test part of {shard_set.name}, split {config.data.split}"
+    few = "" if len(chosen) == len(ids) else f" (every so many of {len(ids)})"
+    return Compared(images=read(), count=len(chosen), name=named + few)
+
+
+def _without(why: str) -> Compared:
+    return Compared(images=(), count=0, name=f"none: {why}")
+
+
+def _places(count: int, most: int | None) -> list[int]:
+    """Places of at most `most` things out of `count`, evenly spaced."""
+    if most is None or count <= most:
+        return list(range(count))
+    return [int(i) for i in np.linspace(0, count - 1, most).round()]
+
+
+def _card(folder: Path, parity: Parity, scorer: Scorer) -> str:
+    """The model folder's card, and what is known of this file."""
+    file = folder / "README.md"
+    card = file.read_text(encoding="utf-8").rstrip() + "\n\n" if file.is_file() else ""
+    size = scorer.card.crops.size
+    scores = (
+        f"scores of {parity.images} images ({parity.images_of}) differ by at most "
+        f"{parity.max_score_difference:.1e}"
+        if parity.images
+        else f"scores of images were not compared ({parity.images_of})"
+    )
+    return (
+        f"{card}## {parity.file}\n\n"
+        f"Takes normalised crops `[n, 3, {size}, {size}]`, gives one quality a crop in [0, 1]; an "
+        "image's quality is the mean over its crops. Run by "
+        f"{parity.runtime} and compared with PyTorch: {scores}, {parity.crops} crops by at most "
+        f"{parity.max_crop_difference:.1e}, in [0, 1] units; {TOLERANCE:.0e} is allowed.\n"
+    )
+
+
+def _example(scorer: Scorer, n: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
+    size = scorer.card.crops.size
+    pixels = np.random.default_rng(seed).integers(0, 256, (n, 1, size, size, 3), dtype=np.uint8)
+    return _normalized(scorer, pixels)
+
+
+def _normalized(scorer: Scorer, crops: np.ndarray) -> Float[Tensor, "n 3 s s"]:
+    card = scorer.card
+    flat = normalize(torch.from_numpy(crops), mean=card.mean, std=card.std, dtype=torch.float32)
+    return flat.contiguous()
+
+
+def _write_pt2(scorer: Scorer, file: Path) -> None:
+    torch.export.save(_program(scorer), file)
+
+
+def _write_onnx(scorer: Scorer, file: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise LmclError(
+                f"{file.name}: ONNX needs the package {package}, which is not installed; "
+                '`pip install "lmcl[onnx]"`',
+                exit_code=4,
+            ) from error
+    with warnings.catch_warnings(), _quiet("onnxscript", "onnx_ir"):
+        # torch and onnxscript announce their own future changes; the parity check is what counts.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            CropQuality(scorer.model).eval(),
+            (_example(scorer, 2, seed=0),),
+            dynamo=True,
+            input_names=["crops"],
+            output_names=["quality"],
+            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=65536)},),
+            opset_version=_OPSET,
+            verbose=False,
+        )
+        assert program is not None
+        # One file: weights beside the model get lost when it is copied.
+        program.save(file, external_data=False)
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Loggers of libraries that tell of every node they rewrite show errors only."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def _program(scorer: Scorer) -> "torch.export.ExportedProgram":
+    batch = torch.export.Dim("n", min=1, max=65536)
+    # A no_grad block inside the model is a region of its own in the graph, which cannot be saved
+    # when it is empty (torch 2.15); inside another no_grad there is none.
+    with torch.no_grad():
+        return torch.export.export(
+            CropQuality(scorer.model).eval(),
+            # Two crops: with one, the batch would be taken for a constant.
+            (_example(scorer, 2, seed=0),),
+            dynamic_shapes=({0: batch},),
+        )
+
+
+def _open_pt2(file: Path) -> tuple[Callable[[Tensor], np.ndarray], str]:
+    module = torch.export.load(file).module()
+
+    def run(crops: Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            return np.asarray(module(crops).double().numpy())
+
+    return run, f"torch {torch.__version__}"
+
+
+def _open_onnx(file: Path) -> tuple[Callable[[Tensor], np.ndarray], str]:
+    onnxruntime = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def run(crops: Tensor) -> np.ndarray:
+        (quality,) = session.run(["quality"], {"crops": crops.numpy()})
+        return np.asarray(quality, dtype=np.float64)
+
+    return run, f"onnxruntime {onnxruntime.__version__}"
+
+
+_FORMATS: dict[
+    str,
+    tuple[
+        Callable[[Scorer, Path], None],
+        Callable[[Path], tuple[Callable[[Tensor], np.ndarray], str]],
+    ],
+] = {"pt2": (_write_pt2, _open_pt2), "onnx": (_write_onnx, _open_onnx)}
+
+
+def _compare(
+    scorer: Scorer,
+    run: Callable[[Tensor], np.ndarray],
+    compared: Compared,
+    *,
+    format: str,
+    file: str,
+    runtime: str,
+    progress: bool,
+) -> Parity:
+    model = CropQuality(scorer.model).eval()
+    crop_gaps, gaps, count = [], [], 0
+    for n in _BATCHES:
+        crops = _example(scorer, n, seed=n)
+        with torch.inference_mode():
+            expected = model(crops).double().numpy()
+        crop_gaps.append(np.max(np.abs(run(crops) - expected)))
+        count += n
+    bar = tqdm(
+        compared.images,
+        total=compared.count,
+        desc="comparing",
+        unit="img",
+        disable=None if progress else True,
+    )
+    for name, image in bar:
+        try:
+            prepared = scorer.prepare(image)
+        except LmclError as error:
+            raise LmclError(
+                f"{name}: {error}; scores cannot be compared on it, name other --images",
+                exit_code=error.exit_code,
+            ) from error
+        found = run(_normalized(scorer, prepared.crops[:, None]))
+        gaps.append(abs(float(np.mean(found)) - scorer.judge([prepared])[0].quality))
+        count += len(found)
+    return Parity(
+        format=format,
+        file=file,
+        images=len(gaps),
+        images_of=compared.name,
+        crops=count,
+        max_crop_difference=float(np.max(crop_gaps)),
+        max_score_difference=float(np.max(gaps)) if gaps else float("nan"),
+        runtime=runtime,
+    )
+
+
+def _copy(folder: Path, output: Path) -> Parity:
+    if output.exists():
+        raise LmclError(f"{output}: exists; choose another --output", exit_code=2)
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(folder, temporary)
+    temporary.rename(output)
+    return Parity(
+        format="safetensors",
+        file=output.name,
+        images=0,
+        images_of="a copy needs none",
+        crops=0,
+        max_crop_difference=0.0,
+        max_score_difference=float("nan"),
+        runtime="a copy",
+    )
+
+
+def _finite(values: dict[str, object]) -> dict[str, object]:
+    return {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
+
+
+@click.command(
+    epilog="EXAMPLES: lmcl export runs/demo --format onnx · "
+    "lmcl export runs/demo --format onnx --images photos · "
+    "lmcl export runs/demo --format pt2 --output model.pt2"
+)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(["safetensors", "pt2", "onnx"]),
+    required=True,
+    help="safetensors: the model folder itself; pt2: torch.export; onnx: opset 18.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="File [RUN/export/model.<format>].")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Compare scores on these images: folder, file or pattern [the run's test part].",
+)
+@click.option("--most", type=click.IntRange(1), help="Compare at most this many images [all].")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def command(
+    run: Path,
+    format_name: Format,
+    output: Path | None,
+    images: Path | None,
+    most: int | None,
+    no_progress: bool,
+) -> None:
+    """Export a run's model and check the file against PyTorch."""
+    inner = run / "model"
+    folder = inner if not (run / "config.json").is_file() and inner.is_dir() else run
+    suffix = "" if format_name == "safetensors" else f".{format_name}"
+    target = output or run / "export" / f"model{suffix}"
+    scorer = open_scorer(folder, device="cpu")
+    compared = NO_IMAGES
+    if format_name != "safetensors":
+        compared = _named(images, most) if images else images_of_run(run, most=most)
+    parity = export(
+        scorer, folder, target, format=format_name, compared=compared, progress=not no_progress
+    )
+    if parity.format == "safetensors":
+        click.echo(f"{target}: a copy of {folder}")
+        return
+    click.echo(
+        f"{target}: compared with PyTorch by {parity.runtime}; greatest difference in [0, 1] units "
+        f"{parity.max_crop_difference:.1e} over {parity.crops} crops"
+    )
+    if parity.images:
+        gap = f"{parity.max_score_difference:.1e}"
+        click.echo(f"scores of {parity.images} images, {parity.images_of}: differ by at most {gap}")
+    else:
+        click.echo(
+            f"scores were compared on no image: {parity.images_of}; name some by --images FOLDER",
+            err=True,
+        )
+
+
+def _named(images: Path, most: int | None) -> Compared:
+    """The images of a folder, file or pattern.
+
+    Raises:
+        LmclError: If there is none, or one that cannot be read; exit code 4.
+    """
+    items = list_items([str(images)])
+    bad = [f"{i.path}: {i.problem}" for i in items if i.problem]
+    if bad or not items:
+        raise LmclError(f"--images {images}: {bad[0] if bad else 'no image'}", exit_code=4)
+    chosen = [items[i] for i in _places(len(items), most)]
+
+    def read() -> Iterator[tuple[str, bytes]]:
+        for item in chosen:
+            try:
+                yield item.path, item.read()
+            except LmclError as error:
+                raise LmclError(
+                    f"--images {images}: {item.path}: {error}; repair it or leave it out",
+                    exit_code=error.exit_code,
+                ) from error
+
+    return Compared(images=read(), count=len(chosen), name=images.as_posix())

@@ -1,0 +1,153 @@
+"""What people do with scores at once: put bad images aside, and look at all in order."""
+
+import base64
+import dataclasses
+import io
+import math
+import shutil
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from lmcl.inference.inputs import Item
+from lmcl.inference.inputs import shown as shown_name
+from lmcl.inference.scores_file import Row
+from lmcl.report.markup import section, shown
+from lmcl.report.page import page
+from lmcl.utils.files import write_atomic
+from pipeline.decode import decode_rgb
+
+_SIDE = 180
+_MOST_SHOWN = 400
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Move:
+    """One image to be put aside."""
+
+    source: Path
+    target: Path
+    quality: float
+
+
+def plan_moves(
+    rows: Sequence[Row], items: Sequence[Item], *, below: float, folder: Path
+) -> list[Move]:
+    """Images below a quality, each with a free name in `folder`.
+
+    Args:
+        rows: Of the scores file.
+        items: The same images, in the same order.
+        below: Quality in [0, 1], higher = better, whatever the scale of the training set.
+        folder: Where they go; the part of the path that all share is left out.
+    """
+    bad = [
+        (Path(item.file), row.quality)
+        for item, row in zip(items, rows, strict=True)
+        if item.is_file and row.quality is not None and row.quality < below
+    ]
+    # A link is filed under its own name: what it leads to may lie anywhere.
+    files = [Path(item.file).parent.resolve() for item in items if item.is_file]
+    root = _common(files)
+    taken: set[Path] = set()
+    moves = []
+    for source, quality in bad:
+        place = source.parent.resolve().relative_to(root) / source.name
+        target = _free(folder / place, taken)
+        taken.add(target)
+        moves.append(Move(source=source, target=target, quality=quality))
+    return moves
+
+
+def carry_out(moves: Sequence[Move]) -> None:
+    """Move the files; a name that has appeared in the meantime is never written over."""
+    for move in moves:
+        move.target.parent.mkdir(parents=True, exist_ok=True)
+        target = _free(move.target, set())
+        if move.source.is_symlink():
+            # Moved as it is, a relative link would lead elsewhere.
+            target.symlink_to(move.source.parent.resolve() / move.source.readlink())
+            move.source.unlink()
+        else:
+            shutil.move(move.source, target)
+
+
+def write_sheet(rows: Sequence[Row], items: Sequence[Item], output: Path, *, scale: str) -> int:
+    """A page of thumbnails from the worst to the best; returns how many it shows.
+
+    More than a few hundred images are thinned out evenly over the order.
+    """
+    scored = [(r, i) for r, i in zip(rows, items, strict=True) if r.quality is not None]
+    scored.sort(key=lambda pair: (pair[0].quality or 0.0, pair[0].path))
+    kept = np.unique(np.linspace(0, max(len(scored) - 1, 0), _MOST_SHOWN).round().astype(int))
+    shown_pairs = [scored[k] for k in kept.tolist() if k < len(scored)]
+    plain = _is_quality(shown_pairs)
+    shots = "".join(_shot(row, item, plain=plain) for row, item in shown_pairs)
+    thinned = "" if len(shown_pairs) == len(scored) else f", {len(shown_pairs)} of them shown"
+    failed = len(rows) - len(scored)
+    note = (
+        f"{len(scored)} images from the worst to the best{thinned}. Scale: {escape(scale)}; the "
+        "order is that of quality, 0 to 1, higher = better"
+        f"{'' if plain else ', which stands in brackets'}."
+        f"{f' {failed} images could not be scored; their rows say why.' if failed else ''}"
+    )
+    top = '<p class="kicker">lmcl score</p><h1>Contact sheet</h1>'
+    body = section("sheet", "Worst to best", note, f'<div class="gallery">{shots}</div>')
+    html = page(
+        "Contact sheet",
+        top,
+        [body],
+        '{"rows":[],"thumbs":{}}',
+        footer="Written by lmcl score. The same scores stand in the scores file.",
+    )
+    write_atomic(output, html.encode())
+    return len(shown_pairs)
+
+
+def _is_quality(pairs: Sequence[tuple[Row, Item]]) -> bool:
+    """Whether scores are qualities, as they are for a set from 0 to 1: no need to show both."""
+    return all(row.score == row.quality for row, _ in pairs)
+
+
+def _thumb(item: Item) -> str:
+    try:
+        image = Image.fromarray(decode_rgb(item.read()))
+    except Exception as error:  # it was there when it was scored; its score is worth showing
+        return f'<p class="quiet">cannot be shown: {escape(shown_name(str(error)))}</p>'
+    image.thumbnail((_SIDE, _SIDE))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=80)
+    encoded = base64.b64encode(out.getvalue()).decode()
+    return f'<div class="pic"><img alt="" src="data:image/jpeg;base64,{encoded}"></div>'
+
+
+def _shot(row: Row, item: Item, *, plain: bool) -> str:
+    name = PurePosixPath(row.path).name
+    score = row.score if row.score is not None else math.nan
+    quality = row.quality if row.quality is not None else math.nan
+    brackets = "" if plain else f" ({shown(quality, 2)})"
+    return (
+        f'<figure class="shot" title="{escape(row.path)}">{_thumb(item)}<figcaption>'
+        f"<b>{shown(score, 2)}</b>{brackets}<br>{escape(name)}</figcaption></figure>"
+    )
+
+
+def _common(folders: Sequence[Path]) -> Path:
+    """The deepest folder that holds all of them."""
+    if not folders:
+        return Path("/")
+    shared = folders[0]
+    while not all(f.is_relative_to(shared) for f in folders):
+        shared = shared.parent
+    return shared
+
+
+def _free(target: Path, taken: set[Path]) -> Path:
+    candidate, number = target, 1
+    while candidate in taken or candidate.exists():
+        number += 1
+        candidate = target.with_name(f"{target.stem}-{number}{target.suffix}")
+    return candidate

@@ -1,0 +1,410 @@
+"""One released model, ready to judge images: the same image gives the same score, always.
+
+Crops lie where the image's size says (never at random), every forward pass has the same shape
+whatever stands in the batch, and the mean over crops is taken in float64.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import math
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from lmcl.errors import LmclError
+from lmcl.models.pretrained import ReleasedModel, load_model
+from lmcl.models.quality_model import keep_in_half
+from lmcl.models.saliency import best_window, window_to_box
+from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
+from pipeline.decode import decode_rgb, reflect_pad, resize_rgb, to_rgb
+from pipeline.errors import PipelineError
+from pipeline.normalize import normalize
+
+MOST_PIXELS = 250_000_000
+"""Larger images are refused before they are decoded: a header may promise anything."""
+Precision = Literal["float32", "bfloat16"]
+"""What the network computes in; the head and the mean over crops are float32 or wider always."""
+_LARGE = 25_000_000
+"""Images of more pixels are decoded one at a time: four at once took 7.3 GB, one takes 2.6."""
+_UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+)
+_NO_VIEW = np.zeros((0, 0, 3), dtype=np.uint8)
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
+"""Formats of several frames or pages; an MPO's second picture belongs to its first."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The scale a model answers in: that of the set it was trained on."""
+
+    training_set: str
+    kind: str
+    low: float
+    high: float
+    higher_is_better: bool
+
+    @property
+    def label(self) -> str:
+        """As it stands in scores files, e.g. `koniq10k mos 0..100`."""
+        return f"{self.training_set} {self.kind} {self.low:g}..{self.high:g}"
+
+    def from_quality(self, quality: float) -> float:
+        """From [0, 1], higher = better, to this scale."""
+        share = quality if self.higher_is_better else 1.0 - quality
+        return self.low + share * (self.high - self.low)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """An image as the model wants it; everything that needs the processor but not the model."""
+
+    crops: UInt8[np.ndarray, "v s s 3"]
+    boxes: Int32[np.ndarray, "v 4"]
+    """Where the crops lie: y, x, h, w in the upright image after `max_side`."""
+    view: UInt8[np.ndarray, "g g 3"]
+    """The whole image squeezed for the saliency pass; side 0 if it was not asked for."""
+    size: tuple[int, int]
+    """Height and width after `max_side`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a model says about one image."""
+
+    score: float
+    """In the scale of the training set."""
+    quality: float
+    """In [0, 1], higher = better; may leave the interval."""
+    crops: tuple[float, ...]
+    """Score of every crop, in the scale of the training set."""
+    boxes: tuple[tuple[int, int, int, int], ...]
+    """Where the crops lie: y, x, h, w."""
+    salient: tuple[int, int, int, int] | None
+    """The salient crop, if it was asked for."""
+
+    @property
+    def problem(self) -> str:
+        """Why the score is none; empty if it is one."""
+        if math.isfinite(self.quality):
+            return ""
+        return (
+            f"the model answers {self.quality}, which is no score; its weights or its precision "
+            "are at fault, not the image: take float32, or another model"
+        )
+
+
+class Scorer:
+    """Judges images; open one with `lmcl.load`."""
+
+    def __init__(
+        self,
+        released: ReleasedModel,
+        *,
+        device: str | torch.device = "cpu",
+        fingerprint: str = "",
+        precision: Precision = "float32",
+    ) -> None:
+        self.card = released.card
+        self.precision = precision
+        self.device = torch.device(device)
+        # Channels-last changes which convolution is picked; it must be the same on every day.
+        self.model = released.model.eval().requires_grad_(False).to(self.device)
+        if precision == "bfloat16":
+            keep_in_half(self.model, self.device)
+        self.fingerprint = fingerprint
+        self._one_large = threading.Lock()
+        score = released.card.score
+        self.scale = Scale(
+            training_set=released.card.training_set,
+            kind=score.kind,
+            low=score.low,
+            high=score.high,
+            higher_is_better=score.higher_is_better,
+        )
+        # Pillow refuses 12,000 x 9,000 photographs by default; our own limit stands instead.
+        Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+        self.batch_images = 16 if self.device.type == "cuda" else 1
+
+    def score(
+        self, images: "Image.Image | np.ndarray | Tensor | str | Path | bytes | Sequence[object]"
+    ) -> float | list[float]:
+        """Score an image, or each image of a list.
+
+        Args:
+            images: A path, the bytes of a file, a PIL image, an array `[h, w, 3]` of bytes, or a
+                tensor `[3, h, w]` (bytes, or floats in [0, 1]); or a list of them.
+
+        Returns:
+            In the scale of the training set (`scale` says which, and which direction is better).
+
+        Raises:
+            LmclError: If an image cannot be read (exit code 3, or 4 if there is no such file), or
+                the model's answer is not a number (5).
+            ValueError: If an array or a tensor is no image of bytes, or of floats in [0, 1].
+        """
+        if isinstance(images, list | tuple):
+            found = self.judge([self.prepare(i) for i in images])
+            return [_checked(scored).score for scored in found]
+        return _checked(self.judge([self.prepare(images)])[0]).score
+
+    def details(self, image: object) -> Scored:
+        """Score, crops, boxes and the salient crop of one image; takes what `score` takes."""
+        return _checked(self.judge([self.prepare(image, salient=True)])[0])
+
+    def prepare(self, image: object, *, salient: bool = False) -> Prepared:
+        """Decode an image and cut its crops; safe to call from several threads."""
+        if isinstance(image, str | Path):
+            image = _read_file(Path(image))
+        large = isinstance(image, bytes) and _check_header(image) > _LARGE
+        with self._one_large if large else contextlib.nullcontext():
+            return self._cut(*_pixels(image), salient=salient)
+
+    def _cut(self, pixels: UInt8[np.ndarray, "h w 3"], key: int, *, salient: bool) -> Prepared:
+        crops = self.card.crops
+        height, width = pixels.shape[:2]
+        heights, widths = np.array([height]), np.array([width])
+        target = scaled_sizes(heights, widths, crops.max_side)[0]
+        tall, wide = int(target[0]), int(target[1])
+        frame = reflect_pad(resize_rgb(pixels, tall, wide), crops.size)
+        frames = frame_sizes(heights, widths, crops)
+        boxes = evaluation_boxes(np.array([key], dtype=np.int64), frames, crops)[0]
+        cut = np.empty((len(boxes), crops.size, crops.size, 3), dtype=np.uint8)
+        for view, (y, x) in enumerate(boxes[:, :2].tolist()):
+            cut[view] = frame[y : y + crops.size, x : x + crops.size]
+        side = self.card.saliency.view if salient else 0
+        whole = np.ascontiguousarray(resize_rgb(pixels, side, side)) if salient else _NO_VIEW
+        return Prepared(crops=cut, boxes=boxes, view=whole, size=(tall, wide))
+
+    def judge(self, prepared: Sequence[Prepared]) -> list[Scored]:
+        """Scores of prepared images, in their order, whatever else is in the list."""
+        found: list[Scored] = []
+        for start in range(0, len(prepared), self.batch_images):
+            batch = prepared[start : start + self.batch_images]
+            crops = self.forward(np.stack([p.crops for p in batch]))
+            found += [self._scored(p, row) for p, row in zip(batch, crops.tolist(), strict=True)]
+        return found
+
+    def forward(self, crops: UInt8[np.ndarray, "b v s s 3"]) -> Float[np.ndarray, "b v"]:
+        """Quality of every crop, in [0, 1] units, higher = better.
+
+        Matrix products pick their algorithm by the shape of their input, and algorithms differ in
+        the last bits: so a short batch is filled up, and every pass has one and the same shape.
+        """
+        missing = self.batch_images - len(crops)
+        if missing > 0:
+            crops = np.concatenate([crops, np.zeros((missing, *crops.shape[1:]), np.uint8)])
+        pixels = torch.from_numpy(crops).to(self.device)
+        card = self.card
+        with torch.inference_mode(), self.autocast():
+            flat = normalize(pixels, mean=card.mean, std=card.std, dtype=torch.float32)
+            quality = self.model(flat).score.double().cpu().numpy()
+        rows = quality.reshape(len(crops), -1)
+        return np.asarray(rows[: len(rows) - max(missing, 0)])
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The region the network runs in: products in bfloat16 if that was asked for."""
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _scored(self, prepared: Prepared, crops: list[float]) -> Scored:
+        quality = float(np.mean(np.asarray(crops, dtype=np.float64)))
+        boxes = prepared.boxes.tolist()
+        return Scored(
+            score=self.scale.from_quality(quality),
+            quality=quality,
+            crops=tuple(self.scale.from_quality(c) for c in crops),
+            boxes=tuple((b[0], b[1], b[2], b[3]) for b in boxes),
+            salient=self._salient(prepared) if prepared.view.size else None,
+        )
+
+    def _salient(self, prepared: Prepared) -> tuple[int, int, int, int]:
+        card = self.card
+        view = torch.from_numpy(prepared.view[None, None]).to(self.device)
+        with torch.inference_mode():
+            flat = normalize(view, mean=card.mean, std=card.std, dtype=torch.float32)
+            maps = self.model.encoder.cls_attention(flat, layers=card.saliency.layers).cpu()
+        at = best_window(maps, card.saliency.window).numpy()
+        box = window_to_box(
+            at,
+            np.array([prepared.size]),
+            grid=maps.shape[-1],
+            window=card.saliency.window,
+            size=card.crops.size,
+        )[0].tolist()
+        return box[0], box[1], box[2], box[3]
+
+
+def open_scorer(folder: Path, *, device: str = "auto", precision: Precision = "float32") -> Scorer:
+    """Open a model folder (or a run folder that holds one).
+
+    Raises:
+        LmclError: If it is missing (4) or damaged (5), or there is no such device (2).
+    """
+    inner = folder / "model"
+    place = inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
+    released = load_model(place)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    _check_device(chosen)
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        with (place / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return Scorer(released, device=chosen, fingerprint=digest.hexdigest(), precision=precision)
+
+
+def _check_device(asked: str) -> None:
+    try:
+        # A name may be well spelled and have no driver, no card or no numbers behind it.
+        torch.zeros(1, device=asked).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise LmclError(
+            f"device {asked!r} cannot be used ({str(error).splitlines()[0]}); name cpu, cuda or "
+            "cuda:NUMBER, or auto for whatever is there",
+            exit_code=2,
+        ) from error
+
+
+def _checked(found: Scored) -> Scored:
+    if found.problem:
+        raise LmclError(found.problem, exit_code=5)
+    return found
+
+
+def _pixels(image: object) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    """Upright RGB, and a number that depends on the image alone (for seeded crops)."""
+    if isinstance(image, bytes):
+        try:
+            pixels = decode_rgb(image)
+        except PipelineError as error:
+            raise LmclError(str(error), exit_code=3) from error
+        return pixels, _key(image)
+    if isinstance(image, Image.Image):
+        pixels = _from_pillow(image)
+    elif isinstance(image, Tensor):
+        pixels = _from_tensor(image)
+    elif isinstance(image, np.ndarray):
+        pixels = _from_array(image)
+    else:
+        raise TypeError(
+            f"an image must be a path, bytes, a PIL image, an array or a tensor, got {type(image)}"
+        )
+    return pixels, _key(pixels.tobytes())
+
+
+def _read_file(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise LmclError(
+            f"{file}: {error.strerror or error}; name a readable image file",
+            exit_code=4 if missing else 3,
+        ) from error
+
+
+def _check_header(data: bytes) -> int:
+    """Pixels of an image; refuses, before they are decoded, what is no still image of sane size."""
+    if not data:
+        raise LmclError("the file is empty (0 bytes)", exit_code=3)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            _refuse_unscorable(opened)
+            return opened.width * opened.height
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error
+
+
+def _refuse_unscorable(image: Image.Image) -> None:
+    """Refuse what is no still image of sane size in a range that is known."""
+    pixels = image.width * image.height
+    if not 0 < pixels <= MOST_PIXELS:
+        raise LmclError(
+            f"{pixels / 1e6:.0f} million pixels, at most {MOST_PIXELS / 1e6:.0f} and at least one "
+            "are scored; scale it down",
+            exit_code=3,
+        )
+    frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+    if frames > 1:
+        kind = "a document of {} pages" if image.format == "TIFF" else "an animation of {} frames"
+        raise LmclError(f"{kind.format(frames)}; score a single one of them", exit_code=3)
+    # Mode I also carries 16 bits, whose range is known; 32 bits do not say what white is.
+    wide = image.mode == "I" and (image.format == "TIFF" or not _fits_16_bits(image))
+    if wide or image.mode == "F":
+        raise LmclError(
+            f"pixels of 32 bits ({'float' if image.mode == 'F' else 'integer'}), whose range is "
+            "not known; convert it to 8 or 16 bits",
+            exit_code=3,
+        )
+
+
+def _fits_16_bits(image: Image.Image) -> bool:
+    values = np.asarray(image)
+    return bool(values.min() >= 0 and values.max() <= 0xFFFF)
+
+
+def _from_pillow(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """What the decoder makes of a file of this image; the caller's image is left as it is."""
+    try:
+        _refuse_unscorable(image)
+        return to_rgb(ImageOps.exif_transpose(image))
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: BaseException) -> LmclError:
+    return LmclError(f"not an image this project can read ({_short(error)})", exit_code=3)
+
+
+def _short(error: BaseException) -> str:
+    # Pillow names the in-memory buffer; its address would make two runs differ.
+    return str(error).partition(" <_io")[0] or type(error).__name__
+
+
+def _from_tensor(image: Tensor) -> UInt8[np.ndarray, "h w 3"]:
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"a tensor image has shape [3, h, w], got {list(image.shape)}")
+    values = image.detach().cpu()
+    if not values.numel() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(
+            f"a tensor image has pixels of bytes or floats, got {list(image.shape)} {image.dtype}"
+        )
+    # A comparison with NaN is false, so what is asked is that values are inside.
+    if values.is_floating_point():
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                "a float image lies in [0, 1], without NaN; divide by 255, and do not normalise it"
+            )
+        values = (values * 255).round()
+    elif not (values.min() >= 0 and values.max() <= 255):
+        raise ValueError(
+            f"an integer image lies in 0..255, got {int(values.min())}..{int(values.max())}; "
+            "scale it to bytes"
+        )
+    return np.ascontiguousarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _from_array(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(
+            f"an array image has shape [h, w, 3] and type uint8, got {image.shape} {image.dtype}"
+        )
+    return np.ascontiguousarray(image)
+
+
+def _key(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=5).digest(), "big")

@@ -1,0 +1,53 @@
+"""The model as a torchmetrics metric: mean quality of images, e.g. while a generator trains.
+
+Imported only by those who want it; `pip install torchmetrics` brings what it needs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmcl.inference.scorer import Scorer, open_scorer
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise ImportError(
+        "lmcl.inference.torchmetrics needs the package torchmetrics, which is not installed; "
+        "`pip install torchmetrics`"
+    ) from error
+
+
+class ImageQuality(Metric):
+    """Mean score of all images seen, in the scale of the training set; no reference images.
+
+    Args:
+        model: An open model, or its folder.
+        kwargs: Of `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, model: Scorer | str | Path, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.scorer = model if isinstance(model, Scorer) else open_scorer(Path(model))
+        # The base class locks this name on instances; direction is known only now.
+        self.__dict__["higher_is_better"] = self.scorer.scale.higher_is_better
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor) -> None:
+        """Add a batch `[b, 3, h, w]`: bytes, or floats in [0, 1]."""
+        scores = self.scorer.score(list(images))
+        assert isinstance(scores, list)
+        self.total += sum(scores)
+        self.count += len(scores)
+
+    def compute(self) -> Tensor:
+        """Mean score; NaN before the first batch."""
+        return self.total / self.count

@@ -1,0 +1,1 @@
+"""The paper in three files: objective, teacher, learning-rate schedule."""

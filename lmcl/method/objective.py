@@ -1,0 +1,155 @@
+"""The student's objective: scores near the MOS, crops of an image around its salient crop.
+
+loss = (1 - a) * L1 + a * contrastive (method.md, step 5). The contrastive term is the kernels'
+room; here only its inputs are put together: which rows count, whose they are, how crops overlap.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from kernels import LossOutput, manifold_contrastive_loss
+from lmcl.models.quality_model import StudentOutput
+from lmcl.utils.validators import check_bounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The terms of the loss (method.md, section 2, has the options' meaning)."""
+
+    contrastive_weight: float = 0.1
+    """The a of the loss, in [0, 1]; 0 leaves plain regression. Unknown in the paper."""
+    temperature: float = 0.1
+    """Similarities are divided by it, > 0. Unknown in the paper."""
+    intra_weight: float | Literal["balanced"] = 1.0
+    """Weight of crops of the same image among the negatives [paper: 1]; `balanced` keeps their
+    share of the softmax at every batch size."""
+    overlap_aware: bool = False
+    """Discount two crops of one image by the share of pixels (IoU) they have in common."""
+    include_positive: bool = False
+    """Put the positive into the denominator (InfoNCE) [paper: no]."""
+    keys: Literal["student", "teacher"] = "student"
+    """Whose embeddings rows are compared with [paper: student]."""
+    hub: Literal["salient", "random", "centre"] = "salient"
+    """What an image's crops are drawn to: the teacher's crop [paper], one more random crop (the
+    paper's ablation), or the crop in the middle of the image [ours], which needs no teacher."""
+    backend: Literal["auto", "triton", "chunked", "dense"] = "auto"
+    """Which implementation of the loss; `auto`: fused on a GPU, chunked elsewhere."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.contrastive_weight <= 1:
+            raise ValueError(
+                f"objective.contrastive_weight must be in [0, 1], got {self.contrastive_weight}"
+            )
+        check_bounds("objective", self, least={"intra_weight": 0}, above={"temperature": 0})
+
+
+class Terms(NamedTuple):
+    """The loss of one step and what it is made of; all but `loss` are detached."""
+
+    loss: Float[Tensor, ""]
+    """What is differentiated; scaled so that averaging over ranks gives the global mean."""
+    l1: Float[Tensor, ""]
+    """Mean absolute error of this rank's crops, in [0, 1] units."""
+    contrastive: Float[Tensor, ""]
+    """Contrastive loss over all ranks, nats; 0 when switched off."""
+    intra_share: Float[Tensor, ""]
+    """Share of the softmax that other crops of the same image hold."""
+    intra_similarity: Float[Tensor, ""]
+    """Mean cosine of two random crops of one image; near 1 the manifold has collapsed."""
+    positive_similarity: Float[Tensor, ""]
+    """Mean cosine of a random crop and its image's hub."""
+
+
+def objective(
+    output: StudentOutput,
+    mos: Float[Tensor, " b"],
+    ids: Int64[Tensor, " b"],
+    valid: Bool[Tensor, " b"],
+    config: ObjectiveConfig,
+    *,
+    random: int,
+    overlap: Float[Tensor, "b h h"] | None,
+    keys: Float[Tensor, "n d"] | None,
+    rank_share: float,
+) -> Terms:
+    """Regression and contrastive terms of one batch.
+
+    Args:
+        output: The student's view of all crops, image-major, the hub (if any) last of each image.
+        mos: Targets in [0, 1], higher = better.
+        ids: Sample ids; unique over ranks among valid images.
+        valid: False marks padding, which counts in neither term.
+        config: Weights and options.
+        random: Random crops per image: the ones that are scored and contrasted.
+        overlap: IoU of the random crops of each image, if overlap-aware.
+        keys: The teacher's embeddings of the same crops, if keys = teacher.
+        rank_share: world size * valid images here / valid images everywhere; with it the average
+            over ranks of local means is the global mean (1 in one process).
+
+    Source: [Local Manifold Learning, 2024]; options are ours (method.md, section 2).
+    """
+    error = crop_errors(output.score, mos, valid, random=random)
+    # A rank whose images are all padding still needs a graph through every weight.
+    l1 = error.mean() if len(error) else output.score.sum() * 0.0
+    regression = l1 * rank_share
+    if config.contrastive_weight == 0:
+        nothing = torch.zeros_like(l1)
+        return Terms(regression, l1.detach(), nothing, nothing, nothing, nothing)
+    found = _contrast(
+        output.embedding, ids, valid, config, random=random, overlap=overlap, keys=keys
+    )
+    weight = config.contrastive_weight
+    return Terms(
+        (1 - weight) * regression + weight * found.loss,
+        l1.detach(),
+        found.loss.detach(),
+        found.intra_share,
+        found.intra_similarity,
+        found.positive_similarity,
+    )
+
+
+def crop_errors(
+    score: Float[Tensor, " n"], mos: Float[Tensor, " b"], valid: Bool[Tensor, " b"], *, random: int
+) -> Float[Tensor, "k h"]:
+    """Absolute error of every random crop of the images that count."""
+    scores = score.reshape(len(mos), -1)[:, :random][valid]
+    return (scores - mos[valid, None]).abs()
+
+
+def _contrast(
+    embedding: Float[Tensor, "n d"],
+    ids: Int64[Tensor, " b"],
+    valid: Bool[Tensor, " b"],
+    config: ObjectiveConfig,
+    *,
+    random: int,
+    overlap: Float[Tensor, "b h h"] | None,
+    keys: Float[Tensor, "n d"] | None,
+) -> LossOutput:
+    """Split embeddings into rows and hubs, leave padding out, and call the kernel."""
+    images = len(ids)
+    crops = embedding.reshape(images, -1, embedding.shape[-1])[valid]
+    rows = crops[:, :random]
+    hubs = crops[:, random]
+    teacher_rows = None
+    if keys is not None:
+        by_image = keys.reshape(images, -1, keys.shape[-1])[valid]
+        teacher_rows = by_image[:, :random].flatten(0, 1)
+        hubs = by_image[:, random]
+    return manifold_contrastive_loss(
+        rows.flatten(0, 1),
+        hubs,
+        ids[valid].repeat_interleave(random),
+        temperature=config.temperature,
+        intra_weight=config.intra_weight,
+        overlap=overlap[valid].flatten(0, 1) if overlap is not None else None,
+        include_positive=config.include_positive,
+        keys=teacher_rows,
+        gather=True,
+        backend=config.backend,
+    )

@@ -1,0 +1,1 @@
+"""Networks: encoders, the quality decoder, saliency, released models."""

@@ -1,0 +1,162 @@
+"""The student: an encoder, the attention-panel decoder and the quality head.
+
+The teacher is a copy of the same module (lmcl/method/teacher.py). Scores are in [0, 1] units of the
+training set's own range, higher = better; nothing squashes them, so they may leave that range.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from lmcl.errors import ConfigError
+from lmcl.models.encoder import Encoder, EncoderConfig, TimmEncoder, make_encoder
+from lmcl.models.stem import PixelsOrCells, at_least_float32
+from lmcl.utils.validators import check_bounds
+
+MEAN = (0.485, 0.456, 0.406)
+"""Channel means of ImageNet, RGB in [0, 1]: what pretrained encoders expect."""
+STD = (0.229, 0.224, 0.225)
+"""Channel deviations of ImageNet, RGB in [0, 1]."""
+
+
+_MIDDLE = 0.5
+"""What the panel says before it has learned anything: the middle of the scale [ours]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The attention-panel decoder."""
+
+    queries: int = 6
+    """Learned queries added to CLS [family]: the panel's members."""
+    heads: int = 6
+    """Attention heads of the decoder layer; must divide the encoder's width."""
+
+    def __post_init__(self) -> None:
+        check_bounds("decoder", self, least={"queries": 1, "heads": 1})
+
+
+def check_heads(decoder: DecoderConfig, width: int) -> None:
+    """Refuse a decoder whose heads do not share the encoder's width evenly.
+
+    Raises:
+        ValueError: Names both.
+    """
+    if width % decoder.heads:
+        raise ValueError(
+            f"decoder.heads is {decoder.heads}, and the encoder's tokens are {width} wide; set it "
+            f"to a divisor of {width}"
+        )
+
+
+class StudentOutput(NamedTuple):
+    """What one forward pass says about every crop."""
+
+    embedding: Float[Tensor, "n d"]
+    """Unit-length CLS embeddings, float32."""
+    score: Float[Tensor, " n"]
+    """Quality in [0, 1] units, higher = better, float32."""
+
+
+class QualityModel(nn.Module):
+    """Encoder + attention panel + head (method.md, step 4).
+
+    Args:
+        encoder: Encoder configuration.
+        decoder: Decoder configuration.
+        crop_size: Side of the crops in pixels.
+        view_size: Side of the whole-image view in pixels.
+    """
+
+    def __init__(
+        self, encoder: EncoderConfig, decoder: DecoderConfig, *, crop_size: int, view_size: int
+    ) -> None:
+        super().__init__()
+        self.encoder: Encoder = make_encoder(encoder, sizes=(crop_size, view_size))
+        try:
+            check_heads(decoder, self.encoder.width)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self.panel = AttentionPanel(self.encoder.width, decoder)
+
+    def forward(self, pixels: PixelsOrCells) -> StudentOutput:
+        """Embeddings and scores of crops; both leave autocast in float32."""
+        tokens = self.encoder.tokens(pixels)
+        embedding = functional.normalize(at_least_float32(tokens[:, 0]), dim=-1)
+        return StudentOutput(embedding, self.panel(tokens))
+
+
+class AttentionPanel(nn.Module):
+    """Queries = learned members + CLS; they consult the patches and vote; the mean is the score.
+
+    Source: [DEIQT, 2023], attention-panel decoder; head without bias as in the family's code.
+    """
+
+    def __init__(self, width: int, config: DecoderConfig) -> None:
+        super().__init__()
+        self.members = nn.Parameter(torch.randn(1, config.queries, width) * 0.02)
+        self.layer = nn.TransformerDecoderLayer(
+            width,
+            config.heads,
+            dim_feedforward=4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 1, bias=False)
+        self.spells_attention_out = False
+        # Votes that start far apart cost the first hundred steps (decision 0006).
+        nn.init.normal_(self.head.weight, std=0.01)
+
+    def forward(self, tokens: Float[Tensor, "n t d"]) -> Float[Tensor, " n"]:
+        """Scores of crops from their tokens, CLS first."""
+        queries = self.members + tokens[:, :1]
+        with sdpa_kernel(SDPBackend.MATH) if self.spells_attention_out else nullcontext():
+            opinions = self.norm(self.layer(queries, tokens[:, 1:]))
+        with torch.autocast(tokens.device.type, enabled=False):
+            votes = self.head(at_least_float32(opinions))
+        return _MIDDLE + votes.mean(dim=1)[:, 0]  # type: ignore[no-any-return]
+
+
+def suit_attention(model: QualityModel, device: torch.device, precision: torch.dtype) -> None:
+    """Spell attention out in half precision on a CPU, else keep it fused; same up to rounding.
+
+    PyTorch's fused backward pass on a CPU takes 2.7 times as long in bfloat16; in float32 it is the
+    faster one and keeps no attention maps (decision 0006).
+    """
+    is_spelled_out = device.type == "cpu" and precision != torch.float32
+    model.panel.spells_attention_out = is_spelled_out
+    for attention in model.encoder.attentions():
+        attention.fused_attn = not is_spelled_out  # type: ignore[assignment]
+
+
+def keep_in_half(model: QualityModel, device: torch.device) -> None:
+    """For scoring: the weights of a timm encoder, and all between them, in bfloat16.
+
+    On a CPU a tenth faster than autocast, which casts weights and norms in every pass (decision
+    0406). Other encoders are left to autocast; the panel always is.
+    """
+    suit_attention(model, device, torch.bfloat16)
+    if isinstance(model.encoder, TimmEncoder):
+        model.encoder.bfloat16()
+
+
+def keep_block_inputs_only(encoder: Encoder) -> None:
+    """Gradient checkpointing: the backward pass runs each transformer block forward once more.
+
+    The convolutional stem is left alone: its batch norms would count every batch twice.
+
+    Source: [Chen, Xu, Zhang, Guestrin, 2016], "Training Deep Nets with Sublinear Memory Cost".
+    """
+    for block in encoder.layers():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -1,0 +1,394 @@
+"""`lmcl gmad`: the pairs of images on which two models contradict each other most.
+
+Group maximum differentiation: among images the defender finds equally good, the attacker names the
+best and the worst. If people see a difference the defender is wrong, if not the attacker is. No
+labels are needed, and a handful of pairs tells more than thousands of images both agree on.
+
+Source: Ma et al. [2020], Group Maximum Differentiation Competition; top pairs per level, greedily.
+"""
+
+import base64
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections import deque
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from lmcl.errors import LmclError
+from lmcl.report.markup import section, shown
+from lmcl.report.page import page
+from lmcl.utils.files import write_atomic
+from pipeline.decode import decode_rgb
+
+_SCORES = ("score", "prediction_unit", "prediction")
+"""Columns that hold the scores, the first one found winning."""
+_USED = ("path", *_SCORES, "scale", "higher_is_better")
+
+_SIDE = 560
+"""Pixels of the longer side in the page; two images fill it, and smaller ones stay as they are."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """One model's scores of a pool of images; higher is better."""
+
+    name: str
+    path: tuple[str, ...]
+    score: NDArray[np.float64]
+    scale: str = ""
+    """What the file says of its scale, e.g. `koniq10k mos 0..100`."""
+    turned: bool = False
+    """Whether the file's own scores are lower = better, so that `score` is minus them."""
+
+    def as_filed(self, row: int) -> float:
+        """The score as it stands in the file."""
+        return float(-self.score[row] if self.turned else self.score[row])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Duel:
+    """Two images: equal for the defender, far apart for the attacker."""
+
+    attacker: str
+    defender: str
+    level: int
+    """Level of the defender's scores, 1 = worst."""
+    better: int
+    """Row of the image the attacker prefers."""
+    worse: int
+    gap: float
+    """Attacker's difference, in standard deviations of its scores."""
+    slack: float
+    """Defender's absolute difference, in standard deviations of its scores."""
+
+
+def find_duels(
+    attacker: Scores, defender: Scores, *, levels: int = 5, top: int = 3, tolerance: float = 0.1
+) -> list[Duel]:
+    """The `top` pairs of every level of the defender's scores, no image used twice.
+
+    Args:
+        attacker: Names best and worst.
+        defender: Holds the images for equal.
+        levels: Bins with equally many images.
+        top: Pairs per level.
+        tolerance: Most the defender may tell two images apart, in standard deviations.
+
+    Raises:
+        LmclError: If a model gives every image the same score; exit code 3.
+    """
+    a, d = _standard(attacker), _standard(defender)
+    order = np.argsort(d, kind="stable")
+    found = []
+    for level, rows in enumerate(np.array_split(order, levels), start=1):
+        free = rows.astype(np.int64)
+        for _ in range(top):
+            pair = _widest(a[free], d[free], tolerance)
+            if pair is None:
+                break
+            better, worse = int(free[pair[0]]), int(free[pair[1]])
+            found.append(
+                Duel(
+                    attacker=attacker.name,
+                    defender=defender.name,
+                    level=level,
+                    better=better,
+                    worse=worse,
+                    gap=float(a[better] - a[worse]),
+                    slack=float(abs(d[better] - d[worse])),
+                )
+            )
+            free = free[(free != better) & (free != worse)]
+    return found
+
+
+def read_scores(file: Path) -> Scores:
+    """Read a scores file (`path, score, higher_is_better`) or a predictions file.
+
+    `.jsonl` and `.parquet` are what their names say, everything else is CSV.
+
+    Raises:
+        LmclError: If it is missing (4) or cannot be read or has no usable columns (3).
+    """
+    if not file.is_file():
+        raise LmclError(f"{file}: no such file; `lmcl score` writes scores of images", exit_code=4)
+    try:
+        rows, names = _read_table(file)
+    except (ValueError, OSError, csv.Error) as error:
+        kind = {".jsonl": "JSON lines", ".parquet": "Parquet"}.get(file.suffix, "CSV in UTF-8")
+        raise LmclError(
+            f"{file}: cannot be read as {kind} ({error}); name a file that `lmcl score` or "
+            "`lmcl eval` wrote, with the ending it was written with",
+            exit_code=3,
+        ) from error
+    column = next((c for c in _SCORES if c in names), None)
+    if column is None or "path" not in names:
+        raise LmclError(
+            f"{file}: needs the columns path and score (or prediction), has {', '.join(names)}",
+            exit_code=3,
+        )
+    kept = [row for row in rows if row.get(column) not in (None, "")]
+    turned = any(str(row.get("higher_is_better", "")).lower() == "false" for row in kept)
+    try:
+        score = np.array([float(row[column]) for row in kept], dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise LmclError(
+            f"{file}: column {column}: {error}; an image without a score is an empty field",
+            exit_code=3,
+        ) from error
+    paths = tuple(str(row["path"]) for row in kept)
+    scale = str(kept[0].get("scale") or "") if kept else ""
+    if scale:
+        scale += f", {'lower' if turned else 'higher'} is better"
+    return Scores(
+        name=file.stem,
+        path=paths,
+        score=-score if turned else score,
+        scale=scale,
+        turned=turned,
+    )
+
+
+def _read_table(file: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Rows by column name, and the names of all columns."""
+    if file.suffix == ".parquet":
+        names = list(pq.read_schema(file).names)
+        wanted = [name for name in names if name in _USED]
+        return pq.read_table(file, columns=wanted).to_pylist(), names
+    if file.suffix == ".jsonl":
+        with file.open(encoding="utf-8-sig") as lines:
+            rows = [json.loads(line) for line in lines if line.strip()]
+        strange = next((row for row in rows if not isinstance(row, dict)), None)
+        if strange is not None:
+            raise ValueError(f"a line is {json.dumps(strange)[:40]} and no object")
+        return rows, list(rows[0]) if rows else []
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        return list(reader), list(reader.fieldnames or ())
+
+
+def common_pool(a: Scores, b: Scores) -> tuple[Scores, Scores]:
+    """Both models on the images both have scored, in the order of the first.
+
+    Raises:
+        LmclError: If fewer than two images are common, or all their scores are; exit code 3.
+    """
+    place = {path: i for i, path in enumerate(b.path)}
+    rows = [i for i, path in enumerate(a.path) if path in place]
+    if len(rows) < 2:
+        raise LmclError(
+            f"{a.name} and {b.name}: {len(rows)} images stand in both files; score the same "
+            "folder with both models, from the same working directory",
+            exit_code=3,
+        )
+    paths = tuple(a.path[i] for i in rows)
+    left, right = a.score[rows], b.score[[place[p] for p in paths]]
+    if np.array_equal(left, right):
+        raise LmclError(
+            f"{a.name} and {b.name}: both give each of the {len(rows)} images the same score, so "
+            "they contradict each other nowhere; name the scores of two different models",
+            exit_code=3,
+        )
+    return (
+        dataclasses.replace(a, path=paths, score=left),
+        dataclasses.replace(b, path=paths, score=right),
+    )
+
+
+def _standard(scores: Scores) -> NDArray[np.float64]:
+    spread = float(np.std(scores.score))
+    if not math.isfinite(spread) or spread == 0.0:
+        raise LmclError(
+            f"{scores.name}: all {len(scores.score)} scores are equal or not finite; "
+            "there is nothing to compare",
+            exit_code=3,
+        )
+    return np.asarray((scores.score - np.mean(scores.score)) / spread, dtype=np.float64)
+
+
+def _widest(
+    a: NDArray[np.float64], d: NDArray[np.float64], tolerance: float
+) -> tuple[int, int] | None:
+    """Positions of the best and worst `a` whose ascending `d` differ by no more than `tolerance`.
+
+    One pass with the greatest and the least of a sliding window: a pool may hold millions.
+    """
+    best: tuple[int, int] | None = None
+    widest = 0.0
+    high: deque[int] = deque()
+    low: deque[int] = deque()
+    start = 0
+    for i in range(len(a)):
+        while high and a[high[-1]] <= a[i]:
+            high.pop()
+        while low and a[low[-1]] >= a[i]:
+            low.pop()
+        high.append(i)
+        low.append(i)
+        while d[i] - d[start] > tolerance:
+            start += 1
+        while high[0] < start:
+            high.popleft()
+        while low[0] < start:
+            low.popleft()
+        if a[high[0]] - a[low[0]] > widest:
+            widest, best = float(a[high[0]] - a[low[0]]), (high[0], low[0])
+    return best
+
+
+def write_duels(
+    duels: list[Duel], a: Scores, b: Scores, *, levels: int, images: Path, output: Path
+) -> Path:
+    """Write gmad.csv and gmad.html; an image that cannot be opened is named in its place."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["attacker", "defender", "level", "better", "worse", "attacker_gap_sd", "defender_gap_sd"]
+    )
+    for duel in duels:
+        names = (a.path[duel.better], a.path[duel.worse])
+        gaps = (f"{duel.gap:.6f}", f"{duel.slack:.6f}")
+        writer.writerow([duel.attacker, duel.defender, duel.level, *names, *gaps])
+    write_atomic(output / "gmad.csv", out.getvalue().encode())
+    parts = [
+        _side(attacker, defender, duels, levels, images) for attacker, defender in ((a, b), (b, a))
+    ]
+    top = (
+        '<p class="kicker">Group maximum differentiation</p>'
+        f"<h1>{escape(a.name)} against {escape(b.name)}</h1>"
+        '<p class="lede">In every pair one model sees two images of equal quality and the other a '
+        f"great difference. Look, and judge the models. Pool: {len(a.path)} images.</p>"
+        f'<p class="note">{escape(_scales(a, b))}</p>'
+    )
+    html = page(
+        f"{a.name} against {b.name}",
+        top,
+        parts,
+        '{"rows":[],"thumbs":{}}',
+        footer="Written by lmcl gmad. The same pairs stand in gmad.csv.",
+    )
+    write_atomic(output / "gmad.html", html.encode())
+    return output / "gmad.html"
+
+
+def _scales(a: Scores, b: Scores) -> str:
+    """What a reader of the numbers must know."""
+    known = [f"{s.name} answers in {s.scale}" for s in (a, b) if s.scale]
+    small = f"Images of more than {_SIDE} pixels a side are shown smaller: open the files to judge "
+    return f"{'; '.join(known)}. {small}noise." if known else f"{small}noise."
+
+
+def _side(attacker: Scores, defender: Scores, duels: list[Duel], levels: int, images: Path) -> str:
+    blocks = []
+    for level in range(1, levels + 1):
+        mine = [d for d in duels if d.attacker == attacker.name and d.level == level]
+        if not mine:
+            continue
+        blocks.append(f"<h3>Level {level} of {levels}{_place(level, levels)}</h3>")
+        blocks += [_duel(duel, attacker, defender, images) for duel in mine]
+    strong, weak = escape(attacker.name), escape(defender.name)
+    note = (
+        f"{weak} calls the images of a pair equal, {strong} prefers the left one. If you see the "
+        f"difference, {strong} wins the pair. Levels are equally large parts of the pool by the "
+        f"scores of {weak}."
+    )
+    key = f"{attacker.name}-attacks".replace(" ", "-")
+    title = f"{attacker.name} attacks {defender.name}"
+    nothing = f'<p class="quiet">No two images that {weak} calls equal differ for {strong}.</p>'
+    return section(escape(key), title, note, "".join(blocks) or nothing)
+
+
+def _place(level: int, levels: int) -> str:
+    if levels == 1:
+        return ""
+    return {1: ", the worst", levels: ", the best"}.get(level, "")
+
+
+def _duel(duel: Duel, attacker: Scores, defender: Scores, images: Path) -> str:
+    pair = "".join(
+        f"<figure>{_picture(images / attacker.path[row])}<figcaption>"
+        f"{escape(attacker.name)} <b>{shown(attacker.as_filed(row))}</b><br>"
+        f"{escape(defender.name)} <b>{shown(defender.as_filed(row))}</b><br>"
+        f"{escape(attacker.path[row])}</figcaption></figure>"
+        for row in (duel.better, duel.worse)
+    )
+    return (
+        f'<p class="note">{shown(duel.gap, 2)} standard deviations apart for '
+        f"{escape(attacker.name)}, {shown(duel.slack, 2)} for {escape(defender.name)}</p>"
+        f'<div class="pair">{pair}</div>'
+    )
+
+
+def _picture(file: Path) -> str:
+    try:
+        image = Image.fromarray(decode_rgb(file.read_bytes()))
+    except Exception as error:  # whatever a decoder says, the pair is still worth listing
+        return f'<p class="quiet">cannot be shown: {escape(str(error))}</p>'
+    image.thumbnail((_SIDE, _SIDE))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=88)
+    encoded = base64.b64encode(out.getvalue()).decode()
+    return f'<div class="pic"><img alt="" src="data:image/jpeg;base64,{encoded}"></div>'
+
+
+@click.command(
+    epilog="EXAMPLES: lmcl gmad a.csv b.csv --images photos · "
+    "lmcl gmad runs/a/predictions/test.csv runs/b/predictions/test.csv --images data/images --top 5"
+)
+@click.argument("first", metavar="A.csv", type=click.Path(path_type=Path))
+@click.argument("second", metavar="B.csv", type=click.Path(path_type=Path))
+@click.option(
+    "--images", type=click.Path(path_type=Path), default=Path(), help="Folder the paths lie in [.]."
+)
+@click.option(
+    "--levels", type=click.IntRange(1), default=5, show_default=True, help="Quality levels."
+)
+@click.option(
+    "--top", type=click.IntRange(1), default=3, show_default=True, help="Pairs per level."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0.0),
+    default=0.1,
+    show_default=True,
+    help="Most the defender may tell a pair apart, in standard deviations.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("gmad"),
+    show_default=True,
+    help="Folder.",
+)
+def command(
+    first: Path, second: Path, images: Path, levels: int, top: int, tolerance: float, output: Path
+) -> None:
+    """Find the pairs of images on which two models contradict each other most."""
+    a, b = read_scores(first), read_scores(second)
+    if a.name == b.name:
+        a, b = (dataclasses.replace(s, name=f.as_posix()) for s, f in ((a, first), (b, second)))
+    a, b = common_pool(a, b)
+    duels = [
+        duel
+        for attacker, defender in ((a, b), (b, a))
+        for duel in find_duels(attacker, defender, levels=levels, top=top, tolerance=tolerance)
+    ]
+    if not duels:
+        raise LmclError(
+            f"{a.name} and {b.name}: among {len(a.path)} images in {levels} levels there is no "
+            f"pair that one model holds for equal (within {tolerance:g} standard deviations) and "
+            "the other does not; raise --tolerance, lower --levels, or score more images",
+            exit_code=3,
+        )
+    click.echo(write_duels(duels, a, b, levels=levels, images=images, output=output))

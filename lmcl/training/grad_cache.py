@@ -1,0 +1,156 @@
+"""What student and teacher see of a batch, and how the gradient finds its way back to the weights.
+
+A batch larger than memory is seen in parts (`runtime.micro_batch`), and the contrastive term still
+compares all images of all ranks: every part is embedded without a graph, the objective is taken
+once over the whole, and each part is embedded again with the gradient of its embeddings and scores.
+The result is the gradient of the undivided batch, for one more forward pass.
+
+Source: [Gao, Zhang, Han, Callan, 2021], "Scaling Deep Contrastive Learning Batch Size under Memory
+Limited Setup" (GradCache), section 3.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lmcl.errors import ConfigError
+from lmcl.evaluation.predict import Pixels, Place, autocast, inputs
+from lmcl.method.teacher import Teacher
+from lmcl.models.quality_model import StudentOutput
+from lmcl.training.run_dir import seed_step
+from pipeline.batch import CropBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A batch in the student's eyes."""
+
+    output: StudentOutput
+    """All crops, image-major. Of an undivided batch it carries the graph; of a divided one it is a
+    leaf that collects the objective's gradient."""
+    keys: Float[Tensor, "n d"] | None
+    """The teacher's embeddings of the same crops, where the objective wants them."""
+    parts: tuple[slice, ...]
+    """Images of each forward pass."""
+    mirrored: Bool[Tensor, " n"] | None
+    """Which crops were flipped; None = flipping is off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """How training crops reach the networks."""
+
+    student: nn.Module
+    """What is trained, wrapped for several ranks where there are any."""
+    key_teacher: Teacher | None
+    """Who embeds the keys; None where the student's own embeddings are the keys."""
+    accelerator: Accelerator
+    pixels: Pixels
+    place: Place
+    flip: bool
+    micro_batch: int
+    """Images per forward pass; 0 = the whole batch."""
+    seed: int
+
+    def see(self, batch: CropBatch) -> Seen:
+        """Embeddings and scores of all crops of this rank."""
+        seed_step(self.seed, epoch=batch.epoch, step=batch.step, rank=self.place.rank)
+        mirrored = None
+        if self.flip:
+            crops = batch.crops.shape[0] * batch.crops.shape[1]
+            mirrored = torch.rand(crops, device=batch.crops.device) < 0.5
+        parts = split_images(len(batch.ids), self.micro_batch)
+        whole = len(parts) == 1
+        outputs, keys = [], []
+        for number, part in enumerate(parts):
+            pixels = self._view(batch, part, mirrored)
+            with nullcontext() if whole else torch.no_grad():
+                outputs.append(self._forward(pixels, batch, number))
+            if self.key_teacher is not None:
+                with autocast(self.place.device, self.pixels.precision):
+                    keys.append(self.key_teacher.embed(pixels))
+        return Seen(
+            output=outputs[0] if whole else _cached(outputs),
+            keys=torch.cat(keys) if keys else None,
+            parts=parts,
+            mirrored=mirrored,
+        )
+
+    def learn(self, batch: CropBatch, seen: Seen, loss: Float[Tensor, ""]) -> None:
+        """Add the gradient of `loss` to the student's weights, summed over parts and ranks."""
+        self.accelerator.backward(loss)
+        if len(seen.parts) == 1:
+            return
+        views = batch.crops.shape[1]
+        for number, part in enumerate(seen.parts):
+            last = number == len(seen.parts) - 1
+            rows = slice(part.start * views, part.stop * views)
+            # Ranks exchange gradients once, with the last part.
+            with nullcontext() if last else self.accelerator.no_sync(self.student):
+                again = self._forward(self._view(batch, part, seen.mirrored), batch, number)
+                torch.autograd.backward(*_gradients(again, seen.output, rows))
+
+    def _forward(self, pixels: Tensor, batch: CropBatch, number: int) -> StudentOutput:
+        # Layers that draw random numbers must draw the same ones when a part is seen again.
+        seed_step(
+            self.seed, epoch=batch.epoch, step=batch.step, rank=self.place.rank, part=number + 1
+        )
+        with autocast(self.place.device, self.pixels.precision):
+            output: StudentOutput = self.student(pixels)
+        return output
+
+    def _view(self, batch: CropBatch, part: slice, mirrored: Tensor | None) -> Tensor:
+        pixels = inputs(batch.crops[part], self.pixels)
+        if mirrored is None:
+            return pixels
+        views = batch.crops.shape[1]
+        turned = mirrored[part.start * views : part.stop * views]
+        return torch.where(turned[:, None, None, None], pixels.flip(-1), pixels)
+
+
+def split_images(images: int, most: int) -> tuple[slice, ...]:
+    """Ranges of at most `most` images that cover `images`; 0 = all in one."""
+    size = most or images
+    return tuple(
+        slice(start, min(start + size, images)) for start in range(0, max(images, 1), size)
+    )
+
+
+def check_divisible(student: nn.Module) -> None:
+    """Refuse to see a batch in parts where a layer's result depends on the rest of the batch.
+
+    Raises:
+        ConfigError: If the student has batch norms: their statistics would be those of a part.
+    """
+    for name, module in student.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"runtime.micro_batch sees a batch in parts, but {name} of the encoder is a "
+                f"{type(module).__name__}, whose statistics are those of all crops seen at once, "
+                "so the gradient would be another one; set runtime.micro_batch = 0, or take an "
+                "encoder without batch norms (timm ViTs, squeezenet-vit). "
+                "runtime.gradient_checkpointing saves memory without dividing the batch"
+            )
+
+
+def _cached(outputs: list[StudentOutput]) -> StudentOutput:
+    return StudentOutput(
+        embedding=torch.cat([output.embedding for output in outputs]).requires_grad_(),
+        score=torch.cat([output.score for output in outputs]).requires_grad_(),
+    )
+
+
+def _gradients(
+    again: StudentOutput, cached: StudentOutput, rows: slice
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of one part and the gradient each was given; embeddings may have got none."""
+    pairs = [
+        (output, leaf.grad[rows])
+        for output, leaf in zip(again, cached, strict=True)
+        if leaf.grad is not None
+    ]
+    return [output for output, _ in pairs], [gradient for _, gradient in pairs]

@@ -1,0 +1,61 @@
+"""Start a run from a model that has learned already (`train.start_from`).
+
+Two uses: a published model goes on learning on one's own images, and a readout that has learned on
+a frozen stem goes on together with it (docs/decisions/0010).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lmcl.config import Config
+from lmcl.errors import ConfigError
+from lmcl.models.pretrained import ModelCard, load_model
+from lmcl.models.quality_model import QualityModel
+from shards.read import ShardSet
+from shards.splits.split import Split
+
+
+def start_from_model(
+    student: QualityModel, config: Config, *, shard_set: ShardSet, split: Split
+) -> None:
+    """Give the student all weights of the model folder the configuration names, if it names one.
+
+    Raises:
+        ConfigError: With exit code 5 if the model is of another architecture, or may have learned
+            from images that this run judges.
+        LmclError: If the folder is missing (exit code 4) or damaged (exit code 5).
+    """
+    asked = config.train.start_from
+    if not asked:
+        return
+    released = load_model(Path(asked))
+    _check_architecture(released.card, config)
+    _check_unseen(released.card, config, shard_set=shard_set, split=split)
+    student.load_state_dict(released.model.state_dict())
+
+
+def _check_architecture(card: ModelCard, config: Config) -> None:
+    asked = config.train.start_from
+    # What learns, and from where, does not change what a model is.
+    ours = replace(config.encoder, weights="", frozen=card.encoder.frozen)
+    for part, here, there in (
+        ("encoder", ours, card.encoder),
+        ("decoder", config.decoder, card.decoder),
+    ):
+        if here != there:
+            raise ConfigError(
+                f"train.start_from = {asked!r} is another model: its {part} is {there}, the "
+                f"configuration says {here}; take over the [{part}] table of its run's config.toml",
+                exit_code=5,
+            )
+
+
+def _check_unseen(card: ModelCard, config: Config, *, shard_set: ShardSet, split: Split) -> None:
+    if card.training_set == shard_set.name and card.split_hash != split.hash:
+        raise ConfigError(
+            f"train.start_from = {config.train.start_from!r} was trained on another split of "
+            f"{shard_set.name} ({card.split!r}, hash {card.split_hash[:16]}; here "
+            f"{split.name!r}, hash {split.hash[:16]}): it may have learned from images that this "
+            "run judges; train it on this split first, or name its own in data.split",
+            exit_code=5,
+        )

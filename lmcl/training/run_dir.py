@@ -1,0 +1,142 @@
+"""What surrounds a run: its folder, its randomness, and the machine it is on."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmcl.bench.record import installed_versions
+from lmcl.config import Config, binding_differences, dump_config, load_config
+from lmcl.errors import ConfigError, LmclError
+from lmcl.training.checkpoint import list_checkpoints
+from lmcl.utils.files import write_atomic
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """The files of one run (docs/architecture.md lists them)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.toml"
+        self.log = root / "log.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.saliency = root / "saliency"
+        self.predictions = root / "predictions"
+        self.metrics = root / "metrics.json"
+        self.model = root / "model"
+        self.stopped = root / "stopped"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run took a step here: one that was refused before has nothing to lose."""
+        is_logged = self.log.exists() and self.log.stat().st_size > 0
+        return is_logged or bool(list_checkpoints(self.checkpoints))
+
+    def claim(self, config: Config, *, resume: bool) -> None:
+        """Take the folder for this configuration, or say why it cannot be taken.
+
+        Raises:
+            ConfigError: If the folder holds a run of another configuration (exit code 5).
+            LmclError: If it holds a run and resuming was not asked for, or it cannot be written.
+        """
+        if self.has_begun:
+            if self.config.exists():
+                self._check_same(config)
+            if not resume:
+                raise LmclError(
+                    f"{self.root}: already holds a run of this configuration; go on with it by "
+                    "--resume auto, or choose another --output"
+                )
+        try:
+            for folder in (self.checkpoints, self.saliency, self.predictions):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.config, dump_config(config))
+            self.stopped.unlink(missing_ok=True)
+        except OSError as error:
+            raise LmclError(f"{self.root}: cannot be used as a run folder: {error}") from error
+
+    def mark_stopped(self) -> None:
+        """Say that the run was asked to stop: the exit code of a launcher does not."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.stopped.touch()
+        except OSError as error:
+            # The run ends as it was asked to; what started it may take that for a failure.
+            logger.warning("%s: cannot be written: %s", self.stopped, error)
+
+    def append_log(self, entry: Mapping[str, object]) -> None:
+        """Add one line to the log."""
+        with self.log.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(entry, allow_nan=True) + "\n")
+
+    def rewind_log(self, *, epoch: int, step: int) -> None:
+        """Drop log lines at or after a position: they will be written again."""
+        if not self.log.exists():
+            return
+        kept = []
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line being written when the process was killed
+            at = (entry["epoch"], entry.get("step", float("inf")))
+            if at < (epoch, step):
+                kept.append(line + "\n")
+        write_atomic(self.log, "".join(kept))
+
+    def _check_same(self, config: Config) -> None:
+        theirs = load_config(self.config)
+        changed = binding_differences(config, theirs)
+        if changed:
+            raise ConfigError(
+                f"{self.root}: holds a run of another configuration (asked / found there): "
+                f"{'; '.join(changed[:5])}; choose another --output, or resume with the run's own "
+                f"{self.config}",
+                exit_code=5,
+            )
+
+
+def seed_step(seed: int, *, epoch: int, step: int, rank: int, part: int = 0) -> None:
+    """Make torch's randomness in one step, or one part of it, a function of its position.
+
+    Nothing has to be saved for resuming, and ranks differ (docs/decisions/0003-randomness.md).
+    """
+    place = [seed, epoch, step, rank, *([part] if part else [])]
+    state = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(state >> np.uint64(1)))
+
+
+def describe_environment(*, device: str, world_size: int, decode: str) -> dict[str, Any]:
+    """What a reader must know about where a run happened; becomes environment.json."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "platform": platform.platform(),
+        "device": device,
+        "cores": os.cpu_count(),
+        "world_size": world_size,
+        "decode": decode,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": installed_versions(),
+    }
+
+
+def _git(*arguments: str) -> str:
+    place = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=False, cwd=place
+        )
+    except FileNotFoundError:
+        return ""  # a machine without git: the commit is simply not known
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,1 @@
+"""Decoding backends: DALI and torch, the same batches from both."""

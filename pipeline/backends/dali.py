@@ -1,0 +1,225 @@
+"""The DALI backend: decode once, cut every box with one operator.
+
+What a newcomer would get wrong: the labels, boxes and ids do not pass through DALI. The order of
+requests is ours; DALI's first-in-first-out executor keeps it, so the n-th output belongs to the
+n-th request. A pipeline is dead after any error and has to be built anew.
+"""
+
+import functools
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.dlpack
+from jaxtyping import UInt8
+from torch import Tensor
+
+from pipeline.backends.dali_graph import Decode, build_graph, decode_alone, decodes_rows_only
+from pipeline.backends.dali_inputs import Flow, Inputs
+from pipeline.errors import LEAVE_OUT, PipelineError
+from pipeline.frames import frame_pixels
+from pipeline.request import Request, ViewSpec
+from pipeline.shard_reader import Source
+
+
+@functools.cache
+def dali_version() -> str | None:
+    """Major and minor version of the installed DALI; None where there is none."""
+    try:
+        from nvidia import dali
+    except ImportError:
+        return None
+    return ".".join(dali.__version__.split(".")[:2])
+
+
+class DaliBackend:
+    """Crops from one DALI pipeline, prefetched."""
+
+    def __init__(
+        self,
+        source: Source,
+        spec: ViewSpec,
+        *,
+        device: torch.device,
+        decode: Decode,
+        num_threads: int,
+        prefetch: int,
+    ) -> None:
+        self._source = source
+        self._spec = spec
+        self._prefetch = prefetch
+        self._device = device
+        self._decode: Decode = decode
+        self._rows_only = decodes_rows_only(spec, decode)
+        self._graph_of = functools.partial(
+            build_graph,
+            spec,
+            device=device,
+            decode=decode,
+            num_threads=num_threads,
+            prefetch=prefetch,
+        )
+        self._graph: Any = None
+        self._dead: Flow | None = None
+        self._buffers: deque[UInt8[np.ndarray, " _room"]] = deque()
+        # Reading and preparing happens here, so that a slow disk or a small image does not stop
+        # the thread that trains.
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="lmcl-read")
+        self.recipe = f"dali-{decode}-{dali_version()}"
+
+    def run(self, requests: Iterator[Request]) -> Generator[tuple[Request, Tensor], None, None]:
+        """Yield each request with its crops on the device.
+
+        A yielded tensor is DALI's own buffer without a copy; it stays valid as long as it is held.
+
+        Raises:
+            PipelineError: Naming the samples or the shard that cannot be read.
+        """
+        if self._graph is None:
+            self._graph = self._graph_of()
+        pipe, feed = self._graph
+        flow = Flow(
+            self._source,
+            self._spec,
+            self._readers,
+            requests,
+            ahead=self._prefetch,
+            rows_only=self._rows_only,
+            buffers=self._buffers,
+        )
+        feed.flow = flow
+        try:
+            while (ready := self._next(pipe, flow)) is not None:
+                yield ready
+        finally:
+            feed.flow = None
+            flow.cancel()
+            self._settle(pipe, flow)
+
+    def _settle(self, pipe: Any, flow: "Flow") -> None:
+        """Let DALI finish what was begun, so that the graph can serve the next epoch."""
+        try:
+            while self._graph is not None:
+                self._run_once(pipe)
+        except StopIteration:
+            pipe.reset()
+            if self._device.type == "cpu":
+                flow.give_back()
+        except (RuntimeError, IndexError):
+            self._bury(flow)
+
+    def _bury(self, flow: "Flow") -> None:
+        # After an error the pipeline is lost. Its threads may still read the inputs in place, which
+        # therefore stay until the backend is closed or fails again.
+        self._graph = None
+        self._dead = flow
+
+    def _next(self, pipe: Any, flow: "Flow") -> tuple[Request, Tensor] | None:
+        try:
+            outputs = self._run_once(pipe)
+        except StopIteration:
+            return None
+        except PipelineError:
+            self._bury(flow)
+            raise
+        except (RuntimeError, IndexError) as error:
+            self._bury(flow)
+            raise self._explain(error, flow) from error
+        request = self._checked(flow, outputs[1:])
+        return request, torch.utils.dlpack.from_dlpack(outputs[0].as_tensor())
+
+    def _checked(self, flow: "Flow", shapes: Any) -> Request:
+        """The request of the outputs at hand; its images must have the sizes of the table.
+
+        One that is larger would be cut without complaint, somewhere else than intended.
+        """
+        request, inputs = flow.take()
+        for found in shapes:
+            wrong = np.flatnonzero((np.asarray(found.as_tensor()) != inputs.sizes).any(axis=1))
+            if wrong.size:
+                self._bury(flow)
+                one = int(request.ids[wrong[0]])
+                height, width = np.asarray(found.as_tensor())[wrong[0]].tolist()
+                tall, wide = request.sizes[wrong[0]].tolist()
+                raise PipelineError(
+                    f"{self._source.describe(one)}: decodes to {height} x {width}, the sample "
+                    f"table says {tall} x {wide} (height x width); run `lmcl-shard verify --deep`",
+                    exit_code=3,
+                    ids=(one,),
+                )
+        return request
+
+    def _run_once(self, pipe: Any) -> Any:
+        if self._device.type == "cuda":
+            # Stream-ordered: the host does not wait, the training stream does.
+            return pipe.run(torch.cuda.current_stream(self._device))
+        return pipe.run()
+
+    def _explain(self, error: Exception, flow: "Flow") -> PipelineError:
+        """DALI names a place in the batch at best; decode what was in flight to find the image."""
+        wrong = [
+            (int(one), reason)
+            for request, encoded in flow.in_flight()
+            for one, reason in _find_damaged(request, encoded, self._spec)
+        ]
+        if not wrong:
+            return self._explain_singly(error, flow)
+        first, reason = wrong[0]
+        more = f" ({len(wrong) - 1} more in the same batches)" if len(wrong) > 1 else ""
+        return PipelineError(
+            f"{self._source.describe(first)}: {reason}{more}; run `lmcl-shard verify --deep`; "
+            f"{LEAVE_OUT}",
+            exit_code=3,
+            ids=tuple(one for one, _ in wrong),
+        )
+
+    def _explain_singly(self, error: Exception, flow: "Flow") -> PipelineError:
+        """Pillow decodes everything that was in flight: ask DALI itself, one image at a time."""
+        way_out = 'set runtime.backend = "torch" (of a Loader: backend="torch")'
+        for request, inputs in flow.in_flight():
+            for row, data in enumerate(inputs.encoded):
+                try:
+                    decode_alone(data, device=self._device, decode=self._decode)
+                except RuntimeError as refusal:
+                    one = int(request.ids[row])
+                    return PipelineError(
+                        f"{self._source.describe(one)}: DALI cannot decode it, though Pillow can: "
+                        f"{_tail(refusal)}; store the image anew and pack the set again, or "
+                        f"{way_out}",
+                        exit_code=3,
+                        ids=(one,),
+                    )
+        ids = tuple(int(one) for request, _ in flow.in_flight()[:1] for one in request.ids)
+        where = f" of {self._source.describe(ids[0])} and {len(ids) - 1} more" if ids else ""
+        return PipelineError(
+            f"DALI failed on the batch{where}, though it decodes each image alone: {_tail(error)}; "
+            f"{way_out} and report the message",
+            ids=ids,
+        )
+
+    def close(self) -> None:
+        """Free DALI's threads and buffers."""
+        self._graph = None
+        self._readers.shutdown(cancel_futures=True)
+        self._dead = None
+
+
+def _find_damaged(request: Request, inputs: Inputs, spec: ViewSpec) -> Iterator[tuple[int, str]]:
+    for row, data in enumerate(inputs.encoded):
+        if data[:2].tobytes() == b"P6":
+            continue
+        height, width = request.sizes[row].tolist()
+        try:
+            frame_pixels(data.tobytes(), size=(height, width), target=(height, width), crop=1)
+        except PipelineError as error:
+            yield int(request.ids[row]), str(error)
+
+
+def _tail(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # DALI ends with this as often as it was asked again.
+    lines = [line for line in lines if not line.startswith("Current pipeline object")]
+    return " ".join(lines[-3:])[:300]

@@ -1,0 +1,1 @@
+"""Building shard sets: plan, pack, retry, reshard."""

@@ -1,0 +1,344 @@
+"""A data set becomes shards, a sample table and, last, a manifest.
+
+`build(dataset, output, *, workers=None, engine="local", options=PackOptions(), size=ShardSize(),
+retry_failed=False, overwrite=False, progress=None) -> Manifest`
+
+A build that was killed goes on where it was when the same call is made again; whatever was half
+written has a temporary name and is not looked at. A folder is finished when it has a manifest.
+"""
+
+import hashlib
+import importlib.metadata
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from shards.build.decode_budget import PIXELS_AT_ONCE, lock_file
+from shards.build.executor import Engine, run_jobs
+from shards.build.pack import (
+    STATE,
+    PackOptions,
+    Rejected,
+    ShardJob,
+    ShardRecord,
+    read_record,
+    read_rows,
+    shard_stem,
+)
+from shards.build.plan import Plan, ShardSize, jobs_of, make_plan
+from shards.build.retry import keep_good_shards
+from shards.columns import COLUMNS
+from shards.errors import ShardError
+from shards.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    REJECTED,
+    SAMPLES,
+    LabelStats,
+    Manifest,
+    ShardInfo,
+    decode,
+    encode,
+)
+from shards.sample import DataSet
+from shards.sample_table import SCHEMA, write_parquet
+from shards.store import Store
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
+_PLAN = f"{STATE}/plan.json"
+_STARTED = f"{STATE}/started"
+
+
+def build(
+    dataset: DataSet,
+    output: str | Path,
+    *,
+    workers: int | None = None,
+    engine: Engine = "local",
+    options: PackOptions | None = None,
+    size: ShardSize | None = None,
+    pixels_at_once: int = PIXELS_AT_ONCE,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Pack a data set into `output`, a folder or an fsspec URL.
+
+    Args:
+        dataset: From one of `shards.datasets`.
+        output: Made if it is not there. A finished set of the same source is left as it is.
+        workers: Shards packed at a time; default: one per core of this process.
+        engine: `local` processes or `ray`; the bytes are the same.
+        options: How to pack; default `PackOptions()`.
+        size: When a shard is full; default `ShardSize()`.
+        pixels_at_once: Decoded at once by all workers on a machine, about four bytes of memory
+            each; a larger picture goes alone.
+        retry_failed: Try the images again that an earlier build rejected.
+        overwrite: Replace a finished set of another source.
+        progress: Called with (images finished since the last call, images in all).
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ShardError: If the source or the output does not allow it; the message says which and why.
+    """
+    options, size = options or PackOptions(), size or ShardSize()
+    _check_name(dataset.name)
+    store = Store(output)
+    if retry_failed and store.exists(MANIFEST):
+        _write_starts(store, keep_good_shards(store, dataset))
+        store.remove(MANIFEST)
+    plan = make_plan(dataset, options=options, size=size, starts=_read_starts(store))
+    refuse_missing(plan, options)
+    finished = _finished(store, plan, overwrite=overwrite)
+    if finished is not None:
+        return finished
+    # From here on the folder is an unfinished build, even if nothing else is ever written to it.
+    store.write(_STARTED, plan.source_sha256.encode())
+    tell = progress or (lambda images, total: None)
+    jobs = jobs_of(dataset, plan, root=store.root, options=options, pixels_at_once=pixels_at_once)
+    records = _pack(jobs, plan, store, engine, workers, retry_failed, tell)
+    return _finish(dataset, plan, store, records)
+
+
+def refuse_missing(plan: Plan, options: PackOptions) -> None:
+    """Stop before any work if labels name files that are not there.
+
+    Raises:
+        ShardError: Naming the first few, unless the options say `skip`.
+    """
+    if plan.num_missing == 0 or options.on_error == "skip":
+        return
+    raise ShardError(
+        f"{plan.name}: {plan.num_missing:,} of {plan.rows:,} labelled images are not there, first "
+        f"{', '.join(plan.missing)}; complete the folder, or leave them out with "
+        "`--on-error skip`",
+        exit_code=3,
+    )
+
+
+def default_workers() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ShardError(
+            f"{name!r} cannot be the name of a set: a-z, 0-9, - and _, at most 41 characters; "
+            "give another with `--name`",
+            exit_code=2,
+        )
+
+
+def _finished(store: Store, plan: Plan, *, overwrite: bool) -> Manifest | None:
+    if not store.exists(MANIFEST):
+        return None
+    try:
+        manifest = decode(store.read(MANIFEST), where=f"{store.root}/{MANIFEST}")
+    except ShardError as error:
+        if not overwrite:
+            # The sentence advises to build again, which is what was asked for.
+            raise ShardError(
+                f"{error}; `--overwrite` replaces the set", exit_code=error.exit_code
+            ) from error
+        store.remove(MANIFEST)
+        return None
+    if manifest.source_sha256 == plan.source_sha256:
+        return manifest
+    if overwrite:
+        store.remove(MANIFEST)
+        return None
+    raise ShardError(
+        f"{store.root}: holds a finished set {manifest.name!r} of {manifest.num_samples:,} images "
+        "made from another source or with other options; choose another `--output`, or replace it "
+        "with `--overwrite`",
+        exit_code=3,
+    )
+
+
+def _pack(
+    jobs: Iterator[ShardJob],
+    plan: Plan,
+    store: Store,
+    engine: Engine,
+    workers: int | None,
+    retry_failed: bool,
+    progress: Callable[[int, int], None],
+) -> list[ShardRecord]:
+    records: dict[int, ShardRecord] = {}
+
+    def left() -> Iterator[ShardJob]:
+        for job in jobs:
+            record = read_record(store, job.stem)
+            if record is not None and _reusable(record, job, retry_failed):
+                records[record.first_id] = record
+                progress(record.rows, plan.rows)
+            else:
+                yield job
+
+    count = min(workers or default_workers(), len(plan.starts))
+    if store.root.startswith("memory:"):
+        count = 1  # another process has another memory
+    running = run_jobs(
+        left(), engine=engine, workers=count, progress=lambda images: progress(images, plan.rows)
+    )
+    try:
+        for record in running:
+            records[record.first_id] = record
+    finally:
+        lock_file(store.root).unlink(missing_ok=True)
+    return [records[start] for start in plan.starts]
+
+
+def _reusable(record: ShardRecord, job: ShardJob, retry_failed: bool) -> bool:
+    if record.first_id != job.first_id or record.rows != len(job.samples):
+        return False
+    if retry_failed and record.rejected:
+        return False
+    return record.fingerprint in (None, job.fingerprint)
+
+
+def _finish(dataset: DataSet, plan: Plan, store: Store, records: Sequence[ShardRecord]) -> Manifest:
+    rejected = [line for record in records for line in record.rejected]
+    shards = tuple(record.shard for record in records if record.shard is not None)
+    if not shards:
+        raise ShardError(
+            f"{dataset.name}: none of the {plan.rows:,} images could be packed, first: "
+            f"{rejected[0].error}",
+            exit_code=3,
+        )
+    labels = _Labels()
+    sha256 = _write_samples(store, dataset.name, records, labels)
+    _write_rejected(store, rejected)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        producer=f"lmcl {_version()}",
+        name=dataset.name,
+        score=dataset.score,
+        num_samples=sum(shard.samples for shard in shards),
+        num_rejected=len(rejected),
+        shards=shards,
+        samples_sha256=sha256,
+        ids_sha256=plan.ids_sha256,
+        source_sha256=plan.source_sha256,
+        facts=dataset.facts,
+        labels=labels.stats(),
+        members=dataset.members,
+    )
+    # All that the manifest vouches for is on disk before the manifest is.
+    store.settle(index_name(shard) for shard in shards)
+    store.write(MANIFEST, encode(manifest))
+    remove_leftovers(store, shards, dataset.name)
+    return manifest
+
+
+def index_name(shard: ShardInfo) -> str:
+    """File name of a shard's DALI index."""
+    return shard.name.removesuffix(".tar") + ".idx"
+
+
+def remove_leftovers(store: Store, shards: Sequence[ShardInfo], name: str) -> None:
+    """Remove the records of the build, and shards of an earlier one that no longer belong."""
+    kept = {shard.name for shard in shards}
+    kept |= {index_name(shard) for shard in shards}
+    ours = re.compile(re.escape(name) + r"-\d{6,}\.(tar|idx)|\..*\.part")
+    for file in store.names():
+        if ours.fullmatch(file) and file not in kept:
+            store.remove(file)
+    store.remove_folder(STATE)
+    if store.folder is not None:
+        # Of an earlier set in this folder: found by nobody any more, and large.
+        shutil.rmtree(store.folder / COLUMNS, ignore_errors=True)
+
+
+class _Labels:
+    """Running statistics of the raw scores of usable images."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = self._squares = 0.0
+        self._low, self._high = math.inf, -math.inf
+
+    def add(self, table: pa.Table) -> None:
+        mos = table.column("mos").to_numpy()[table.column("ok").to_numpy()]
+        mos = mos[np.isfinite(mos)]
+        if mos.size == 0:
+            return
+        self._count += int(mos.size)
+        self._sum += float(mos.sum())
+        self._squares += float((mos**2).sum())
+        self._low = min(self._low, float(mos.min()))
+        self._high = max(self._high, float(mos.max()))
+
+    def stats(self) -> LabelStats | None:
+        if self._count == 0:
+            return None
+        mean = self._sum / self._count
+        variance = max(0.0, self._squares / self._count - mean**2)
+        return LabelStats(
+            count=self._count, low=self._low, high=self._high, mean=mean, std=math.sqrt(variance)
+        )
+
+
+def _write_samples(store: Store, name: str, records: Sequence[ShardRecord], labels: _Labels) -> str:
+    def tables() -> Iterator[pa.Table]:
+        position = 0
+        for index, record in enumerate(records):
+            stem = shard_stem(name, index)
+            table = read_rows(store, stem)
+            # The column counts shards that exist; a shard of rejected images only does not.
+            number = np.where(table.column("ok").to_numpy(), position, -1).astype(np.int32)
+            place = SCHEMA.get_field_index("shard")
+            table = table.cast(SCHEMA).set_column(place, SCHEMA.field("shard"), [number])
+            labels.add(table)
+            position += record.shard is not None
+            yield table
+
+    with tempfile.TemporaryDirectory(prefix="lmcl-") as folder:
+        path = Path(folder) / SAMPLES
+        write_parquet(path, tables())
+        return publish(store, path, SAMPLES)
+
+
+def publish(store: Store, path: Path, name: str) -> str:
+    """Copy a finished local file into the set; returns its sha256."""
+    found = hashlib.sha256()
+    with path.open("rb") as source, store.writing(name) as out:
+        while block := source.read(1 << 20):
+            found.update(block)
+            out.write(block)
+    return found.hexdigest()
+
+
+def _write_rejected(store: Store, rejected: Sequence[Rejected]) -> None:
+    if not rejected:
+        store.remove(REJECTED)
+        return
+    store.write(REJECTED, b"".join(msgspec.json.encode(line) + b"\n" for line in rejected))
+
+
+def _write_starts(store: Store, starts: tuple[int, ...]) -> None:
+    store.write(_PLAN, msgspec.json.encode(starts))
+
+
+def _read_starts(store: Store) -> tuple[int, ...] | None:
+    if not store.exists(_PLAN):
+        return None
+    return msgspec.json.decode(store.read(_PLAN), type=tuple[int, ...])
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("lmcl")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"

@@ -1,0 +1,160 @@
+"""The written rule for image bytes: what is accepted, and how large an image is when displayed.
+
+Every image is fully decoded once, at build time. The rule both decoders follow afterwards
+(docs/formats.md, decision 0201): EXIF orientation applied, palettes expanded, grey repeated,
+alpha dropped, 16 bits scaled to 8, CMYK converted. What the two decoders would not turn into the
+same picture is refused here, by name, instead of being trained on in two versions.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image, UnidentifiedImageError
+
+from shards.build.decode_budget import Decoding, unbounded
+from shards.errors import ShardError
+from shards.png import find_png_damage
+
+MAX_PIXELS = 256_000_000
+"""Larger images are refused before decoding: a small PNG can claim to be terabytes."""
+
+MAX_FILE_BYTES = 1 << 30
+"""A file larger than this is not read into memory."""
+
+BMP_TO_PNG_PICTURES = 4
+"""Memory of `bmp_to_png` in decoded pictures: both of them, and a copy of each to compare."""
+
+_CODECS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp"}
+# Pillow opens a multi-picture JPEG through its JPEG plugin; "MPO" is only what it calls it then.
+_OPENERS = ["JPEG", "PNG", "BMP", "WEBP"]
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "I;16L"})
+_ORIENTATION = 0x0112
+_SWAPS_SIDES = frozenset({5, 6, 7, 8})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """What the loader needs to know about an image without decoding it."""
+
+    codec: str
+    """jpg, png, bmp or webp: what the bytes are, whatever the file is called."""
+    width: int
+    """Pixels, as displayed (EXIF orientation applied)."""
+    height: int
+    """Pixels, as displayed (EXIF orientation applied)."""
+
+
+def inspect(
+    data: bytes, *, where: str, max_pixels: int = MAX_PIXELS, decoding: Decoding = unbounded
+) -> ImageInfo:
+    """Decode an image completely and say what it is.
+
+    Args:
+        data: The encoded image.
+        where: Name for error messages.
+        max_pixels: Refuse larger images without decoding them.
+        decoding: Asked for the image's pixels before they are decoded (`budget.py`).
+
+    Raises:
+        ShardError: If the bytes are no complete image, or one the written rule does not cover.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 million pixels on; the limit here is ours and is an error.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_OPENERS) as image:
+                refuse_by_header(image, where, max_pixels)
+                # Pillow would decode over it; the OSError becomes the sentence below.
+                if image.format == "PNG" and (damage := find_png_damage(data)):
+                    raise OSError(damage)
+                codec = _CODECS[str(image.format)]
+                width, height = image.size
+                with decoding(width * height):
+                    image.load()
+                    orientation = image.getexif().get(_ORIENTATION, 1)
+                    # Its pixels are freed while they still count.
+                    image.close()
+    except ShardError:
+        raise
+    except Image.DecompressionBombError:
+        raise ShardError(
+            f"{where}: claims more than {max_pixels:,} pixels; refused as a decompression bomb",
+            exit_code=3,
+        ) from None
+    except UnidentifiedImageError:
+        raise ShardError(_not_an_image(data, where), exit_code=3) from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+        raise ShardError(
+            f"{where}: cannot be decoded to the end ({error}); replace the file, or leave it out "
+            "with `--on-error skip`",
+            exit_code=3,
+        ) from error
+    except Exception as error:
+        # Decoders fail in many ways on hostile bytes (struct.error, KeyError, zlib.error ...).
+        raise ShardError(
+            f"{where}: cannot be decoded ({type(error).__name__}: {error}); replace the file, or "
+            "leave it out with `--on-error skip`",
+            exit_code=3,
+        ) from error
+    if orientation in _SWAPS_SIDES:
+        width, height = height, width
+    return ImageInfo(codec=codec, width=width, height=height)
+
+
+def bmp_to_png(data: bytes, *, where: str) -> bytes:
+    """The same pixels as a PNG, checked pixel for pixel.
+
+    Raises:
+        ShardError: If the PNG would not decode to exactly the pixels of the BMP.
+    """
+    with Image.open(io.BytesIO(data), formats=["BMP"]) as image:
+        image.load()
+        out = io.BytesIO()
+        image.save(out, format="PNG", compress_level=6)
+        with Image.open(io.BytesIO(out.getvalue()), formats=["PNG"]) as again:
+            same = again.convert("RGB").tobytes() == image.convert("RGB").tobytes()
+    if not same:
+        raise ShardError(
+            f"{where}: the PNG would not hold the same pixels as the BMP; build without "
+            "`--bmp-to-png`",
+            exit_code=3,
+        )
+    return out.getvalue()
+
+
+def refuse_by_header(image: Image.Image, where: str, max_pixels: int) -> None:
+    """Refuse what the written rule does not cover, before a pixel is decoded.
+
+    Raises:
+        ShardError: Naming what is not covered.
+    """
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ShardError(f"{where}: is {width} x {height} pixels large", exit_code=3)
+    if width * height > max_pixels:
+        raise ShardError(
+            f"{where}: claims {width} x {height} pixels, more than the {max_pixels:,} allowed; "
+            "scale it down if it is real",
+            exit_code=3,
+        )
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise ShardError(
+            f"{where}: an animation of {getattr(image, 'n_frames', 1)} frames has no one quality; "
+            "store one frame",
+            exit_code=3,
+        )
+    if image.mode not in _MODES:
+        raise ShardError(
+            f"{where}: pixel format {image.mode} is not one the written rule covers "
+            f"({', '.join(sorted(_MODES))}); convert it to 8-bit RGB",
+            exit_code=3,
+        )
+
+
+def _not_an_image(data: bytes, where: str) -> str:
+    what = "is empty" if not data else f"starts with {data[:8].hex(' ')}"
+    return (
+        f"{where}: not a JPEG, PNG, BMP or WebP image ({len(data):,} bytes, {what}); convert it, "
+        "or leave it out with `--on-error skip`"
+    )

@@ -1,0 +1,1 @@
+"""Splits: drawing, importing, near duplicates."""

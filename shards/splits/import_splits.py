@@ -1,0 +1,293 @@
+"""Splits that others published, brought in by the names of images and never by their position.
+
+`import_splits(shard_set, source, *, names=None, column=None, shift_rows=0) -> list[Split]`
+
+* pyiqa: split columns of a `meta_info_*.csv`, or its older pickle (which needs the csv as `names`).
+  Its 802 splits call the held-out part `val`; it becomes `test`, and the note says so.
+* ARNIQA: a folder with `train.npy`, `val.npy`, `test.npy`, one row per repeat. Rows are padded with
+  -1, which indexing takes for the last image; the padding is stripped and counted. `names` lists
+  the images in the order the numbers mean.
+* LIQE and others: a folder with `*train*.txt`, `*val*.txt`, `*test*.txt`, one image per line.
+"""
+
+import io
+import pickle
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.datasets.pyiqa import MetaRow, read_meta
+from shards.datasets.table import parse_part
+from shards.errors import ShardError
+from shards.read import ShardSet
+from shards.splits.split import PARTS, Split, check_split, split_from_ids
+
+_NUMBERED = {"0": "train", "1": "val", "2": "test"}
+_MOST_NAMED = 3
+
+
+class Names:
+    """Finds a set's images by the names others use: the longest matching end of the path wins."""
+
+    def __init__(self, shard_set: ShardSet) -> None:
+        self._set = shard_set
+        self._by_end: dict[str, int] = {}
+        self._doubtful: set[str] = set()
+        paths = shard_set.samples.path
+        for id in shard_set.ids().tolist():
+            parts = str(paths[id]).lower().split("/")
+            for start in range(len(parts)):
+                end = "/".join(parts[start:])
+                if end in self._by_end:
+                    self._doubtful.add(end)
+                self._by_end[end] = id
+
+    def find(self, name: str) -> int | None:
+        """The id of an image, or None.
+
+        Raises:
+            ShardError: If the name fits several images.
+        """
+        parts = name.strip().lower().replace("\\", "/").split("/")
+        for start in range(len(parts)):
+            end = "/".join(parts[start:])
+            if end in self._doubtful:
+                raise ShardError(
+                    f"{name!r} fits several images of {self._set.name}; the list must give the "
+                    "folder too",
+                    exit_code=3,
+                )
+            if end in self._by_end:
+                return self._by_end[end]
+        return None
+
+
+def import_splits(
+    shard_set: ShardSet,
+    source: Path,
+    *,
+    names: Path | None = None,
+    column: str | None = None,
+    shift_rows: int = 0,
+    allow_missing: bool = False,
+) -> list[Split]:
+    """Read published splits.
+
+    Args:
+        shard_set: The set they are for.
+        source: The csv, pickle or folder.
+        names: List of images that numbers in a pickle or `.npy` refer to: a meta csv or a text
+            file with one image per line.
+        column: Which split column; default: all of them.
+        shift_rows: Take the part of row r from row r - `shift_rows`: 7 repeats what pyiqa's loader
+            does on the LIVE Challenge, where it drops rows but not their parts.
+        allow_missing: Accept names that the set does not hold, for a part of a set.
+
+    Raises:
+        ShardError: If the format is not known, a name is not in the set, or a split leaks.
+    """
+    if source.is_dir() and (source / "train.npy").is_file():
+        drawn = _from_arniqa(source, _name_list(names, source))
+    elif source.is_dir():
+        drawn = [_from_lists(source)]
+    elif source.suffix == ".csv":
+        drawn = _from_columns(read_meta(source), source, column, shift_rows)
+    elif source.suffix in {".pkl", ".pickle"}:
+        drawn = _from_pickle(source, _name_list(names, source))
+    elif not source.exists():
+        raise ShardError(f"{source}: there is no such file or folder", exit_code=4)
+    else:
+        raise ShardError(
+            f"{source}: not a known kind of split; give a meta_info_*.csv, a pickle, a folder with "
+            "train.npy, or a folder with train, val and test lists",
+            exit_code=2,
+        )
+    finder = Names(shard_set)
+    return [
+        _resolve(shard_set, finder, item, number, source, allow_missing)
+        for number, item in enumerate(drawn)
+    ]
+
+
+class _Named:
+    """A published split, still as names."""
+
+    def __init__(self, name: str, parts: dict[str, list[str]], note: str = "") -> None:
+        self.name = name
+        self.parts = parts
+        self.note = note
+
+
+def _resolve(
+    shard_set: ShardSet, finder: Names, item: _Named, index: int, source: Path, allow_missing: bool
+) -> Split:
+    ids: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    missing: list[str] = []
+    for part in PARTS:
+        found = [(name, finder.find(name)) for name in item.parts.get(part, [])]
+        missing += [name for name, id in found if id is None]
+        ids.append(np.unique(np.array([id for _, id in found if id is not None], np.int64)))
+    if missing and not allow_missing:
+        raise ShardError(
+            f"{source}: {len(missing):,} images of the split {item.name!r} are not in "
+            f"{shard_set.root}, first {', '.join(missing[:_MOST_NAMED])}; is it the split of this "
+            "set? A part of a set needs `--allow-missing`",
+            exit_code=3,
+        )
+    notes = [item.note] if item.note else []
+    if missing:
+        notes.append(f"{len(missing):,} images of the list are not in this set")
+    left = len(shard_set) - sum(part.size for part in ids)
+    if left:
+        notes.append(f"{left:,} images of this set are in no part of the list")
+    split = split_from_ids(
+        shard_set, f"imported-{_slug(item.name)}", index, ids, note="; ".join(notes)
+    )
+    return check_split(shard_set, split, where=str(source))
+
+
+def _from_columns(
+    rows: Sequence[MetaRow], source: Path, column: str | None, shift_rows: int
+) -> list[_Named]:
+    known = [name for name in rows[0].columns if "split" in name.lower()]
+    if column is not None and column not in known:
+        raise ShardError(
+            f"{source}: no split column {column!r}; there are {', '.join(known) or 'none'}",
+            exit_code=2,
+        )
+    if not known:
+        raise ShardError(
+            f"{source}: has no column whose name contains `split` among "
+            f"{', '.join(rows[0].columns)}; give a meta_info_*.csv with one, e.g. official_split",
+            exit_code=3,
+        )
+    return [_column(rows, source, name, shift_rows) for name in known if column in (None, name)]
+
+
+def _column(rows: Sequence[MetaRow], source: Path, name: str, shift_rows: int) -> _Named:
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for number in range(shift_rows, len(rows)):
+        word = rows[number - shift_rows].columns.get(name, "").strip()
+        part = _NUMBERED.get(word) or parse_part(word, where=f"{source}: {name}, row {number + 2}")
+        if part:
+            parts[part].append(rows[number].path)
+    note = f"parts as pyiqa's loader shifts them by {shift_rows} rows" if shift_rows else ""
+    return _held_out_is_test(_Named(name, parts, note))
+
+
+def _held_out_is_test(item: _Named) -> _Named:
+    if item.parts["test"] or not item.parts["val"]:
+        return item
+    moved = {"train": item.parts["train"], "val": [], "test": item.parts["val"]}
+    said = "the list calls the held-out part `val`; it is `test` here, and nothing selects"
+    return _Named(item.name, moved, "; ".join(note for note in (item.note, said) if note))
+
+
+def _from_pickle(source: Path, names: list[str]) -> list[_Named]:
+    try:
+        content = _Plain(io.BytesIO(source.read_bytes())).load()
+    except Exception as error:
+        # A pickle can fail in any way; nothing but plain containers and numbers is ever built.
+        raise ShardError(f"{source}: not a pickle of plain lists ({error})", exit_code=3) from error
+    if not isinstance(content, dict):
+        raise ShardError(f"{source}: holds no dictionary of splits", exit_code=3)
+    found = []
+    for key, parts in content.items():
+        if not isinstance(parts, dict):
+            raise ShardError(f"{source}: split {key!r} holds no parts", exit_code=3)
+        named = {
+            part: _pick(names, parts.get(part, []), f"{source}: split {key}") for part in PARTS
+        }
+        found.append(_held_out_is_test(_Named(f"{source.stem}-{key}", named)))
+    return found
+
+
+class _Plain(pickle.Unpickler):
+    """Builds containers and numbers, and refuses everything else a pickle may ask for."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"asks for {module}.{name}, which is refused")
+
+
+def _from_arniqa(folder: Path, names: list[str]) -> list[_Named]:
+    tables = {part: _load_npy(folder / f"{part}.npy") for part in PARTS}
+    repeats = {part: table.shape[0] for part, table in tables.items()}
+    if len(set(repeats.values())) != 1:
+        raise ShardError(
+            f"{folder}: parts have different numbers of repeats {repeats}", exit_code=3
+        )
+    found = []
+    for index in range(repeats["train"]):
+        padding = sum(int((table[index] == -1).sum()) for table in tables.values())
+        parts = {
+            part: _pick(names, table[index][table[index] != -1], f"{folder}: repeat {index}")
+            for part, table in tables.items()
+        }
+        note = f"{padding} entries of -1 were padding and are stripped" if padding else ""
+        found.append(_Named(f"{folder.name}-{index:02d}", parts, note))
+    return found
+
+
+def _load_npy(path: Path) -> np.ndarray[Any, Any]:
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ShardError(f"{path}: not readable as .npy ({error})", exit_code=4) from error
+    if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer):
+        raise ShardError(
+            f"{path}: {table.dtype} of shape {table.shape}, not one row of numbers per repeat",
+            exit_code=3,
+        )
+    return np.asarray(table)
+
+
+def _from_lists(folder: Path) -> _Named:
+    parts: dict[str, list[str]] = {}
+    for part in PARTS:
+        files = sorted(path for path in folder.glob("*.txt") if part in path.name.lower())
+        if len(files) > 1:
+            raise ShardError(
+                f"{folder}: {len(files)} lists for {part}; give a folder with one of each",
+                exit_code=3,
+            )
+        parts[part] = [
+            line.replace(",", "\t").split("\t")[0].strip()
+            for file in files
+            for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            if line.strip()
+        ]
+    if not parts["train"] or not parts["test"]:
+        raise ShardError(f"{folder}: has no *train*.txt and *test*.txt", exit_code=4)
+    return _Named(folder.name, parts)
+
+
+def _name_list(names: Path | None, source: Path) -> list[str]:
+    if names is None:
+        raise ShardError(
+            f"{source}: holds row numbers, which mean nothing without the list they count; give "
+            "it with `--names` (a meta_info_*.csv, or a text file with one image per line)",
+            exit_code=2,
+        )
+    if names.suffix == ".csv":
+        return [row.path for row in read_meta(names)]
+    try:
+        text = names.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise ShardError(f"{names}: cannot be read ({error})", exit_code=4) from error
+    lines = [line.replace(",", "\t").split("\t")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("dis_img_path")]
+
+
+def _pick(names: list[str], rows: Iterable[Any], where: str) -> list[str]:
+    picked = []
+    for row in rows:
+        if not 0 <= int(row) < len(names):
+            raise ShardError(f"{where}: row {row} is not in 0 .. {len(names) - 1}", exit_code=3)
+        picked.append(names[int(row)])
+    return picked
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in name)

@@ -1,0 +1,147 @@
+"""The operation as torch sees it: opcheck, one graph under torch.compile, one derivative only."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+from kernels import torch_op as op
+from kernels.types import Options
+
+ROOT = Path(__file__).resolve().parents[2]
+BACKENDS = ["chunked", "triton"]
+
+
+def arguments(backend, make_batch, *, teacher=False, normalize=False):
+    batch = make_batch([3, 1, 2], d=16)
+    rows, hubs, keys = (batch[name].float() for name in ("rows", "hubs", "keys"))
+    options = Options(
+        intra_weight=1.0,
+        balanced=True,
+        include_positive=True,
+        normalize=normalize and backend == "triton",
+        gather=True,
+        validate=True,
+        backend=backend,
+    )
+    tables = (rows.requires_grad_(), hubs.requires_grad_(), batch["group"])
+    tau = torch.tensor(0.2, requires_grad=True)
+    return (
+        *tables,
+        tau,
+        batch["overlap"].float(),
+        keys if teacher else None,
+        *op._scalars(options),
+    )
+
+
+@pytest.mark.parametrize("teacher", [False, True], ids=["student", "teacher"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("ignore")
+def test_opcheck_is_clean(backend, teacher, make_batch) -> None:
+    given = arguments(backend, make_batch, teacher=teacher, normalize=True)
+    torch.library.opcheck(torch.ops.lmcl.contrastive_forward.default, (*given, True))
+
+
+ONE_GRAPH = """
+import sys, torch, kernels
+backend, chosen = sys.argv[1:]
+torch.manual_seed(0)
+group = torch.tensor([4, 4, 4, 1, 1])
+tables = [torch.nn.functional.normalize(torch.randn(n, 16), dim=1) for n in (5, 2, 5)]
+keys = tables.pop()
+tau = torch.tensor(0.1)
+options = {
+    "paper": {},
+    "all": {"overlap": torch.rand(5, 3), "intra_weight": "balanced", "include_positive": True,
+            "normalize": True},
+    "teacher": {"keys": keys, "overlap": torch.rand(5, 3)},
+}[chosen]
+
+def step(rows, hubs, tau):
+    out = kernels.manifold_contrastive_loss(
+        rows * 1.0, hubs, group, temperature=0.1 if chosen == "paper" else tau, backend=backend,
+        **options,
+    )
+    return out.loss * 2 + 0 * out.intra_share + 0 * tau
+
+gradients = []
+compiled = [
+    torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for dynamic in (False, True)
+]
+for function in (step, *compiled):
+    leaves = [table.clone().requires_grad_() for table in (*tables, tau)]
+    function(*leaves).backward()
+    gradients.append([leaf.grad for leaf in leaves])
+torch.testing.assert_close(gradients[1], gradients[0])
+torch.testing.assert_close(gradients[2], gradients[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("chunked", "all"), ("triton", "teacher")]
+    + [
+        pytest.param(backend, options, marks=pytest.mark.slow)
+        for backend in ("chunked", "triton")
+        for options in ("paper", "all", "teacher")
+        if (backend, options) not in (("chunked", "all"), ("triton", "teacher"))
+    ],
+)
+def test_one_graph_under_compile_with_static_and_dynamic_sizes(backend, options) -> None:
+    # In a process of its own, because the checker of shapes cannot be traced.
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ONE_GRAPH, backend, options],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=dict(os.environ, PYTHONPATH="."),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_derivative_is_refused_with_a_sentence(backend, make_batch) -> None:
+    batch = make_batch([3, 2], d=16)
+    rows = batch["rows"].float().requires_grad_()
+    out = kernels.manifold_contrastive_loss(
+        rows, batch["hubs"].float(), batch["group"], temperature=0.1, backend=backend
+    )
+    (first,) = torch.autograd.grad(out.loss, rows, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"asked for a second derivative.*backend='dense'"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_gradients_nothing_is_recorded(backend, make_batch) -> None:
+    batch = make_batch([3, 2], d=16)
+    with torch.no_grad():
+        out = kernels.manifold_contrastive_loss(
+            batch["rows"].float().requires_grad_(), batch["hubs"].float(), batch["group"],
+            temperature=0.1, keys=batch["keys"].float(), backend=backend,
+        )  # fmt: skip
+    assert not out.loss.requires_grad
+
+
+def test_autocast_on_the_cpu_leaves_precision_alone(make_batch) -> None:
+    batch = make_batch([3, 2], d=16)
+    rows, hubs = batch["rows"].float(), batch["hubs"].float()
+    plain = kernels.manifold_contrastive_loss(rows, hubs, batch["group"], temperature=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = kernels.manifold_contrastive_loss(rows, hubs, batch["group"], temperature=0.1)
+    assert torch.equal(plain.loss, inside.loss)
+
+
+def test_scaled_losses_scale_their_gradients(make_batch) -> None:
+    batch = make_batch([3, 2], d=16)
+    gradients = []
+    for scale in (1.0, 1024.0):
+        rows = batch["rows"].half().requires_grad_()
+        out = kernels.manifold_contrastive_loss(
+            rows, batch["hubs"].half(), batch["group"], temperature=0.1, backend="triton"
+        )
+        (out.loss * scale).backward()
+        gradients.append(rows.grad.float() / scale)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=2e-3, atol=1e-4)

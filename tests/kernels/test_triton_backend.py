@@ -1,0 +1,64 @@
+"""The Triton kernels, interpreted: widths, splits, repeatability; test_truth.py has the rest."""
+
+import pytest
+import torch
+
+from kernels import triton_launch as launch
+from kernels import tuning
+
+if not launch.is_interpreted():
+    pytest.skip(
+        "the kernels are compiled here; tests/kernels/test_gpu.py has them", allow_module_level=True
+    )
+
+STUDENT = {"overlap": True, "include_positive": True, "intra_weight": "balanced", "normalize": True}
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(*shape: int, **options: object) -> torch.Tensor:
+        return torch.full(shape, torch.nan, **options)
+
+    monkeypatch.setattr(launch, "empty", poisoned)
+
+
+@pytest.mark.parametrize("options", [{}, STUDENT, STUDENT | {"keys": True}], ids=len)
+@pytest.mark.parametrize("d", [16, 24, 80, 112, 384, 768])
+def test_widths_are_padded_and_split_without_a_trace(
+    d, options, make_batch, run, assert_no_worse
+) -> None:
+    batch = make_batch([5, 2, 9], d=d)
+    results = [
+        run(batch, options, backend=backend, temperature=0.1, dtype=dtype, learned=False)
+        for backend, dtype in (
+            ("triton", torch.bfloat16), ("dense", torch.bfloat16), ("dense", torch.float64),
+        )
+    ]  # fmt: skip
+    assert_no_worse(*results, dtype=torch.bfloat16, temperature=0.1)
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("options", [{}, STUDENT, {"keys": True}], ids=["paper", "all", "teacher"])
+def test_two_runs_give_the_same_bits(options, learned, make_batch, run) -> None:
+    batch = make_batch([10] * 21, d=32)
+    one, other = (
+        run(
+            batch, options, backend="triton", temperature=0.1, dtype=torch.bfloat16,
+            learned=learned,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_splits_agree_with_one_walk(make_batch, run, monkeypatch) -> None:
+    batch = make_batch([10] * 30, d=16)
+    results = []
+    for splits in (1, 3):
+        monkeypatch.setattr(tuning, "choose_splits", lambda *_, splits=splits, **__: splits)
+        results.append(
+            run(batch, {}, backend="triton", temperature=0.1, dtype=torch.float32, learned=False)
+        )
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=2e-6, atol=1e-7, msg=name)

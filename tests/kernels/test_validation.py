@@ -1,0 +1,110 @@
+"""Each wrong argument is refused with a sentence: what was asked, got, and the way out."""
+
+import pytest
+import torch
+
+import kernels
+from kernels import groups
+from kernels import validation as checks
+
+
+def given(**changes):
+    arguments = {
+        "rows": torch.nn.functional.normalize(torch.ones(5, 8), dim=1),
+        "hubs": torch.nn.functional.normalize(torch.ones(2, 8), dim=1),
+        "group": torch.tensor([0, 0, 0, 1, 1]),
+        "temperature": 0.1,
+        "intra_weight": 1.0,
+        "overlap": None,
+        "keys": None,
+        "backend": "auto",
+    }
+    return arguments | changes
+
+
+WRONG = {
+    "unequal-widths": ({"hubs": torch.ones(2, 9)}, ValueError, "width of rows, 8, got 9"),
+    "rows-3d": ({"rows": torch.ones(5, 2, 4)}, ValueError, r"got shape \[5, 2, 4\]"),
+    "group-length": (
+        {"group": torch.zeros(4).long()},
+        ValueError,
+        r"one image index per row, \[5\]",
+    ),
+    "more-hubs-than-rows": ({"hubs": torch.ones(6, 8)}, ValueError, "got 6 hubs for 5 rows"),
+    "no-hubs": ({"hubs": torch.ones(0, 8)}, ValueError, "got 0 hubs for 5 rows"),
+    "keys-shape": ({"keys": torch.ones(4, 8)}, ValueError, "embed the same crops"),
+    "integer-rows": ({"rows": torch.ones(5, 8).long()}, TypeError, "got torch.int64"),
+    "hubs-dtype": ({"hubs": torch.ones(2, 8).half()}, TypeError, r"hubs.to\(rows.dtype\)"),
+    "keys-dtype": ({"keys": torch.ones(5, 8).double()}, TypeError, r"keys.to\(rows.dtype\)"),
+    "float-group": ({"group": torch.zeros(5)}, TypeError, r"group.long\(\)"),
+    "other-device": ({"hubs": torch.ones(2, 8, device="meta")}, TypeError, "device of rows, cpu"),
+    "learned-elsewhere": (
+        {"temperature": torch.ones((), device="meta", requires_grad=True)},
+        TypeError,
+        "temperature: asked for the device of rows",
+    ),
+    "overlap-rows": ({"overlap": torch.ones(4, 3)}, ValueError, r"\[5, c\], got \[4, 3\]"),
+    "overlap-dtype": ({"overlap": torch.ones(5, 3).long()}, TypeError, "floating-point IoU"),
+    "temperature-0": ({"temperature": 0.0}, ValueError, "above 0, got 0.0"),
+    "temperature-nan": ({"temperature": float("nan")}, ValueError, "above 0, got nan"),
+    "temperature-table": ({"temperature": torch.ones(2)}, ValueError, "one floating-point number"),
+    "weight-negative": ({"intra_weight": -1.0}, ValueError, "at least 0, got -1.0"),
+    "weight-name": ({"intra_weight": "ballanced"}, ValueError, "did you mean 'balanced'"),
+    "backend-name": ({"backend": "cuda"}, ValueError, "auto, triton, chunked, dense, got 'cuda'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "error", "words"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_argument_is_named(changes, error, words) -> None:
+    with pytest.raises(error, match=words):
+        checks.check_arguments(**given(**changes))
+
+
+@pytest.mark.parametrize("backend", ["dense", "chunked", "triton"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"group": torch.tensor([0, 1, 0, 1, 1])}, "2 images in 4 runs"),
+        ({"group": torch.tensor([0, 0, 0, 0, 0])}, "got 2 hubs for 1 images"),
+        ({"rows": torch.ones(5, 8)}, r"got length 2.828 in row 0; pass normalize=True"),
+        ({"hubs": torch.ones(2, 8)}, "hubs: asked for rows of unit length"),
+        ({"temperature": torch.tensor(0.0)}, "learn its logarithm"),
+        ({"overlap": torch.ones(5, 2)}, "3 here, got 2; pad the table with 0"),
+    ],
+    ids=["scattered", "too-many-hubs", "long-rows", "long-hubs", "learned-0", "narrow-overlap"],
+)
+def test_wrong_values_are_refused_by_every_backend(changes, words, backend) -> None:
+    with pytest.raises(ValueError, match=words):
+        kernels.manifold_contrastive_loss(**given(**changes) | {"backend": backend})
+
+
+def test_normalize_accepts_rows_of_any_length() -> None:
+    arguments = given(rows=3 * torch.ones(5, 8), hubs=torch.ones(2, 8))
+    out = kernels.manifold_contrastive_loss(**arguments, normalize=True)
+    torch.testing.assert_close(out.positive_similarity, torch.tensor(1.0))
+
+
+def test_a_table_beyond_32_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"65536 x 32768 elements, the limit is 2\^31 - 1"):
+        checks.check_table(2**16, 2**15)
+
+
+def test_triton_names_why_it_cannot_run(monkeypatch) -> None:
+    rows = torch.ones(2, 16)
+    choose = kernels.contrastive.choose_backend
+    with pytest.raises(ValueError, match=r"no float64; use backend='auto' or 'chunked'"):
+        choose(rows.double(), "triton")
+    with pytest.raises(ValueError, match="1024 wide and its kernels stop at 768"):
+        choose(torch.ones(2, 1024).half(), "triton")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match="rows are on cpu and its kernels need CUDA"):
+        choose(rows, "triton")
+
+
+def test_groups_are_runs_of_rows() -> None:
+    found = groups.find_groups(torch.tensor([7, 7, 2, 9, 9, 9]), hubs=3)
+    assert found.image.tolist() == [0, 0, 1, 2, 2, 2]
+    assert found.first.tolist() == [0, 0, 2, 3, 3, 3]
+    assert found.end.tolist() == [2, 2, 3, 6, 6, 6]
+    assert found.counts.tolist() == [2, 1, 3]
+    assert found.most() == 3

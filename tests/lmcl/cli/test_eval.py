@@ -1,0 +1,269 @@
+"""A trained model on another set: direction, shared images, splits, and the matrix made of them."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from lmcl.errors import LmclError
+from lmcl.evaluation.evaluate_run import Asked, command, evaluate_run
+from lmcl.evaluation.metrics import fit_logistic
+from lmcl.evaluation.predictions import read_csv
+from lmcl.evaluation.scope import ON_TRAIN, ON_VAL
+from lmcl.report import write_report
+from lmcl.training.setup import fit
+from shards.build.build import build
+from shards.datasets.demo import write_demo
+from shards.datasets.table import open_table
+from shards.datasets.unlabelled import open_unlabelled
+from shards.read import open_set
+from shards.sample import Score
+from shards.splits.split import load_split, make_splits, write_split
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    fit(tiny("train.epochs=1"), folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory, demo_set: Path) -> Path:
+    """Another set beside the first: new contents, some shared images, lower = better in 0..100."""
+    folder = demo_set.parent / "turned-source"
+    labels = write_demo(folder, contents=4, seed=5)
+    packed = open_set(demo_set)
+    rows = [(r["path"], float(r["score"]), r["group"]) for r in _rows(labels)]
+    images = next(folder.rglob(rows[0][0])).parent
+    for id in load_split(packed, "70-10-20-seed123-00").train[:3].tolist():
+        name = f"shared-{Path(packed.samples.path[id]).name}"
+        (images / name).write_bytes(packed.read_bytes(id))
+        rows.append((name, float(packed.samples.mos[id]), f"shared-{id}"))
+    table = folder / "turned.csv"
+    with table.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["path", "score", "group"])
+        writer.writerows((p, round(125.0 - 25.0 * s, 4), g) for p, s, g in rows)
+    shards = demo_set.parent / "turned"
+    score = Score(kind="dmos", low=0.0, high=100.0, higher_is_better=False)
+    dataset = open_table(table, images=images, name="turned", score=score)
+    build(dataset, shards, workers=1)
+    for split in make_splits(open_set(shards), repeats=2):
+        write_split(shards, split)
+    return shards
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_predictions_come_in_the_direction_and_range_of_the_other_set(run, turned) -> None:
+    found, scope, path = evaluate_run(run, Asked(data="turned"), batch_size=8, progress=False)
+    table = read_csv(path)
+    assert path.name == "turned-all.csv"
+    np.testing.assert_allclose(table.prediction, 100.0 - 100.0 * table.prediction_unit)
+    assert found.srcc == pytest.approx(stats.spearmanr(table.prediction, table.mos).statistic)
+    assert (scope.tested_on, scope.trained_on) == ("turned", "demo")
+    assert scope.direction == "direction turned"
+    assert not scope.scale.higher_is_better
+
+
+def test_images_the_model_was_trained_on_are_left_out_and_counted(run, turned) -> None:
+    found, scope, path = evaluate_run(run, Asked(data=str(turned)), batch_size=8, progress=False)
+    assert scope.left_out == 3
+    assert found.n == scope.images == 40
+    assert not [p for p in read_csv(path).path if str(p).startswith("shared-")]
+
+
+def test_a_protocol_of_splits_fits_on_train_and_counts_the_test_part(run, turned) -> None:
+    said = CliRunner().invoke(
+        command,
+        [str(run), "--set", "turned", "--protocol", "70-10-20", "--no-progress"],
+        catch_exceptions=False,
+    )
+    assert said.exit_code == 0
+    assert "direction turned; 3 training images left out" in said.output
+    assert "median of 10 splits: srcc" in said.output
+    tree = json.loads((run / "predictions" / "turned-70-10-20.metrics.json").read_text())
+    scope = tree["scope"]
+    table = read_csv(run / "predictions" / "turned-70-10-20.csv")
+    first = load_split(open_set(turned), "70-10-20-seed123-00")
+    row = next(s for s in scope["splits"] if s["name"] == first.name)
+    keep = np.isin(table.id, first.test)
+    truth = stats.spearmanr(table.prediction[keep], table.mos[keep]).statistic
+    assert scope["mapping"] == ON_TRAIN
+    assert row["hash"] == first.hash
+    assert row["n"] == int(keep.sum())
+    assert row["n_fit"] == int(np.isin(table.id, first.train).sum())
+    assert row["srcc"] == pytest.approx(truth)
+
+
+def test_splits_of_the_own_set_are_refused_since_they_leak(run) -> None:
+    with pytest.raises(LmclError, match="training images; train one run per split") as caught:
+        evaluate_run(run, Asked(protocol="70-10-20"), batch_size=8, progress=False)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("how", ["spelled", "linked", "copied", "moved"])
+def test_the_own_set_is_known_by_its_images_and_not_by_its_path(
+    run, demo_set, tmp_path, tiny, how
+) -> None:
+    place = demo_set / ".." / demo_set.name
+    if how == "linked":
+        place = tmp_path / "link"
+        place.symlink_to(demo_set)
+    if how in ("copied", "moved"):
+        place = tmp_path / "copy"
+        shutil.copytree(demo_set, place)
+    if how == "moved":
+        run = Path(shutil.copytree(run, tmp_path / "run"))
+        config = (run / "config.toml").read_text().replace(str(demo_set), str(tmp_path / "gone"))
+        (run / "config.toml").write_text(config)
+    asked = Asked(data=str(place), protocol="70-10-20")
+    with pytest.raises(LmclError, match="training images; train one run per split") as caught:
+        evaluate_run(run, asked, batch_size=8, progress=False)
+    assert caught.value.exit_code == 2
+
+
+def test_the_test_part_of_another_split_of_the_own_set_is_refused_if_it_was_learned_from(
+    run,
+) -> None:
+    with pytest.raises(LmclError, match=r"learned from [1-9]\d* of the \d+ images of that part"):
+        evaluate_run(run, Asked(part="70-10-20-seed123-01"), batch_size=8, progress=False)
+
+
+def test_all_images_of_the_own_set_come_with_a_warning_that_counts_those_learned_from(
+    run, demo_set, caplog
+) -> None:
+    evaluate_run(run, Asked(part="all"), batch_size=8, progress=False)
+    split = load_split(open_set(demo_set), "70-10-20-seed123-00")
+    seen = len(split.part("train")) + len(split.part("val"))
+    assert f"{seen} of its 60 images are ones this run has learned from" in caplog.text
+
+
+def test_the_metrics_say_with_which_decoder_the_images_were_judged(run, turned) -> None:
+    evaluate_run(run, Asked(data="turned"), batch_size=8, progress=False)
+    tree = json.loads((run / "predictions" / "turned-all.metrics.json").read_text())
+    assert tree["decode"] == json.loads((run / "protocol.json").read_text())["decode"]
+    assert tree["decode"].startswith(("dali-", "torch-"))
+
+
+def test_a_set_without_scores_is_judged_and_its_missing_figures_explained(
+    run, demo_set, tmp_path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    packed = open_set(demo_set)
+    for id in range(4):
+        (images / Path(packed.samples.path[id]).name).write_bytes(packed.read_bytes(id) + b"x")
+    build(open_unlabelled(images), tmp_path / "bare", workers=1)
+    asked = [str(run), "--set", str(tmp_path / "bare"), "--no-progress"]
+    said = CliRunner().invoke(command, asked, catch_exceptions=False)
+    assert said.exit_code == 0
+    assert "no figures: " in said.output
+    assert "4 of the 4 judged images have no score in the set" in said.output
+    assert len(read_csv(run / "predictions" / "unlabelled-all.csv")) == 4
+
+
+def test_a_mapping_fitted_on_val_judges_the_test_part_and_the_report_says_so(run, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    said = CliRunner().invoke(command, [str(copy), "--fit-on", "val", "--no-progress"])
+    assert said.exit_code == 0, said.output
+    val, test = (read_csv(copy / "predictions" / f"{name}.csv") for name in ("val", "test"))
+    fit = fit_logistic(val.prediction, val.mos)
+    rmse = float(np.sqrt(np.mean((fit(test.prediction) - test.mos) ** 2)))
+    write_report([copy], copy)
+    found = json.loads((copy / "results.json").read_text())["runs"][0]["evaluation"]
+    words = f"fitted on {len(val)} images of the val part of 70-10-20-seed123-00"
+    assert (found["fit_on"], found["fit4"]["centre"]) == ("val", pytest.approx(fit.centre))
+    assert found["rmse_fit4"] == pytest.approx(rmse, rel=1e-4)
+    assert rmse != pytest.approx(_rmse_fitted_on_itself(test), rel=1e-3)
+    assert words in said.output
+    for name in ("report.html", "report.md", "results.json"):
+        assert words in (copy / name).read_text()
+
+
+def test_judging_a_part_again_keeps_the_salient_boxes_of_training(run, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    before = read_csv(copy / "predictions" / "test.csv")
+    evaluate_run(copy, Asked(fit_on="val"), batch_size=8, progress=False)
+    after = read_csv(copy / "predictions" / "test.csv")
+    assert np.all(before.h > 0)
+    for name in ("y", "x", "h", "w"):
+        assert np.array_equal(getattr(before, name), getattr(after, name))
+
+
+def test_a_split_of_another_set_gives_the_part_the_mapping_is_fitted_on(run, turned) -> None:
+    split = load_split(open_set(turned), "70-10-20-seed123-00")
+    asked = Asked(data="turned", part=split.name, fit_on="train")
+    found, scope, path = evaluate_run(run, asked, batch_size=8, progress=False)
+    assert set(read_csv(path).id) <= set(split.test.tolist())
+    assert scope.fitted is not None
+    shared = [p for p in open_set(turned).samples.path[split.train] if p.startswith("shared-")]
+    assert scope.fitted.n == len(split.train) - len(shared)
+    assert found.fit_on == "train"
+
+
+def test_splits_of_another_set_can_be_fitted_on_their_val_parts(run, turned) -> None:
+    asked = Asked(data="turned", protocol="70-10-20", fit_on="val")
+    _, scope, _ = evaluate_run(run, asked, batch_size=8, progress=False)
+    first = load_split(open_set(turned), "70-10-20-seed123-00")
+    row = next(s for s in scope.splits if s.name == first.name)
+    assert scope.mapping == ON_VAL
+    assert row.n_fit == len([i for i in first.val if i in set(_judged_ids(run))])
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Asked(data="turned", fit_on="val"), "so it has no val part; judge one split"),
+        (Asked(part="all", fit_on="train"), "so it has no train part"),
+        (Asked(data="turned", protocol="80-20", fit_on="val"), "no image in its val part"),
+    ],
+    ids=["whole-set", "all", "no-val"],
+)
+def test_a_part_that_is_not_there_to_fit_on_is_refused_with_the_way_out(
+    run, turned, asked, words
+) -> None:
+    with pytest.raises(LmclError, match=words) as caught:
+        evaluate_run(run, asked, batch_size=8, progress=False)
+    assert caught.value.exit_code == 2
+
+
+def _judged_ids(run: Path) -> list[int]:
+    return read_csv(run / "predictions" / "turned-70-10-20.csv").id.tolist()
+
+
+def _rmse_fitted_on_itself(test) -> float:
+    mapped = fit_logistic(test.prediction, test.mos)(test.prediction)
+    return float(np.sqrt(np.mean((mapped - test.mos) ** 2)))
+
+
+def test_the_matrix_states_sets_direction_and_mapping(run, turned, tmp_path, tiny) -> None:
+    other = tmp_path / "b"
+    fit(tiny(f"data.root='{turned}'", "train.epochs=1"), other, progress=False)
+    own = str(run.parent / "a")
+    evaluate_run(Path(own), Asked(data="turned"), batch_size=8, progress=False)
+    evaluate_run(other, Asked(data="shards"), batch_size=8, progress=False)
+    write_report([run, other], tmp_path / "out")
+    tree = json.loads((tmp_path / "out" / "results.json").read_text())
+    cells = {(e["trained_on"], e["column"]): e for e in tree["comparison"]["matrix"]}
+    assert {("demo", "demo"), ("demo", "turned"), ("turned", "turned"), ("turned", "demo")} <= set(
+        cells
+    )
+    assert cells["demo", "turned"]["direction"] == "direction turned"
+    assert cells["demo", "turned"]["left_out"] == 3
+    assert cells["turned", "turned"]["own"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "DMOS 0 to 100, lower is better" in page
+    assert "from demo: direction turned" in page
+    assert "| demo (a) | turned |" in (tmp_path / "out" / "report.md").read_text()

@@ -1,0 +1,165 @@
+"""`lmcl score` and its neighbours as people call them: what goes wrong is a sentence."""
+
+import csv
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from lmcl.cli.main import main
+from lmcl.cli.score import command
+
+REPO = Path(__file__).resolve().parents[3]
+ODD = os.fsdecode(b"caf\xe9.jpg")
+
+
+def score(*arguments: Path | str, model: Path, output: Path, **options):
+    line = [*arguments, "--model", model, "--output", output, "--device", "cpu", "--no-progress"]
+    return CliRunner().invoke(command, [str(part) for part in line], **options)
+
+
+def names(output: Path) -> list[str]:
+    if output.suffix == ".csv":
+        with output.open(newline="", encoding="utf-8") as lines:
+            return [row["path"] for row in csv.DictReader(lines)]
+    if output.suffix == ".jsonl":
+        return [json.loads(line)["path"] for line in output.read_text("utf-8").splitlines()]
+    return pq.read_table(output)["path"].to_pylist()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_name_that_is_not_utf8_is_written_and_taken_up_again(
+    model_folder, photos, tmp_path, suffix
+) -> None:
+    shutil.copy(photos / "img.00.jpg", photos / ODD)
+    (photos / "gone.jpg").symlink_to(os.fsdecode(b"\xff"))
+    output = tmp_path / f"s{suffix}"
+    first = score(photos, model=model_folder, output=output)
+    again = score(photos, "--resume", model=model_folder, output=output)
+    assert "(1 failed, 0 kept)" in first.output
+    assert "(1 failed, 13 kept)" in again.output
+    assert f"{photos}/caf\\xe9.jpg" in names(output)
+
+
+def test_two_processes_share_what_comes_on_stdin(model_folder, photos, tmp_path) -> None:
+    shutil.copy(photos / "img.00.jpg", photos / ODD)
+    files = sorted(map(str, photos.glob("*.jpg")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port"]
+    done = subprocess.run(
+        [
+            *(sys.executable, *launcher, port, "-m", "lmcl", "score", "-", "--model", model_folder),
+            *("--output", tmp_path / "s.csv", "--device", "cpu", "--no-progress"),
+        ],
+        cwd=REPO,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        input=os.fsencode("\n".join(files)),
+        capture_output=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path / "s.csv") == [f.replace("\udce9", "\\xe9") for f in files]
+
+
+def test_a_closed_stdin_is_a_row(model_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    asked = ["score", "-", "--model", str(model_folder), "--output", str(tmp_path / "s.csv")]
+    with pytest.raises(SystemExit) as caught:
+        main([*asked, "--device", "cpu", "--no-progress"])
+    assert caught.value.code == 3
+    assert "no path came on stdin" in (tmp_path / "s.csv").read_text()
+
+
+@pytest.mark.parametrize("below", ["3", "-0.1", "nan", "inf"])
+def test_a_limit_in_another_scale_moves_nothing(model_folder, photos, tmp_path, below) -> None:
+    gate = ["--below", below, "--move-to", tmp_path / "rejected"]
+    done = score(photos, *gate, model=model_folder, output=tmp_path / "s.csv")
+    assert done.exit_code == 2
+    assert "is not in 0..1: it is a quality" in done.output
+    assert not (tmp_path / "rejected").exists()
+
+
+def test_what_was_moved_inside_the_folder_is_left_alone_the_second_time(
+    model_folder, photos
+) -> None:
+    target, output = photos / "rejected", photos / "s.csv"
+    gate = [photos, "--below", "1", "--move-to", target, "--sheet", photos / "sheet.html"]
+    assert "moved 12 of 12" in score(*gate, model=model_folder, output=output).output
+    before = sorted(target.rglob("*"))
+    shutil.copy(target / "img.00.jpg", photos / "new.jpg")
+    again = score(*gate, "--resume", model=model_folder, output=output)
+    assert "moved 1 of 1" in again.output
+    assert sorted(target.rglob("*")) == sorted([*before, target / "new.jpg"])
+
+
+def test_a_link_is_moved_under_its_own_name(model_folder, photos, tmp_path) -> None:
+    (photos / "a b" / "mine.jpg").symlink_to("../img.00.jpg")
+    gate = ["--below", "1", "--move-to", tmp_path / "rejected"]
+    score(photos / "a b", *gate, model=model_folder, output=tmp_path / "s.csv")
+    moved = tmp_path / "rejected" / "mine.jpg"
+    assert moved.is_symlink()
+    assert moved.samefile(photos / "img.00.jpg")
+
+
+@pytest.mark.parametrize("name", ["s[1].csv", "s?.csv", "s*.csv"])
+def test_an_output_name_is_never_a_pattern(model_folder, photos, tmp_path, name) -> None:
+    (tmp_path / ".s1.csv.rows-0000-1").write_text("of another job\n")
+    images = photos / "a b"
+    assert score(images, model=model_folder, output=tmp_path / name).exit_code == 0
+    assert len(names(tmp_path / name)) == 6
+    assert "6 kept" in score(images, "--resume", model=model_folder, output=tmp_path / name).output
+    assert (tmp_path / ".s1.csv.rows-0000-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words", "code"),
+    [
+        (["--device", "foo"], "device 'foo' cannot be used", 2),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used", 2),
+        (["--device", "meta"], "device 'meta' cannot be used", 2),
+        (["--device", "cpu", "--output", "/proc/x/s.csv"], "error: /proc/x: No such file", 1),
+    ],
+    ids=["no-device", "no-card", "no-numbers", "no-folder"],
+)
+def test_what_the_machine_refuses_is_a_sentence(
+    model_folder, photos, tmp_path, monkeypatch, capsys, asked, words, code
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["score", str(photos / "a b"), "--model", str(model_folder), "--no-progress", *asked])
+    assert caught.value.code == code
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_a_report_that_cannot_be_written_is_a_sentence(model_folder, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["export", str(model_folder), "--format", "pt2", "--output", "/proc/x/m.pt2"])
+    assert caught.value.code == 1
+    assert "error: /proc/x: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_scores_file_inside_the_folder_is_no_row_of_the_next(
+    model_folder, photos, suffix
+) -> None:
+    for name in ("first", "second"):
+        output = photos / "a b" / f"{name}{suffix}"
+        assert score(photos / "a b", model=model_folder, output=output).exit_code == 0
+        assert len(names(output)) == 6
+
+
+def test_an_empty_folder_is_a_failure_and_says_so(model_folder, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = score(tmp_path / "empty", model=model_folder, output=tmp_path / "s.csv")
+    assert done.exit_code == 3
+    assert "holds no image" in (tmp_path / "s.csv").read_text()

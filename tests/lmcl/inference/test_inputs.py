@@ -1,0 +1,157 @@
+"""What is named becomes items: nothing is lost, nothing is read as what it is not."""
+
+import gzip
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from lmcl.inference.inputs import Item, list_items
+
+ODD = os.fsdecode(b"caf\xe9.jpg")
+
+
+def listed(*arguments: Path | str, **options) -> list[Item]:
+    return list_items([str(a) for a in arguments], **options)
+
+
+def tar_of(file: Path, *members: Path) -> Path:
+    with tarfile.open(file, "w") as tar:
+        for member in members:
+            tar.add(member, member.name)
+    return file
+
+
+def test_a_name_that_is_not_utf8_is_spelled_out_and_its_file_is_read(photos: Path) -> None:
+    shutil.copy(photos / "img.00.jpg", photos / ODD)
+    by_folder = {i.path: i for i in listed(photos)}
+    (by_table,) = listed(_table(photos / "l.csv", b"path\ncaf\xe9.jpg\n"))
+    assert by_folder[f"{photos}/caf\\xe9.jpg"].read() == (photos / "img.00.jpg").read_bytes()
+    assert by_table.path == "caf\\xe9.jpg"
+    assert by_table.read() == (photos / "img.00.jpg").read_bytes()
+
+
+def test_two_tables_that_give_two_images_one_name_are_two_items(photos, tmp_path) -> None:
+    for k in range(2):
+        (tmp_path / f"t{k}").mkdir()
+        shutil.copy(photos / f"img.0{k}.jpg", tmp_path / f"t{k}" / "a.jpg")
+        _table(tmp_path / f"t{k}" / "l.csv", b"path\na.jpg\n")
+    items = listed(tmp_path / "t0" / "l.csv", tmp_path / "t1" / "l.csv")
+    assert [i.path for i in items] == [f"{tmp_path}/t0/a.jpg", f"{tmp_path}/t1/a.jpg"]
+    assert items[0].read() != items[1].read()
+    # Alone, a table's own names stay: people join scores to their table by them.
+    assert [i.path for i in listed(tmp_path / "t0" / "l.csv")] == ["a.jpg"]
+
+
+def test_two_members_of_one_name_are_two_items(photos, tmp_path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for k in range(2):
+            tar.add(photos / f"img.0{k}.jpg", "a.jpg")
+    items = listed(tmp_path / "x.tar")
+    assert [i.read() for i in items] == [(photos / f"img.0{k}.jpg").read_bytes() for k in (0, 1)]
+    assert [i.path for i in items] == [f"{tmp_path}/x.tar/a.jpg at {i.offset}" for i in items]
+
+
+def test_an_image_is_listed_once_however_it_is_named(photos, monkeypatch) -> None:
+    monkeypatch.chdir(photos)
+    table = _table(photos / "l.csv", b"path\nimg.00.jpg\n./img.00.jpg\n")
+    assert (
+        len(listed("img.00.jpg", "./img.00.jpg", photos / "img.00.jpg", table, "img.00.jp*")) == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"path,note\nimg.00.jpg,b\xe9\n", ""),
+        (b"path\ncaf\xe9.jpg\n", "no such file, and the table's text is not UTF-8"),
+        (b"note,path\nx\n", "line 2 of the table has no path"),
+        (b"path,note\n,x\n", "line 2 of the table has no path"),
+        (b"path\na\x00b.jpg\n", "a NUL character"),
+        (b"name\nimg.00.jpg\n", "no column named path, only name"),
+        (b"", "no column named path"),
+        ("path\nimg.00.jpg\n".encode("utf-16"), "no column named path"),
+        (b'path\n"' + b"x" * 200_000 + b'"\n', "field larger than field limit"),
+        (b"path\n", "holds no image"),
+    ],
+    ids=[
+        "latin-1",
+        "latin-1-path",
+        "short",
+        "empty",
+        "nul",
+        "other",
+        "void",
+        "utf-16",
+        "long",
+        "0",
+    ],
+)
+def test_a_bad_table_is_a_row_that_says_what_is_wrong_with_it(photos, data, problem) -> None:
+    (item,) = listed(_table(photos / "l.csv", data))
+    assert problem in item.problem
+    assert bool(item.problem) == bool(problem)
+
+
+def test_a_nul_on_stdin_is_a_row(photos) -> None:
+    bad, good = listed("-", stdin=iter(["a\0b.jpg\n", f"{photos}/img.00.jpg\n"]))
+    assert "a NUL character" in bad.problem
+    assert bad.path == "a\\x00b.jpg"
+    assert good.problem == ""
+
+
+def test_tars_in_folders_and_patterns_are_opened(photos, tmp_path) -> None:
+    (tmp_path / "set" / "deeper").mkdir(parents=True)
+    tar_of(tmp_path / "set" / "0.tar", photos / "img.00.jpg", photos / "img.01.jpg")
+    tar_of(tmp_path / "set" / "deeper" / "1.tar", photos / "img.02.jpg")
+    named = [f"{tmp_path}/set/0.tar/img.0{k}.jpg" for k in range(2)]
+    named.append(f"{tmp_path}/set/deeper/1.tar/img.02.jpg")
+    assert [i.path for i in listed(tmp_path / "set")] == named
+    assert [i.path for i in listed(tmp_path / "set" / "**" / "*.tar")] == named
+    assert [i.path for i in listed(tmp_path / "set" / "*.tar")] == named[:2]
+
+
+def test_a_pattern_for_tables_opens_them_and_a_folder_does_not(photos) -> None:
+    _table(photos / "l.csv", b"path\nimg.00.jpg\nimg.01.jpg\n")
+    assert [i.path for i in listed(photos / "*.csv")] == ["img.00.jpg", "img.01.jpg"]
+    (told,) = [i for i in listed(photos) if i.problem]
+    assert told.path == f"{photos}/l.csv"
+    assert "a table; name it" in told.problem
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tgz"])
+def test_a_compressed_tar_is_refused_and_not_read_at_wrong_places(photos, tmp_path, name) -> None:
+    plain = tar_of(tmp_path / "plain", photos / "img.00.jpg").read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(plain))
+    (item,) = listed(tmp_path / name)
+    assert "compressed; members are read in place, so unpack it" in item.problem
+
+
+def test_what_holds_no_image_is_a_row(tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    tar_of(tmp_path / "x.tar")
+    for place in ("empty", "x.tar"):
+        (item,) = listed(tmp_path / place)
+        assert item.problem == "holds no image"
+    (item,) = listed("-", stdin=iter([]))
+    assert item.problem == "no path came on stdin"
+
+
+def test_what_is_left_out_is_not_listed_however_it_is_reached(photos, tmp_path) -> None:
+    (photos / "bad" / "deeper").mkdir(parents=True)
+    for name in ("bad/img.00.jpg", "bad/deeper/img.01.jpg", "scores.csv"):
+        (photos / name).write_bytes(b"x")
+    (tmp_path / "link").symlink_to(photos)
+    out = [tmp_path / "link" / "bad", photos / "scores.csv"]
+    lines = iter([f"{photos}/bad/img.00.jpg\n"])
+    for arguments in ([photos], [photos / "**"], sorted(photos.iterdir())):
+        assert len(listed(*arguments, left_out=out)) == 12
+    assert listed(photos / "*.csv", left_out=out)[0].problem
+    assert listed("-", stdin=lines, left_out=out) == []
+
+
+def _table(file: Path, data: bytes) -> Path:
+    file.write_bytes(data)
+    return file

@@ -1,0 +1,121 @@
+"""A run that starts from a finished model: with all of its weights, and never from a wrong one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lmcl.config import Config
+from lmcl.errors import ConfigError, LmclError
+from lmcl.models.pretrained import load_model, save_model
+from lmcl.models.quality_model import QualityModel
+from lmcl.training.checkpoint import list_checkpoints
+from lmcl.training.setup import fit, prepare
+
+Tiny = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def learned(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of a run of one epoch."""
+    run = tmp_path_factory.mktemp("learned") / "run"
+    fit(tiny("train.epochs=1"), run, progress=False)
+    return run / "model"
+
+
+def test_student_and_teacher_start_with_every_weight_of_the_model(
+    tiny: Tiny, learned: Path, tmp_path: Path
+) -> None:
+    run = prepare(
+        tiny(f"train.start_from='{learned}'", "train.seed=5"), tmp_path, resume="", progress=False
+    )
+    kept = load_file(learned / "model.safetensors")
+    for model in (run.core, run.teacher.model):
+        state = model.state_dict()
+        assert state.keys() == kept.keys()
+        assert all(torch.equal(state[name], kept[name]) for name in kept)
+    run.loader.close()
+
+
+def test_a_run_from_a_model_resumes_bit_for_bit(tiny: Tiny, learned: Path, tmp_path: Path) -> None:
+    config = tiny(f"train.start_from='{learned}'")
+    fit(config, tmp_path / "whole", progress=False)
+    middle = list_checkpoints(tmp_path / "whole" / "checkpoints")[0]
+    fit(config, tmp_path / "again", resume=str(middle), progress=False)
+    one, two = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "again")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_stem_that_was_frozen_may_learn_in_the_run_that_follows(
+    tiny: Tiny, learned: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    config = tiny(
+        "encoder.name='squeezenet-vit'",
+        "encoder.patch=32",
+        "crops.size=64",
+        "saliency.view=64",
+        f"train.start_from='{folder}'",
+    )
+    card = replace(
+        load_model(learned).card,
+        encoder=replace(config.encoder, frozen=13),
+        crops=config.crops,
+        saliency=config.saliency,
+        training_set="another set",
+    )
+    model = QualityModel(card.encoder, card.decoder, crop_size=64, view_size=64)
+    save_model(folder, model, card)
+    run = prepare(config, tmp_path / "run", resume="", progress=False)
+    run.loader.close()
+    left, right = model.state_dict(), run.core.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert all(one.requires_grad for one in run.core.parameters())
+
+
+def test_a_model_of_another_split_of_the_same_set_is_refused(
+    tiny: Tiny, learned: Path, tmp_path: Path
+) -> None:
+    other = tiny(f"train.start_from='{learned}'", "data.split='70-10-20-seed123-01'")
+    with pytest.raises(ConfigError, match="may have learned from images that this") as refused:
+        prepare(other, tmp_path / "run", resume="", progress=False)
+    assert refused.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("encoder.width=64", r"its encoder is .*width=48.*width=64"),
+        ("decoder.queries=3", r"its decoder is .*queries=6.*queries=3"),
+    ],
+    ids=["encoder", "decoder"],
+)
+def test_a_model_of_another_architecture_is_refused_with_both_named(
+    tiny: Tiny, learned: Path, tmp_path: Path, change: str, said: str
+) -> None:
+    config = tiny(f"train.start_from='{learned}'", change)
+    with pytest.raises(ConfigError, match=said) as refused:
+        prepare(config, tmp_path / "run", resume="", progress=False)
+    assert refused.value.exit_code == 5
+
+
+def test_two_sources_of_first_weights_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="both say which weights the run starts from"):
+        tiny("train.start_from='runs/a/model'", "encoder.weights='stem.npz'")
+
+
+def test_a_missing_model_folder_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(LmclError, match=r"config\.json: missing; a model folder holds") as refused:
+        prepare(
+            tiny(f"train.start_from='{tmp_path / 'gone'}'"),
+            tmp_path / "run",
+            resume="",
+            progress=False,
+        )
+    assert refused.value.exit_code == 4
