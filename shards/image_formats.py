@@ -1,0 +1,201 @@
+"""The one way image files are opened: an allow-list of formats, and limits before decoding.
+
+Pillow knows some forty formats. Its PostScript reader starts Ghostscript, others have had holes,
+and a header of a few bytes can ask for terabytes. `open_image` tries only the formats of this
+project, never starts a process, and refuses by the header what would cost more memory or time than
+its pixels are worth. Pillow's global settings are left alone, so threads and callers are safe.
+"""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Collection
+from typing import Final
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from shards.errors import ShardError
+from shards.source_files import MAX_FILE_BYTES, read_regular
+from shards.text import printable
+
+PACKED_FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP")
+"""Formats that a shard set holds."""
+
+READABLE_FORMATS: Final = (*PACKED_FORMATS, "GIF", "TIFF", "AVIF", "PPM")
+"""Formats that are scored and drawn."""
+
+MAX_PIXELS: Final = 256_000_000
+"""Larger images are refused before decoding: a small PNG can claim to be terabytes."""
+
+UNREADABLE: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises while it decodes hostile bytes; `OSError` holds `UnidentifiedImageError`."""
+
+_MOST_SCANS = 500
+"""A progressive JPEG of a photograph has about ten; each scan may walk over every pixel."""
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_TILE_ROOM = 1 << 20
+"""Pixels that a tile of a TIFF may have beyond four times its image's."""
+
+_MOST_FRAMES = 100
+
+
+def open_image(
+    source: bytes | memoryview | str | os.PathLike[str],
+    *,
+    formats: Collection[str] = READABLE_FORMATS,
+    max_pixels: int = MAX_PIXELS,
+    follow_links: bool = True,
+) -> ImageFile.ImageFile:
+    """Open an image without decoding it; use it in a `with` statement.
+
+    What decodes it afterwards (`load`, `convert`, `numpy.asarray`) may still find the file damaged
+    and raise one of `UNREADABLE`; `describe_damage` makes a reason of it.
+
+    Args:
+        source: The encoded image, or a file, which is read by `shards.source_files`.
+        formats: Pillow's names of the formats that are tried, among `READABLE_FORMATS`.
+        max_pixels: Most pixels the header may promise.
+        follow_links: Whether a symbolic link stands for the file it points to.
+
+    Raises:
+        ShardError: If it is no image of these formats, damaged, or promises too much. The message
+            is a reason without a place if `source` is bytes.
+    """
+    if isinstance(source, bytes | memoryview):
+        return _open(bytes(source), formats, max_pixels)
+    data = read_regular(source, limit_bytes=MAX_FILE_BYTES, follow_links=follow_links)
+    try:
+        return _open(data, formats, max_pixels)
+    except ShardError as error:
+        raise ShardError(f"{printable(source)}: {error}", exit_code=error.exit_code) from error
+
+
+def describe_damage(error: BaseException) -> str:
+    """Why an image cannot be decoded; without a buffer's address, which differs in every run."""
+    said = printable(str(error).partition(" <_io")[0]) or type(error).__name__
+    return f"{type(error).__name__}: {said}" if isinstance(error, LookupError) else said
+
+
+def count_frames(image: Image.Image) -> int:
+    """Frames of an animation or pages of a document, counted up to 100.
+
+    A file of a few megabytes can hold a hundred thousand, and finding each costs time.
+    """
+    if not getattr(image, "is_animated", False):
+        return 1
+    if image.format not in ("GIF", "TIFF"):
+        return int(getattr(image, "n_frames", 1))
+    count = 1
+    try:
+        while count < _MOST_FRAMES:
+            image.seek(count)
+            count += 1
+    except EOFError:
+        pass
+    image.seek(0)
+    return count
+
+
+def _open(data: bytes, formats: Collection[str], max_pixels: int) -> ImageFile.ImageFile:
+    if not data:
+        raise ShardError("the file is empty (0 bytes)", exit_code=3)
+    _refuse_by_bytes(data, max_pixels)
+    try:
+        image = _identify(data, formats)
+    except UNREADABLE as error:
+        raise ShardError(f"not a readable image ({describe_damage(error)})", exit_code=3) from error
+    try:
+        _refuse_by_header(image, max_pixels)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def _identify(data: bytes, formats: Collection[str]) -> ImageFile.ImageFile:
+    """What `Image.open` does, without its own limit, its warnings and the other plugins.
+
+    The limit is a global of Pillow's, warns from 89 million pixels on, and refuses phones' 200.
+    """
+    unknown = set(formats) - set(READABLE_FORMATS)
+    if unknown:
+        raise ValueError(f"formats {sorted(unknown)} are not among {READABLE_FORMATS}")
+    failure: BaseException | None = None
+    for name in formats:
+        if name not in Image.OPEN:
+            Image.preinit()
+        if name not in Image.OPEN:
+            Image.init()
+        factory, accept = Image.OPEN.get(name, (None, None))
+        if factory is None or (accept is not None and accept(data[:16]) is not True):
+            continue
+        try:
+            return factory(io.BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            # As in Pillow: it may be another format that begins alike.
+            failure = error
+    raise failure or UnidentifiedImageError(
+        f"{len(data):,} bytes that start with {data[:8].hex(' ')} are none of {', '.join(formats)}"
+    )
+
+
+def _refuse_by_bytes(data: bytes, max_pixels: int) -> None:
+    """Limits that must hold before a plugin looks at the bytes, or that it does not look at."""
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
+        # The decoder allocates two canvases when it is made.
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        _refuse_size(width, height, max_pixels)
+    if data[:3] == b"\xff\xd8\xff" and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
+        raise ShardError(
+            f"a JPEG of {scans:,} scans, more than the {_MOST_SCANS} that are decoded; refused as "
+            "a decompression bomb, save it again",
+            exit_code=3,
+        )
+
+
+def _refuse_by_header(image: ImageFile.ImageFile, max_pixels: int) -> None:
+    _refuse_size(*image.size, max_pixels)
+    if image.format == "TIFF":
+        _refuse_tiles(image)
+
+
+def _refuse_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ShardError(f"is {width} x {height} pixels large", exit_code=3)
+    if width * height > max_pixels:
+        raise ShardError(
+            f"claims {width} x {height} pixels, more than the {max_pixels:,} allowed; scale it "
+            "down if it is real",
+            exit_code=3,
+        )
+
+
+def _refuse_tiles(image: ImageFile.ImageFile) -> None:
+    """A TIFF of one pixel may be stored in a tile of a billion, which is decoded whole."""
+    tags = getattr(image, "tag_v2", {})
+    wide, high = (tags.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+    if not all(isinstance(side, int) for side in (wide, high)):
+        raise ShardError("a TIFF whose tiles have no size", exit_code=3)
+    if wide * high > 4 * image.width * image.height + _TILE_ROOM:
+        raise ShardError(
+            f"a TIFF of {image.width} x {image.height} pixels in tiles of {wide} x {high}; refused "
+            "as a decompression bomb, save it again",
+            exit_code=3,
+        )
