@@ -172,7 +172,7 @@ def measure_step(
             config,
             data,
             steps=ours.steps,
-            pixels=ours.pixels,
+            preprocessing=ours.preprocessing,
             device=device,
             workers=settings.workers,
         )

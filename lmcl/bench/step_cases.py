@@ -25,10 +25,10 @@ from lmcl.bench.step_data import StepData
 from lmcl.bench.stopwatch import Part, PeakMemory, Spent, Stopwatch, synchronize
 from lmcl.bench.workers import Workers
 from lmcl.config import Config
-from lmcl.evaluation.predict import Pixels, autocast
+from lmcl.evaluation.predict import Preprocessing, autocast
 from lmcl.training.checkpoint import Position
 from lmcl.training.setup import make_student, prepare
-from lmcl.training.trainer import Run, teacher_looks, train_epoch, training_crops
+from lmcl.training.trainer import Run, run_saliency_pass, train_epoch, training_crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class OurLoop:
         self._watch = Stopwatch(device)
         _watch_run(run, self._watch)
         self.steps = run.loader.steps
-        self.pixels = run.pixels
+        self.preprocessing = run.preprocessing
         self._looks = training_crops(config).salient
         self.round()
         self.peak_bytes = memory.read()
@@ -98,7 +98,7 @@ class OurLoop:
 
     def close(self) -> None:
         """End the loader's threads."""
-        self._run.journal.close()
+        self._run.metrics_logger.close()
         self._run.loader.close()
 
     def _look(self) -> float:
@@ -108,7 +108,7 @@ class OurLoop:
         began = time.perf_counter()
         # Whatever saliency.every says, this epoch's pass is made: its cost is divided by it.
         self._run.saliency = None
-        teacher_looks(self._run, self._epoch)
+        run_saliency_pass(self._run, self._epoch)
         synchronize(on_gpu)
         return time.perf_counter() - began
 
@@ -122,11 +122,11 @@ class PlainLoop:
         data: StepData,
         *,
         steps: int,
-        pixels: Pixels,
+        preprocessing: Preprocessing,
         device: torch.device,
         workers: int,
     ) -> None:
-        self._steps, self._pixels, self._device = steps, pixels, device
+        self._steps, self._preprocessing, self._device = steps, preprocessing, device
         self._clip = config.train.clip
         gc.collect()
         memory = PeakMemory(device)
@@ -138,7 +138,7 @@ class PlainLoop:
             weight_decay=config.train.weight_decay,
         )
         self._watch = Stopwatch(device)
-        self._workers = Workers(_plain_loader(config, data, pixels, device, workers))
+        self._workers = Workers(_plain_loader(config, data, preprocessing, device, workers))
         self._batches = iter(self._workers)
         self.losses: list[float] = []
         self.round()
@@ -166,7 +166,7 @@ class PlainLoop:
         watch.enter(Part.PREPARE)
         pixels, target = pixels.to(self._device), target.to(self._device)
         watch.enter(Part.FORWARD)
-        with autocast(self._device, self._pixels.precision):
+        with autocast(self._device, self._preprocessing.precision):
             score = self._model(pixels).score
         watch.enter(Part.OBJECTIVE)
         score.register_hook(_mark(watch, Part.BACKWARD))
@@ -185,7 +185,9 @@ class PlainLoop:
 class PlainCrops(Dataset[tuple[Tensor, float]]):
     """Every crop an entry: the file is opened, decoded whole, and one crop is cut from it."""
 
-    def __init__(self, data: StepData, *, crops: int, size: int, pixels: Pixels) -> None:
+    def __init__(
+        self, data: StepData, *, crops: int, size: int, preprocessing: Preprocessing
+    ) -> None:
         self._samples = [
             (path, label)
             for path, label in zip(data.files, data.labels, strict=True)
@@ -196,7 +198,7 @@ class PlainCrops(Dataset[tuple[Tensor, float]]):
                 transforms.RandomHorizontalFlip(),
                 transforms.RandomCrop(size=size),
                 transforms.ToTensor(),
-                transforms.Normalize(mean=pixels.mean, std=pixels.std),
+                transforms.Normalize(mean=preprocessing.mean, std=preprocessing.std),
             ]
         )
 
@@ -224,9 +226,11 @@ def crop_flops(config: Config, device: torch.device) -> int:
 
 
 def _plain_loader(
-    config: Config, data: StepData, pixels: Pixels, device: torch.device, workers: int
+    config: Config, data: StepData, preprocessing: Preprocessing, device: torch.device, workers: int
 ) -> DataLoader[Any]:
-    crops = PlainCrops(data, crops=views(config), size=config.crops.size, pixels=pixels)
+    crops = PlainCrops(
+        data, crops=views(config), size=config.crops.size, preprocessing=preprocessing
+    )
     return DataLoader(
         crops,
         batch_size=config.train.batch_size * views(config),
@@ -261,9 +265,9 @@ class _Watched(nn.Module):
 def _watch_run(run: Run, watch: Stopwatch) -> None:
     """Let the parts of a run report to the stopwatch; none of them behaves otherwise."""
     run.student = _Watched(run.student, watch)
-    run.sight = dataclasses.replace(run.sight, student=run.student)
+    run.grad_cache = dataclasses.replace(run.grad_cache, student=run.student)
     _surround(run.teacher, "embed", watch, during=Part.FORWARD, after=Part.OBJECTIVE)
-    _surround(run.teacher, "follow_step", watch, during=Part.TEACHER, after=Part.LOGGING)
+    _surround(run.teacher, "update_after_step", watch, during=Part.TEACHER, after=Part.LOGGING)
     _surround(run.accelerator, "backward", watch, during=Part.OBJECTIVE, after=Part.OPTIMISER)
     for owner, name in ((run.accelerator, "clip_grad_norm_"), (run.optimizer, "step")):
         _surround(owner, name, watch, during=Part.OPTIMISER, after=Part.OPTIMISER)

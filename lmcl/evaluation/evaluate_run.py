@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from lmcl.config import Config, load_config
 from lmcl.errors import LmclError
-from lmcl.evaluation.metrics import Evaluation, Mapping, evaluate, fit_mapping
-from lmcl.evaluation.predict import Judged, Pixels, Place, judge
+from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate, fit_mapping
+from lmcl.evaluation.predict import PartPredictions, Preprocessing, RankContext, predict
 from lmcl.evaluation.predictions import Predictions
 from lmcl.evaluation.scope import (
     ON_THEMSELVES,
@@ -29,7 +29,7 @@ from lmcl.evaluation.scope import (
 )
 from lmcl.models.pretrained import ModelCard, load_model
 from lmcl.report.run import read_predictions
-from lmcl.training.finish import evaluate_judged, metrics_tree, predictions
+from lmcl.training.finish import evaluate_predictions, metrics_tree, predictions
 from lmcl.utils.files import write_atomic
 from shards.errors import ShardError
 from shards.manifest import MANIFEST
@@ -162,7 +162,7 @@ def evaluate_run(
     config = load_config(run / "config.toml")
     released = load_model(run / "model")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    place = _place(accelerator, config, progress)
+    context = _make_context(accelerator, config, progress)
     shard_set = _open(asked.data, config)
     other = asked.data is not None and not _is_own(shard_set, config, released.card)
     chosen = _chosen(shard_set, asked, config, other=other)
@@ -178,30 +178,30 @@ def evaluate_run(
             f"({scope.left_out} are training images of the run); choose another",
             exit_code=3,
         )
-    both = judge(
-        released.model.to(place.device),
+    both = predict(
+        released.model.to(context.device),
         shard_set,
         np.union1d(ids, fit_ids),
         crops=released.card.crops,
-        pixels=Pixels(
+        preprocessing=Preprocessing(
             mean=released.card.mean,
             std=released.card.std,
             precision=_PRECISION[config.runtime.precision],
         ),
-        place=place,
+        context=context,
         batch_size=batch_size,
         title=f"judging {shard_set.name} {name}",
     )
     judged = _some(both, ids)
     mapping = _mapping(shard_set, _some(both, fit_ids), asked, chosen)
-    found = evaluate_judged(shard_set, judged, mapping=mapping)
+    found = evaluate_predictions(shard_set, judged, mapping=mapping)
     scope = replace(scope, images=len(ids), splits=_over_splits(shard_set, judged, asked))
     if mapping is not None:
         words = f"fitted on {mapping.n} images of the {mapping.fit_on} part of {chosen.split_name}"
         scope = replace(scope, fitted=mapping, mapping=words)
     stem = f"{shard_set.name}-{name}" if other else name
     path = run / "predictions" / f"{stem}.csv"
-    if place.is_main:
+    if context.is_main:
         max_side = released.card.crops.max_side
         table = predictions(shard_set, judged, name, None, max_side=max_side)
         _with_boxes(table, path).write_csv(path)
@@ -215,8 +215,8 @@ def evaluate_run(
     return found, scope, path
 
 
-def _place(accelerator: Accelerator, config: Config, progress: bool) -> Place:
-    return Place(
+def _make_context(accelerator: Accelerator, config: Config, progress: bool) -> RankContext:
+    return RankContext(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         device=accelerator.device,
@@ -319,7 +319,9 @@ def _fit_ids(shard_set: ShardSet, asked: Asked, chosen: _Chosen) -> NDArray[np.i
     return ids
 
 
-def _mapping(shard_set: ShardSet, judged: Judged, asked: Asked, chosen: _Chosen) -> Mapping | None:
+def _mapping(
+    shard_set: ShardSet, judged: PartPredictions, asked: Asked, chosen: _Chosen
+) -> LogisticMapping | None:
     """The mapping made of the fit part; None if the judged images are to be used."""
     score = shard_set.score
     if asked.fit_on is None or not len(judged.ids) or score is None:
@@ -336,7 +338,7 @@ def _mapping(shard_set: ShardSet, judged: Judged, asked: Asked, chosen: _Chosen)
     return found
 
 
-def _some(judged: Judged, ids: NDArray[np.int64]) -> Judged:
+def _some(judged: PartPredictions, ids: NDArray[np.int64]) -> PartPredictions:
     keep = np.isin(judged.ids, ids)
     return dataclasses.replace(
         judged,
@@ -410,7 +412,9 @@ def _without_training_images(
     return ids[fresh], replace(scope, left_out=int(np.sum(~fresh)))
 
 
-def _over_splits(shard_set: ShardSet, judged: Judged, asked: Asked) -> tuple[SplitFigures, ...]:
+def _over_splits(
+    shard_set: ShardSet, judged: PartPredictions, asked: Asked
+) -> tuple[SplitFigures, ...]:
     """Figures per split of the tested set; nothing for the whole set."""
     if asked.protocol == WHOLE:
         return ()
@@ -420,7 +424,9 @@ def _over_splits(shard_set: ShardSet, judged: Judged, asked: Asked) -> tuple[Spl
     )
 
 
-def _of_split(shard_set: ShardSet, judged: Judged, split: Split, fit_on: FitPart) -> SplitFigures:
+def _of_split(
+    shard_set: ShardSet, judged: PartPredictions, split: Split, fit_on: FitPart
+) -> SplitFigures:
     fit_part = split.part(fit_on)
     if not len(fit_part):
         raise LmclError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lmcl.errors import LmclError
-from lmcl.features.cache import CellBank, CellLoader
+from lmcl.features.cache import FeatureCache, FeatureLoader
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import SaliencyConfig, best_window, window_to_box
 from pipeline.boxes import CropConfig, scaled_sizes
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels:
+class Preprocessing:
     """How pixels reach a network; the same for training, saliency and scoring."""
 
     mean: tuple[float, float, float]
@@ -34,7 +34,7 @@ class Pixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RankContext:
     """Which process this is, on which device, with which decoder."""
 
     rank: int
@@ -52,7 +52,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class PartPredictions:
     """What a model says about a part, sorted by id."""
 
     ids: NDArray[np.int64]
@@ -66,7 +66,7 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
+class SaliencyMaps:
     """Where a model looks, sorted by id."""
 
     ids: NDArray[np.int64]
@@ -78,25 +78,25 @@ class Looked:
 
 
 @runtime_checkable
-class Looker(Protocol):
+class SaliencyModel(Protocol):
     """Something that gives CLS attention over whole images: a teacher, or an encoder."""
 
     def __call__(self, pixels: torch.Tensor, /, *, layers: int) -> torch.Tensor:
         """Attention maps [b, g, g] of normalised views [b, 3, s, s]."""
 
 
-def judge(
+def predict(
     model: QualityModel,
     shard_set: ShardSet,
     ids: NDArray[np.int64],
     *,
     crops: CropConfig,
-    pixels: Pixels,
-    place: Place,
+    preprocessing: Preprocessing,
+    context: RankContext,
     batch_size: int,
     title: str,
-    bank: CellBank | None = None,
-) -> Judged:
+    bank: FeatureCache | None = None,
+) -> PartPredictions:
     """Score every image of a part by its deterministic crops; every rank gets the whole result.
 
     Where `bank` has the cells of the images' evaluation crops, no pixels are read.
@@ -106,11 +106,11 @@ def judge(
     """
     model.eval()
     found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
-    with _loader(shard_set, ids, crops, "eval", batch_size, place, bank) as loader:
+    with _loader(shard_set, ids, crops, "eval", batch_size, context, bank) as loader:
         recipe = loader.recipe
-        for batch in _bar(loader, title, place):
-            with torch.no_grad(), autocast(place.device, pixels.precision):
-                output = model(inputs(batch.crops, pixels))
+        for batch in _bar(loader, title, context):
+            with torch.no_grad(), autocast(context.device, preprocessing.precision):
+                output = model(preprocess(batch.crops, preprocessing))
             images = len(batch.ids)
             score = output.score.double().reshape(images, -1).mean(dim=1)
             mean = output.embedding.float().reshape(images, -1, output.embedding.shape[-1]).mean(1)
@@ -123,10 +123,10 @@ def judge(
                     embedding[keep].cpu().numpy(),
                 )
             )
-    gathered = gather_object(found) if place.world_size > 1 else found
+    gathered = gather_object(found) if context.world_size > 1 else found
     all_ids = np.concatenate([item[0] for item in gathered])
     order = _complete(all_ids, ids, title)
-    return Judged(
+    return PartPredictions(
         ids=all_ids[order],
         score=np.concatenate([item[1] for item in gathered])[order],
         embedding=np.concatenate([item[2] for item in gathered])[order],
@@ -134,19 +134,19 @@ def judge(
     )
 
 
-def look(
-    looker: Looker,
+def compute_saliency(
+    looker: SaliencyModel,
     shard_set: ShardSet,
     ids: NDArray[np.int64],
     *,
     saliency: SaliencyConfig,
     crops: CropConfig,
-    pixels: Pixels,
-    place: Place,
+    preprocessing: Preprocessing,
+    context: RankContext,
     keep_attention: bool,
     title: str,
-    bank: CellBank | None = None,
-) -> Looked:
+    bank: FeatureCache | None = None,
+) -> SaliencyMaps:
     """The saliency pass: one squeezed view of every image, dealt to all ranks, gathered once.
 
     Raises:
@@ -155,10 +155,10 @@ def look(
     view = CropConfig(size=saliency.view, max_side=crops.max_side, salient=False)
     samples = shard_set.samples
     found: list[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]] = []
-    with _loader(shard_set, ids, view, "global", saliency.batch_size, place, bank) as loader:
-        for batch in _bar(loader, title, place):
-            with torch.no_grad(), autocast(place.device, pixels.precision):
-                maps = looker(inputs(batch.crops, pixels), layers=saliency.layers)
+    with _loader(shard_set, ids, view, "global", saliency.batch_size, context, bank) as loader:
+        for batch in _bar(loader, title, context):
+            with torch.no_grad(), autocast(context.device, preprocessing.precision):
+                maps = looker(preprocess(batch.crops, preprocessing), layers=saliency.layers)
             keep = batch.valid.cpu()
             maps = maps.float().cpu()[keep]
             shown = batch.ids.cpu()[keep].numpy()
@@ -171,21 +171,21 @@ def look(
             )
             kept = maps.numpy() if keep_attention else np.zeros((len(maps), 0, 0), np.float32)
             found.append((shown, boxes, kept))
-    gathered = gather_object(found) if place.world_size > 1 else found
+    gathered = gather_object(found) if context.world_size > 1 else found
     all_ids = np.concatenate([item[0] for item in gathered])
     order = _complete(all_ids, ids, title)
-    return Looked(
+    return SaliencyMaps(
         ids=all_ids[order],
         boxes=np.concatenate([item[1] for item in gathered])[order],
         attention=np.concatenate([item[2] for item in gathered])[order],
     )
 
 
-def inputs(crops: Tensor, pixels: Pixels) -> Tensor:
+def preprocess(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
     """What a network takes of a batch: pixels are normalised, kept cells stay as they are."""
     if crops.is_floating_point():
         return crops.flatten(0, 1)
-    return normalize(crops, mean=pixels.mean, std=pixels.std, dtype=torch.float32)
+    return normalize(crops, mean=preprocessing.mean, std=preprocessing.std, dtype=torch.float32)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
@@ -200,34 +200,34 @@ def _loader(
     crops: CropConfig,
     mode: Mode,
     batch_size: int,
-    place: Place,
-    bank: CellBank | None,
-) -> Loader | CellLoader:
+    context: RankContext,
+    bank: FeatureCache | None,
+) -> Loader | FeatureLoader:
     loader = Loader(
         shard_set,
         ids,
         crops=crops,
         # A batch no larger than the part: padding costs as much as images do.
-        batch_size=min(batch_size, -(-len(ids) // place.world_size)),
+        batch_size=min(batch_size, -(-len(ids) // context.world_size)),
         mode=mode,
         seed=0,
-        rank=place.rank,
-        world_size=place.world_size,
-        backend=place.backend,
-        device=place.device,
-        num_threads=place.threads,
+        rank=context.rank,
+        world_size=context.world_size,
+        backend=context.backend,
+        device=context.device,
+        num_threads=context.threads,
     )
-    return CellLoader(loader, bank, salient=False, device=place.device) if bank else loader
+    return FeatureLoader(loader, bank, salient=False, device=context.device) if bank else loader
 
 
-def _bar(loader: Loader | CellLoader, title: str, place: Place) -> tqdm:
+def _bar(loader: Loader | FeatureLoader, title: str, context: RankContext) -> tqdm:
     return tqdm(
         loader.epoch(0),
         total=loader.steps,
         desc=title,
         unit="batch",
         leave=False,
-        disable=None if place.progress else True,
+        disable=None if context.progress else True,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from lmcl.errors import LmclError
-from lmcl.evaluation.metrics import Mapping
+from lmcl.evaluation.metrics import LogisticMapping
 
 WHOLE = "whole"
 """The protocol of most papers across sets: every labelled image of the other set, once."""
@@ -83,7 +83,7 @@ class Scope:
     trained_scale: Scale
     """Of the model's own set."""
     images: int
-    """Judged, unlabelled ones included."""
+    """Images judged, unlabelled ones included."""
     left_out: int = 0
     """Images of the tested set that the model was trained on, byte for byte; not judged."""
     left_out_known: bool = True
@@ -92,7 +92,7 @@ class Scope:
     """`whole`, or the rule the splits were drawn by."""
     mapping: str = ON_THEMSELVES
     """What the 4-parameter mapping was fitted on."""
-    fitted: Mapping | None = None
+    fitted: LogisticMapping | None = None
     """The mapping, if other images than the judged ones gave it."""
     splits: tuple[SplitFigures, ...] = ()
     """One per split, for a protocol of splits."""

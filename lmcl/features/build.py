@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lmcl.errors import ConfigError, LmclError
-from lmcl.evaluation.predict import Pixels, Place, autocast, inputs
-from lmcl.features.cache import CellBank, CellBanks
+from lmcl.evaluation.predict import Preprocessing, RankContext, autocast, preprocess
+from lmcl.features.cache import FeatureCache, FeatureCaches
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import SaliencyConfig, window_to_box
 from lmcl.models.stem import SqueezeLevels
@@ -45,7 +45,7 @@ _CROPS = 16
 """Crops a forward pass: more of them and their maps no longer stay in a processor's cache."""
 
 
-def check_cells(student: QualityModel, *, pool: int | None, flip: bool) -> SqueezeLevels:
+def check_cacheable(student: QualityModel, *, pool: int | None, flip: bool) -> SqueezeLevels:
     """The stem whose cells can be kept.
 
     Raises:
@@ -100,7 +100,7 @@ def salient_places(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellMaker:
+class FeatureCacheBuilder:
     """What all banks of a run have in common."""
 
     folder: Path
@@ -110,10 +110,10 @@ class CellMaker:
     saliency: SaliencyConfig
     has_centre: bool
     """Whether crops in the middle are wanted (`objective.hub = "centre"`)."""
-    pixels: Pixels
-    place: Place
+    preprocessing: Preprocessing
+    context: RankContext
 
-    def make(self, train: NDArray[np.int64], judged: NDArray[np.int64]) -> CellBanks:
+    def make(self, train: NDArray[np.int64], judged: NDArray[np.int64]) -> FeatureCaches:
         """All banks of a run, read where they are there already; rank 0 makes the others.
 
         Args:
@@ -137,7 +137,7 @@ class CellMaker:
                 places.append(centre_boxes(frames, size=size)[:, None])
             return np.concatenate(places, axis=1)
 
-        return CellBanks(
+        return FeatureCaches(
             train=self._bank("eval", np.unique(train), self.crops, places),
             views=views,
             judged=self._bank("eval", np.unique(judged), self.crops, None),
@@ -145,7 +145,7 @@ class CellMaker:
 
     def _bank(
         self, mode: Mode, ids: NDArray[np.int64], crops: CropConfig, rule: BoxRule | None
-    ) -> CellBank:
+    ) -> FeatureCache:
         boxes = self._boxes(mode, ids, crops, rule)
         with Loader(
             self.shard_set,
@@ -154,18 +154,18 @@ class CellMaker:
             batch_size=min(_IMAGES, len(ids)),
             mode=mode,
             seed=0,
-            backend=self.place.backend,
-            device=self.place.device,
-            num_threads=self.place.threads,
+            backend=self.context.backend,
+            device=self.context.device,
+            num_threads=self.context.threads,
             # One row of boxes an id: what an image can be shown by depends on its neighbours' size.
             rule=lambda asked, _frames: boxes[np.searchsorted(ids, asked)],
         ) as loader:
             path = self.folder / f"{mode}-{self._key(mode, ids, boxes, crops, loader.recipe)}.npy"
-            if not path.is_file() and self.place.is_main:
+            if not path.is_file() and self.context.is_main:
                 logger.info("%s: cells of %d images x %d places", path, *boxes.shape[:2])
                 self._fill(path, loader, ids, boxes.shape[1])
-        _wait(self.place)
-        return CellBank(ids=ids, boxes=boxes, values=np.load(path, mmap_mode="r"))
+        _wait(self.context)
+        return FeatureCache(ids=ids, boxes=boxes, values=np.load(path, mmap_mode="r"))
 
     def _boxes(
         self, mode: Mode, ids: NDArray[np.int64], crops: CropConfig, rule: BoxRule | None
@@ -191,7 +191,7 @@ class CellMaker:
                 desc="cells of the frozen stem",
                 unit="batch",
                 leave=False,
-                disable=None if self.place.progress else True,
+                disable=None if self.context.progress else True,
             )
             for batch in bar:
                 keep = batch.valid.cpu()
@@ -215,8 +215,8 @@ class CellMaker:
 
     @torch.no_grad()
     def _cells(self, batch: CropBatch) -> Float[Tensor, "n t c"]:
-        shown = inputs(batch.crops, self.pixels)
-        with autocast(self.place.device, self.pixels.precision):
+        shown = preprocess(batch.crops, self.preprocessing)
+        with autocast(self.context.device, self.preprocessing.precision):
             return torch.cat([self.stem.cells(part).cpu() for part in torch.split(shown, _CROPS)])
 
     def _key(
@@ -233,7 +233,7 @@ class CellMaker:
             digest.update(np.ascontiguousarray(array).tobytes())
         for name, tensor in sorted(self.stem.layers.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        rest = (mode, crops.size, crops.max_side, recipe, str(self.pixels), self.stem.merges)
+        rest = (mode, crops.size, crops.max_side, recipe, str(self.preprocessing), self.stem.merges)
         digest.update(repr(rest).encode())
         return digest.hexdigest()[:20]
 
@@ -258,8 +258,8 @@ def _take_room(temporary: Path, path: Path) -> None:
         ) from error
 
 
-def _wait(place: Place) -> None:
-    if place.world_size > 1:
+def _wait(context: RankContext) -> None:
+    if context.world_size > 1:
         torch.distributed.barrier()
 
 

@@ -20,7 +20,7 @@ from pipeline.loader import Loader
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellBank:
+class FeatureCache:
     """The cells of some places of some images."""
 
     ids: Int64[np.ndarray, " n"]
@@ -54,21 +54,21 @@ class CellBank:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellBanks:
+class FeatureCaches:
     """One bank for each way images are shown."""
 
-    train: CellBank
+    train: FeatureCache
     """Random and salient places of the train part."""
-    views: CellBank
+    views: FeatureCache
     """Whole images of all parts."""
-    judged: CellBank
+    judged: FeatureCache
     """Evaluation places of the parts that are judged."""
 
 
-class CellLoader:
+class FeatureLoader:
     """A loader's batches with cells from a bank in place of pixels; nothing is decoded."""
 
-    def __init__(self, loader: Loader, bank: CellBank, *, salient: bool, device: torch.device):
+    def __init__(self, loader: Loader, bank: FeatureCache, *, salient: bool, device: torch.device):
         self._loader, self._bank = loader, bank
         self._salient, self._device = salient, device
         self.wait_s = 0.0
@@ -96,7 +96,7 @@ class CellLoader:
         """Close the loader behind."""
         self._loader.close()
 
-    def __enter__(self) -> "CellLoader":
+    def __enter__(self) -> "FeatureLoader":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -23,8 +23,8 @@ from lmcl.inference.inputs import Item, shown
 from lmcl.inference.scorer import Prepared, Scored, Scorer
 from lmcl.inference.scores_file import (
     Gathered,
-    Journal,
     Layout,
+    MetricsLogger,
     Row,
     check_output,
     journals_of,
@@ -102,7 +102,7 @@ def score_items(scorer: Scorer, items: Sequence[Item], job: Job) -> Summary:
     todo = [i for i in items if i.path not in before or i.path in before.failed]
     mine = todo[state.process_index :: state.num_processes]
     state.wait_for_everyone()  # nobody adds rows before everybody has dealt the same hand
-    _score_into(Journal(job.output, rank=state.process_index), scorer, mine, job, state)
+    _score_into(MetricsLogger(job.output, rank=state.process_index), scorer, mine, job, state)
     state.wait_for_everyone()
     after = Gathered(job.output)
     failed = sum(path in after.failed for path in paths)
@@ -176,7 +176,7 @@ def _prepare(scorer: Scorer, item: Item, salient: bool) -> Prepared | str:
 
 
 def _score_into(
-    journal: Journal, scorer: Scorer, items: Sequence[Item], job: Job, state: PartialState
+    journal: MetricsLogger, scorer: Scorer, items: Sequence[Item], job: Job, state: PartialState
 ) -> None:
     bar = tqdm(
         total=len(items),
@@ -249,7 +249,7 @@ def _prepare_output(job: Job, note: dict[str, str]) -> None:
 
 def _back_to_journal(output: Path) -> None:
     """Rows of a finished output as a journal, so that new ones can join them."""
-    journal = Journal(output, rank=9999)
+    journal = MetricsLogger(output, rank=9999)
     try:
         for row in read_rows(output):
             journal.append(row)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lmcl.errors import LmclError
 from lmcl.models.pretrained import ReleasedModel, load_model
-from lmcl.models.quality_model import keep_in_half
+from lmcl.models.quality_model import to_bfloat16
 from lmcl.models.saliency import best_window, window_to_box
 from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
 from pipeline.decode import decode_rgb, reflect_pad, resize_rgb, to_rgb
@@ -124,7 +124,7 @@ class Scorer:
         # Channels-last changes which convolution is picked; it must be the same on every day.
         self.model = released.model.eval().requires_grad_(False).to(self.device)
         if precision == "bfloat16":
-            keep_in_half(self.model, self.device)
+            to_bfloat16(self.model, self.device)
         self.fingerprint = fingerprint
         self._one_large = threading.Lock()
         score = released.card.score

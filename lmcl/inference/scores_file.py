@@ -75,7 +75,7 @@ class Layout:
         return found
 
 
-class Journal:
+class MetricsLogger:
     """Finished rows of one process, appended line by line."""
 
     def __init__(self, output: Path, *, rank: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmcl.method.lr_schedule import step_momentum
 from lmcl.models.quality_model import QualityModel, StudentOutput
-from lmcl.models.stem import PixelsOrCells
+from lmcl.models.stem import PixelsOrFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +39,25 @@ class Teacher:
         self.config = config
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
 
-    def follow_step(self, student: QualityModel, *, steps_per_epoch: int) -> None:
+    def update_after_step(self, student: QualityModel, *, steps_per_epoch: int) -> None:
         """Move after an optimiser step, if the rule is `step` or `copy`."""
         if self.config.update == "step":
             self._move(student, step_momentum(self.config.beta, steps_per_epoch=steps_per_epoch))
         elif self.config.update == "copy":
             self._move(student, 0.0)
 
-    def follow_epoch(self, student: QualityModel) -> None:
+    def update_after_epoch(self, student: QualityModel) -> None:
         """Move at the end of an epoch, if the rule is `epoch` [paper]."""
         if self.config.update == "epoch":
             self._move(student, self.config.beta)
 
     @torch.no_grad()
-    def look(self, view: PixelsOrCells, *, layers: int) -> Float[Tensor, "b g g"]:
+    def cls_attention(self, view: PixelsOrFeatures, *, layers: int) -> Float[Tensor, "b g g"]:
         """CLS attention over whole images (method.md, step 2)."""
         return self.model.encoder.cls_attention(view, layers=layers)
 
     @torch.no_grad()
-    def embed(self, pixels: PixelsOrCells) -> Float[Tensor, "n d"]:
+    def embed(self, pixels: PixelsOrFeatures) -> Float[Tensor, "n d"]:
         """Embeddings without gradients, for `objective.keys = "teacher"`."""
         output: StudentOutput = self.model(pixels)
         return output.embedding

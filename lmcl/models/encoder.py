@@ -24,10 +24,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lmcl.errors import ConfigError, LmclError
-from lmcl.models.stem import Cells, PixelsOrCells, SqueezeLevels, small_stem
+from lmcl.models.stem import Cells, PixelsOrFeatures, SqueezeLevels, small_stem
 from lmcl.utils.validators import check_bounds
 
-_HEARD = (Attention, AttentionRope, EvaAttention)
+_SUPPORTED_ATTENTION = (Attention, AttentionRope, EvaAttention)
 """Attention modules whose queries and keys reach one fused call a layer, and no mask with them."""
 _STEM_WIDTH, _STEM_HEADS = 192, 3
 """Of the blocks above a convolutional stem, unless the configuration says otherwise."""
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
 
     width: int
 
-    def tokens(self, pixels: PixelsOrCells) -> Float[Tensor, "n t d"]:
+    def tokens(self, pixels: PixelsOrFeatures) -> Float[Tensor, "n t d"]:
         """CLS and patch tokens after the final norm; CLS first, patches in reading order."""
         raise TypeError(f"{type(self).__name__} is abstract; use make_encoder")
 
@@ -110,7 +110,7 @@ class Encoder(nn.Module):
         """How many tokens stand before the patches inside the layers (CLS and registers)."""
         return 1
 
-    def cls_attention(self, pixels: PixelsOrCells, *, layers: int) -> Float[Tensor, "n g g"]:
+    def cls_attention(self, pixels: PixelsOrFeatures, *, layers: int) -> Float[Tensor, "n g g"]:
         """CLS -> patch attention, mean over heads and the last `layers` layers.
 
         Returns:
@@ -124,7 +124,7 @@ class Encoder(nn.Module):
                 f"saliency.layers is {layers}, but the encoder has {len(modules)} layers; "
                 f"set saliency.layers to at most {len(modules)}"
             )
-        with _fused(modules), _ClsRows() as seen:
+        with _fused(modules), ClsAttentionRecorder() as seen:
             self.tokens(pixels)
         patches = torch.stack(seen.rows[-layers:]).mean(dim=0)[:, self.prefix :]
         grid = round(patches.shape[1] ** 0.5)
@@ -181,7 +181,10 @@ class TimmEncoder(Encoder):
                 f"encoder.name = {config.name!r} has no CLS token, and the teacher's saliency is "
                 "CLS attention; choose a ViT with one, e.g. deit3_small_patch16_224"
             )
-        if not all(isinstance(getattr(block, "attn", None), _HEARD) for block in self.vit.blocks):
+        if not all(
+            isinstance(getattr(block, "attn", None), _SUPPORTED_ATTENTION)
+            for block in self.vit.blocks
+        ):
             raise ConfigError(
                 f"encoder.name = {config.name!r} has blocks without an attention that can be "
                 "listened to, and the teacher's saliency is CLS attention; choose a plain ViT, "
@@ -196,7 +199,7 @@ class TimmEncoder(Encoder):
 
     @property
     def is_half(self) -> bool:
-        """Whether its weights are bfloat16 (`keep_in_half`)."""
+        """Whether its weights are bfloat16 (`to_bfloat16`)."""
         return bool(self.vit.cls_token.dtype == torch.bfloat16)
 
     @property
@@ -204,7 +207,7 @@ class TimmEncoder(Encoder):
         """CLS, and registers where the model has them."""
         return int(self.vit.num_prefix_tokens)
 
-    def tokens(self, pixels: PixelsOrCells) -> Float[Tensor, "n t d"]:
+    def tokens(self, pixels: PixelsOrFeatures) -> Float[Tensor, "n t d"]:
         """CLS and patch tokens; register tokens are dropped."""
         if self.is_half:
             # Autocast would take every norm back to float32, and each product to bfloat16 again.
@@ -250,7 +253,7 @@ class ConvVit(Encoder):
         )
         self.norm = nn.LayerNorm(self.width)
 
-    def tokens(self, pixels: PixelsOrCells) -> Float[Tensor, "n t d"]:
+    def tokens(self, pixels: PixelsOrFeatures) -> Float[Tensor, "n t d"]:
         """CLS and patch tokens."""
         cells, whole = self.stem(pixels)
         patches = self.project(cells)
@@ -325,7 +328,7 @@ def load_weights(encoder: Encoder, config: EncoderConfig) -> Literal["random", "
     return "file"
 
 
-class _ClsRows(TorchFunctionMode):
+class ClsAttentionRecorder(TorchFunctionMode):
     """Listens to the attention of every layer: where CLS looks, mean over heads, in float32.
 
     Queries and keys are taken as the layer hands them over: what it does to them before (rotary

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmcl.errors import ConfigError
 from lmcl.models.encoder import Encoder, EncoderConfig, TimmEncoder, make_encoder
-from lmcl.models.stem import PixelsOrCells, at_least_float32
+from lmcl.models.stem import PixelsOrFeatures, at_least_float32
 from lmcl.utils.validators import check_bounds
 
 MEAN = (0.485, 0.456, 0.406)
@@ -87,7 +87,7 @@ class QualityModel(nn.Module):
             raise ConfigError(str(error)) from error
         self.panel = AttentionPanel(self.encoder.width, decoder)
 
-    def forward(self, pixels: PixelsOrCells) -> StudentOutput:
+    def forward(self, pixels: PixelsOrFeatures) -> StudentOutput:
         """Embeddings and scores of crops; both leave autocast in float32."""
         tokens = self.encoder.tokens(pixels)
         embedding = functional.normalize(at_least_float32(tokens[:, 0]), dim=-1)
@@ -114,44 +114,46 @@ class AttentionPanel(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 1, bias=False)
-        self.spells_attention_out = False
+        self.use_math_attention = False
         # Votes that start far apart cost the first hundred steps (decision 0006).
         nn.init.normal_(self.head.weight, std=0.01)
 
     def forward(self, tokens: Float[Tensor, "n t d"]) -> Float[Tensor, " n"]:
         """Scores of crops from their tokens, CLS first."""
         queries = self.members + tokens[:, :1]
-        with sdpa_kernel(SDPBackend.MATH) if self.spells_attention_out else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH) if self.use_math_attention else nullcontext():
             opinions = self.norm(self.layer(queries, tokens[:, 1:]))
         with torch.autocast(tokens.device.type, enabled=False):
             votes = self.head(at_least_float32(opinions))
         return _MIDDLE + votes.mean(dim=1)[:, 0]  # type: ignore[no-any-return]
 
 
-def suit_attention(model: QualityModel, device: torch.device, precision: torch.dtype) -> None:
+def select_attention_impl(
+    model: QualityModel, device: torch.device, precision: torch.dtype
+) -> None:
     """Spell attention out in half precision on a CPU, else keep it fused; same up to rounding.
 
     PyTorch's fused backward pass on a CPU takes 2.7 times as long in bfloat16; in float32 it is the
     faster one and keeps no attention maps (decision 0006).
     """
     is_spelled_out = device.type == "cpu" and precision != torch.float32
-    model.panel.spells_attention_out = is_spelled_out
+    model.panel.use_math_attention = is_spelled_out
     for attention in model.encoder.attentions():
         attention.fused_attn = not is_spelled_out  # type: ignore[assignment]
 
 
-def keep_in_half(model: QualityModel, device: torch.device) -> None:
+def to_bfloat16(model: QualityModel, device: torch.device) -> None:
     """For scoring: the weights of a timm encoder, and all between them, in bfloat16.
 
     On a CPU a tenth faster than autocast, which casts weights and norms in every pass (decision
     0406). Other encoders are left to autocast; the panel always is.
     """
-    suit_attention(model, device, torch.bfloat16)
+    select_attention_impl(model, device, torch.bfloat16)
     if isinstance(model.encoder, TimmEncoder):
         model.encoder.bfloat16()
 
 
-def keep_block_inputs_only(encoder: Encoder) -> None:
+def enable_gradient_checkpointing(encoder: Encoder) -> None:
     """Gradient checkpointing: the backward pass runs each transformer block forward once more.
 
     The convolutional stem is left alone: its batch norms would count every batch twice.

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lmcl.errors import ConfigError
 
-PixelsOrCells = Float[Tensor, "n 3 s s"] | Float[Tensor, "n cells features"]
+PixelsOrFeatures = Float[Tensor, "n 3 s s"] | Float[Tensor, "n cells features"]
 """What an encoder takes: normalised pixels, or its frozen stem's cells (lmcl.features.cache)."""
 
 _TAPS = {4: (128, 7, 4), 7: (256, 3, 2), 12: (512, 1, 1)}
@@ -34,7 +34,7 @@ class SqueezeLevels(nn.Module):
     Args:
         frozen: How many of the first modules keep their weights; no graph is kept for them, as
             their activations are most of the memory.
-        patch: Pixels a side under a cell: 16 as the last level has them, or 32, four in one.
+        patch: Preprocessing a side under a cell: 16 as the last level has them, or 32, four in one.
     """
 
     widths = tuple(count * (2 if window > 1 else 1) for count, window, _ in _TAPS.values())
@@ -64,7 +64,7 @@ class SqueezeLevels(nn.Module):
         """Whether no convolution ever learns, so that `cells` of a crop never change."""
         return self.frozen == len(self.layers)
 
-    def forward(self, shown: PixelsOrCells) -> tuple[Tensor, Tensor]:
+    def forward(self, shown: PixelsOrFeatures) -> tuple[Tensor, Tensor]:
         """Features [n, t, c] of every cell in reading order, and [n, s] of the crop as a whole.
 
         The latter are means and deviations over the cells, each level and statistic on its own
@@ -124,7 +124,7 @@ class Cells(nn.Module):
     """A stack of layers whose output map is read cell by cell.
 
     Args:
-        layers: Pixels -> [n, channels, g, g].
+        layers: Preprocessing -> [n, channels, g, g].
         channels: Of the last layer.
     """
 

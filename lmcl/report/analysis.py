@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcl.evaluation.metrics import Evaluation, Mapping, evaluate
+from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate
 from lmcl.evaluation.predictions import NO_LEVEL, Predictions
 from lmcl.evaluation.scope import ON_THEMSELVES, Scope
 from lmcl.report.discrimination import PairAnalysis, analyse_pairs
@@ -155,11 +155,13 @@ def mapping_words(a: Analysis) -> str:
     return f"4 parameters, {where}: {a.evaluation.fit4.status.replace('_', ' ')}"
 
 
-def _fitted(scope: Scope | None) -> Mapping | None:
+def _fitted(scope: Scope | None) -> LogisticMapping | None:
     return scope.fitted if scope else None
 
 
-def _evaluate(p: Predictions, mapping: Mapping | None, *, resamples: int = 1000) -> Evaluation:
+def _evaluate(
+    p: Predictions, mapping: LogisticMapping | None, *, resamples: int = 1000
+) -> Evaluation:
     return evaluate(
         p.prediction,
         p.mos,
@@ -170,7 +172,7 @@ def _evaluate(p: Predictions, mapping: Mapping | None, *, resamples: int = 1000)
     )
 
 
-def _portions(p: Predictions, kind: str, mapping: Mapping | None) -> list[Portion]:
+def _portions(p: Predictions, kind: str, mapping: LogisticMapping | None) -> list[Portion]:
     column = getattr(p, kind)
     found = []
     for name in sorted({str(v) for v in column} - {""}):

@@ -319,7 +319,7 @@ def _set_facts(c: Comparison, names: Sequence[str]) -> str:
             escape("; ".join(sorted({e.mapping for e in across}))) or UNKNOWN,
         ]
         rows.append(f"<tr><td>{cells[0]}</td>{''.join(_words(x) for x in cells[1:])}</tr>")
-    head = ["Tested on", "<Scale", "<Judged across sets", "<Direction", "<Mapping"]
+    head = ["Tested on", "<Scale", "<PartPredictions across sets", "<Direction", "<Mapping"]
     return table(head, rows)
 
 

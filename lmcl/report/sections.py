@@ -211,7 +211,7 @@ def protocol(a: Analysis) -> str:
         "Protocol": p.get("protocol", ""),
         "Images": _counts(a),
         "Epoch chosen": p.get("selection", ""),
-        "Judged": " ".join((p.get("model", ""), "weights")) if p.get("model") else "",
+        "PartPredictions": " ".join((p.get("model", ""), "weights")) if p.get("model") else "",
         "Crops": p.get("crops", ""),
         "Decoding": p.get("decode", env.get("decode", "")),
         "Scores": _scale(a),

@@ -19,7 +19,7 @@ from lmcl.config import dump_config
 from lmcl.errors import LmclError
 from lmcl.sweep.plan import Task
 from lmcl.training.launcher import LAUNCHER_ENVIRONMENT
-from lmcl.training.run_dir import RunFolder
+from lmcl.training.run_dir import RunDir
 from lmcl.training.signals import InterruptedRunError, stop_on_signals
 from lmcl.utils.files import write_atomic
 
@@ -70,7 +70,7 @@ def run_here(jobs: Sequence[Job]) -> Iterator[Failure]:
     with stop_on_signals():
         for number, job in enumerate(jobs):
             logger.info("run %d of %d: %s", number + 1, len(jobs), job.task.name)
-            mark = RunFolder(job.task.folder).stopped
+            mark = RunDir(job.task.folder).interrupted
             mark.unlink(missing_ok=True)
             code = _run(job.command)
             # A launcher of several processes has an exit code of its own.
@@ -101,7 +101,7 @@ def write_slurm_scripts(jobs: Sequence[Job], folder: Path, options: Sequence[str
     for job in jobs:
         name = job.task.name.replace("/", "-")
         path = folder / f"{name}.sbatch"
-        mark = shlex.quote(str(RunFolder(job.task.folder).stopped))
+        mark = shlex.quote(str(RunDir(job.task.folder).interrupted))
         lines = [
             "#!/bin/bash",
             f"#SBATCH --job-name=lmcl-{name}",

@@ -10,7 +10,7 @@ from typing import Literal
 
 from lmcl.config import Config, binding_differences, load_config
 from lmcl.errors import ConfigError, LmclError
-from lmcl.training.run_dir import RunFolder
+from lmcl.training.run_dir import RunDir
 from shards.read import open_set
 
 Over = Literal["splits", "seeds"]
@@ -155,7 +155,7 @@ def _seeds(config: Config, count: int | None) -> list[tuple[str, str]]:
 
 
 def _check_folder(task: Task) -> None:
-    folder = RunFolder(task.folder)
+    folder = RunDir(task.folder)
     if not folder.has_begun or not folder.config.exists():
         return
     changed = binding_differences(task.config, load_config(folder.config))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lmcl.evaluation.metrics import Evaluation, Mapping, evaluate
-from lmcl.evaluation.predict import Judged, Looked, judge, look
+from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate
+from lmcl.evaluation.predict import PartPredictions, SaliencyMaps, compute_saliency, predict
 from lmcl.evaluation.predictions import Predictions, make_predictions
 from lmcl.models.pretrained import ModelCard, ScoreScale, save_model
 from lmcl.models.quality_model import QualityModel
@@ -55,8 +55,10 @@ def write_outcome(run: Run) -> Outcome:
     parts = dict.fromkeys([part, *(["val"] if len(run.split.part("val")) else [])])
     judged = {name: _judge(run, model, name) for name in parts}
     looked = _look(run, model, part)
-    evaluations = {name: evaluate_judged(run.shard_set, found) for name, found in judged.items()}
-    if run.place.is_main:
+    evaluations = {
+        name: evaluate_predictions(run.shard_set, found) for name, found in judged.items()
+    }
+    if run.context.is_main:
         for name, found in judged.items():
             boxes = looked if name == part else None
             table = predictions(
@@ -73,7 +75,7 @@ def write_outcome(run: Run) -> Outcome:
         folder=run.folder.root,
         part=part,
         evaluation=evaluations[part],
-        is_main=run.place.is_main,
+        is_main=run.context.is_main,
     )
 
 
@@ -88,9 +90,9 @@ def chosen_weights(run: Run) -> tuple[QualityModel, int]:
 
 def predictions(
     shard_set: ShardSet,
-    judged: Judged,
+    judged: PartPredictions,
     part: str,
-    looked: Looked | None,
+    looked: SaliencyMaps | None,
     *,
     max_side: int | None,
 ) -> Predictions:
@@ -113,7 +115,9 @@ def predictions(
     )
 
 
-def write_pictures(folder: Path, shard_set: ShardSet, judged: Judged, looked: Looked) -> None:
+def write_pictures(
+    folder: Path, shard_set: ShardSet, judged: PartPredictions, looked: SaliencyMaps
+) -> None:
     """Thumbnails and attention maps for the report, and the embeddings it maps."""
     shown = judged.ids[:_MOST_PICTURES]
     for place, row in enumerate(shown):
@@ -130,11 +134,11 @@ def write_pictures(folder: Path, shard_set: ShardSet, judged: Judged, looked: Lo
 
 def metrics_tree(
     shard_set: ShardSet,
-    judged: dict[str, Judged],
+    judged: dict[str, PartPredictions],
     evaluations: dict[str, Evaluation],
     part: str,
     *,
-    mapping: Mapping | None = None,
+    mapping: LogisticMapping | None = None,
 ) -> dict[str, Any]:
     """metrics.json: the headline part's figures on top, then each part's, then each portion's."""
     found = judged[part]
@@ -155,37 +159,37 @@ def metrics_tree(
     }
 
 
-def _judge(run: Run, model: QualityModel, part: str) -> Judged:
-    return judge(
+def _judge(run: Run, model: QualityModel, part: str) -> PartPredictions:
+    return predict(
         model,
         run.shard_set,
         run.split.part(part),
         crops=run.config.crops,
-        pixels=run.pixels,
-        place=run.place,
+        preprocessing=run.preprocessing,
+        context=run.context,
         batch_size=run.config.evaluation.batch_size,
         title=f"judging the {part} part",
         bank=run.banks.judged if run.banks else None,
     )
 
 
-def _look(run: Run, model: QualityModel, part: str) -> Looked:
-    return look(
+def _look(run: Run, model: QualityModel, part: str) -> SaliencyMaps:
+    return compute_saliency(
         model.encoder.cls_attention,
         run.shard_set,
         run.split.part(part),
         saliency=run.config.saliency,
         crops=run.config.crops,
-        pixels=run.pixels,
-        place=run.place,
+        preprocessing=run.preprocessing,
+        context=run.context,
         keep_attention=True,
         title=f"where the model looks in the {part} part",
         bank=run.banks.views if run.banks else None,
     )
 
 
-def evaluate_judged(
-    shard_set: ShardSet, judged: Judged, *, mapping: Mapping | None = None
+def evaluate_predictions(
+    shard_set: ShardSet, judged: PartPredictions, *, mapping: LogisticMapping | None = None
 ) -> Evaluation:
     """Figures of predictions in the scale of the set they were made on.
 
@@ -205,19 +209,24 @@ def evaluate_judged(
 
 
 def _by_portion(
-    shard_set: ShardSet, judged: Judged, names: NDArray[Any], mapping: Mapping | None
+    shard_set: ShardSet,
+    judged: PartPredictions,
+    names: NDArray[Any],
+    mapping: LogisticMapping | None,
 ) -> dict[str, dict[str, Any]]:
     found = {}
     for name in sorted({str(name) for name in names} - {""}):
         keep = names == name
-        portion = Judged(
+        portion = PartPredictions(
             ids=judged.ids[keep], score=judged.score[keep], embedding=judged.embedding[keep]
         )
-        found[name] = evaluate_judged(shard_set, portion, mapping=mapping).to_json()
+        found[name] = evaluate_predictions(shard_set, portion, mapping=mapping).to_json()
     return found
 
 
-def _write_metrics(run: Run, judged: dict[str, Judged], evaluations: dict[str, Evaluation]) -> None:
+def _write_metrics(
+    run: Run, judged: dict[str, PartPredictions], evaluations: dict[str, Evaluation]
+) -> None:
     tree = metrics_tree(run.shard_set, judged, evaluations, run.config.evaluation.part)
     write_atomic(run.folder.metrics, _pretty(tree))
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lmcl.errors import ConfigError
-from lmcl.evaluation.predict import Pixels, Place, autocast, inputs
+from lmcl.evaluation.predict import Preprocessing, RankContext, autocast, preprocess
 from lmcl.method.teacher import Teacher
 from lmcl.models.quality_model import StudentOutput
 from lmcl.training.run_dir import seed_step
@@ -26,7 +26,7 @@ from pipeline.batch import CropBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ForwardResult:
     """A batch in the student's eyes."""
 
     output: StudentOutput
@@ -41,7 +41,7 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
+class GradCache:
     """How training crops reach the networks."""
 
     student: nn.Module
@@ -49,16 +49,16 @@ class Sight:
     key_teacher: Teacher | None
     """Who embeds the keys; None where the student's own embeddings are the keys."""
     accelerator: Accelerator
-    pixels: Pixels
-    place: Place
+    preprocessing: Preprocessing
+    context: RankContext
     flip: bool
     micro_batch: int
     """Images per forward pass; 0 = the whole batch."""
     seed: int
 
-    def see(self, batch: CropBatch) -> Seen:
+    def forward(self, batch: CropBatch) -> ForwardResult:
         """Embeddings and scores of all crops of this rank."""
-        seed_step(self.seed, epoch=batch.epoch, step=batch.step, rank=self.place.rank)
+        seed_step(self.seed, epoch=batch.epoch, step=batch.step, rank=self.context.rank)
         mirrored = None
         if self.flip:
             crops = batch.crops.shape[0] * batch.crops.shape[1]
@@ -71,16 +71,16 @@ class Sight:
             with nullcontext() if whole else torch.no_grad():
                 outputs.append(self._forward(pixels, batch, number))
             if self.key_teacher is not None:
-                with autocast(self.place.device, self.pixels.precision):
+                with autocast(self.context.device, self.preprocessing.precision):
                     keys.append(self.key_teacher.embed(pixels))
-        return Seen(
+        return ForwardResult(
             output=outputs[0] if whole else _cached(outputs),
             keys=torch.cat(keys) if keys else None,
             parts=parts,
             mirrored=mirrored,
         )
 
-    def learn(self, batch: CropBatch, seen: Seen, loss: Float[Tensor, ""]) -> None:
+    def backward(self, batch: CropBatch, seen: ForwardResult, loss: Float[Tensor, ""]) -> None:
         """Add the gradient of `loss` to the student's weights, summed over parts and ranks."""
         self.accelerator.backward(loss)
         if len(seen.parts) == 1:
@@ -97,14 +97,14 @@ class Sight:
     def _forward(self, pixels: Tensor, batch: CropBatch, number: int) -> StudentOutput:
         # Layers that draw random numbers must draw the same ones when a part is seen again.
         seed_step(
-            self.seed, epoch=batch.epoch, step=batch.step, rank=self.place.rank, part=number + 1
+            self.seed, epoch=batch.epoch, step=batch.step, rank=self.context.rank, part=number + 1
         )
-        with autocast(self.place.device, self.pixels.precision):
+        with autocast(self.context.device, self.preprocessing.precision):
             output: StudentOutput = self.student(pixels)
         return output
 
     def _view(self, batch: CropBatch, part: slice, mirrored: Tensor | None) -> Tensor:
-        pixels = inputs(batch.crops[part], self.pixels)
+        pixels = preprocess(batch.crops[part], self.preprocessing)
         if mirrored is None:
             return pixels
         views = batch.crops.shape[1]

@@ -1,6 +1,6 @@
 """What a run says while it trains: a bar, lines in log.jsonl, trackers, a warning of collapse.
 
-Rank 0 speaks; on other ranks a journal only counts. docs/training.md explains every figure.
+Rank 0 enabled; on other ranks a journal only counts. docs/training.md explains every figure.
 """
 
 import logging
@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
-from lmcl.training.run_dir import RunFolder
+from lmcl.training.run_dir import RunDir
 from lmcl.utils.trackers import Trackers
 
 logger = logging.getLogger(__name__)
@@ -77,30 +77,30 @@ class CollapseWatch:
         return 0 < self.limit == self.streak
 
 
-class Journal:
+class MetricsLogger:
     """The voice of one run.
 
     Args:
         folder: Where log.jsonl lies.
         trackers: Open ones; none on ranks other than 0.
         watch: Warns of collapse.
-        speaks: Whether this is rank 0.
+        enabled: Whether this is rank 0.
         progress: Whether it shows bars on a terminal.
     """
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: RunDir,
         trackers: Trackers,
         watch: CollapseWatch,
         *,
-        speaks: bool,
+        enabled: bool,
         progress: bool,
     ) -> None:
         self.watch = watch
         self._folder = folder
         self._trackers = trackers
-        self._speaks = speaks
+        self._enabled = enabled
         self._progress = progress
         self._bar: tqdm | None = None
         self._began = time.monotonic()
@@ -133,7 +133,7 @@ class Journal:
     def step(self, entry: StepEntry, *, done: int, steps: int) -> None:
         """Tell of one step: `done` of the run's `steps` are behind it."""
         collapsed = self.watch.saw(entry.intra_similarity)
-        if not self._speaks:
+        if not self._enabled:
             return
         self._folder.append_log({"event": "step", **vars(entry)})
         self._trackers.log(_figures(entry), step=done)
@@ -145,7 +145,7 @@ class Journal:
 
     def epoch_end(self, entry: EpochEntry, last: StepEntry | None, *, done: int) -> None:
         """Tell of an epoch's end; `last` is its last step, None if all were taken before."""
-        if not self._speaks:
+        if not self._enabled:
             return
         self._folder.append_log({"event": "epoch", **_known(entry)})
         self._trackers.log(_figures(entry), step=done)

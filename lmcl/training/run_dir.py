@@ -22,7 +22,7 @@ from lmcl.utils.files import write_atomic
 logger = logging.getLogger(__name__)
 
 
-class RunFolder:
+class RunDir:
     """The files of one run (docs/architecture.md lists them)."""
 
     def __init__(self, root: Path) -> None:
@@ -34,7 +34,7 @@ class RunFolder:
         self.predictions = root / "predictions"
         self.metrics = root / "metrics.json"
         self.model = root / "model"
-        self.stopped = root / "stopped"
+        self.interrupted = root / "stopped"
 
     @property
     def has_begun(self) -> bool:
@@ -42,7 +42,7 @@ class RunFolder:
         is_logged = self.log.exists() and self.log.stat().st_size > 0
         return is_logged or bool(list_checkpoints(self.checkpoints))
 
-    def claim(self, config: Config, *, resume: bool) -> None:
+    def create_or_check(self, config: Config, *, resume: bool) -> None:
         """Take the folder for this configuration, or say why it cannot be taken.
 
         Raises:
@@ -61,18 +61,18 @@ class RunFolder:
             for folder in (self.checkpoints, self.saliency, self.predictions):
                 folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self.config, dump_config(config))
-            self.stopped.unlink(missing_ok=True)
+            self.interrupted.unlink(missing_ok=True)
         except OSError as error:
             raise LmclError(f"{self.root}: cannot be used as a run folder: {error}") from error
 
-    def mark_stopped(self) -> None:
+    def mark_interrupted(self) -> None:
         """Say that the run was asked to stop: the exit code of a launcher does not."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self.stopped.touch()
+            self.interrupted.touch()
         except OSError as error:
             # The run ends as it was asked to; what started it may take that for a failure.
-            logger.warning("%s: cannot be written: %s", self.stopped, error)
+            logger.warning("%s: cannot be written: %s", self.interrupted, error)
 
     def append_log(self, entry: Mapping[str, object]) -> None:
         """Add one line to the log."""

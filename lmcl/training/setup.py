@@ -15,17 +15,17 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from kernels.contrastive import choose_backend
 from lmcl.config import Config, binding_differences, flatten, parse_config
 from lmcl.errors import ConfigError, LmclError
-from lmcl.evaluation.predict import Pixels, Place
-from lmcl.features.build import CellMaker, check_cells
-from lmcl.features.cache import CellBanks, CellLoader
+from lmcl.evaluation.predict import Preprocessing, RankContext
+from lmcl.features.build import FeatureCacheBuilder, check_cacheable
+from lmcl.features.cache import FeatureCaches, FeatureLoader
 from lmcl.method.teacher import Teacher
 from lmcl.models.encoder import load_weights
 from lmcl.models.quality_model import (
     MEAN,
     STD,
     QualityModel,
-    keep_block_inputs_only,
-    suit_attention,
+    enable_gradient_checkpointing,
+    select_attention_impl,
 )
 from lmcl.training.checkpoint import (
     Position,
@@ -36,10 +36,10 @@ from lmcl.training.checkpoint import (
     save_tensors,
 )
 from lmcl.training.finish import Outcome, write_outcome
-from lmcl.training.grad_cache import Sight, check_divisible
+from lmcl.training.grad_cache import GradCache, check_divisible
 from lmcl.training.init_from import start_from_model
-from lmcl.training.logger import CollapseWatch, Journal
-from lmcl.training.run_dir import RunFolder, describe_environment
+from lmcl.training.logger import CollapseWatch, MetricsLogger
+from lmcl.training.run_dir import RunDir, describe_environment
 from lmcl.training.signals import InterruptedRunError, stop_on_signals
 from lmcl.training.trainer import Run, best_path, restore, train, training_crops
 from lmcl.utils.files import write_atomic
@@ -54,7 +54,7 @@ _PRECISION = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 _ONE_RANK_WORKS = timedelta(hours=24)
 """How long ranks wait for one another: rank 0 alone makes the cells of a set (`runtime.cells`).
 When a rank dies the launcher ends the others, however long they would wait."""
-_SPARED = ("cls", "members", "pos_embed", "reg_token")
+_NO_WEIGHT_DECAY = ("cls", "members", "pos_embed", "reg_token")
 
 
 def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True) -> Outcome:
@@ -81,11 +81,11 @@ def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True
                 train(run)
                 return write_outcome(run)
             finally:
-                run.journal.close()
+                run.metrics_logger.close()
                 run.loader.close()
         except InterruptedRunError:
             # Any rank may be the only one that was signalled outside the steps.
-            RunFolder(output).mark_stopped()
+            RunDir(output).mark_interrupted()
             raise
 
 
@@ -120,15 +120,15 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
         mixed_precision="fp16" if config.runtime.precision == "fp16" else "no",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_ONE_RANK_WORKS)],
     )
-    place = _place(accelerator, config, progress=progress)
-    if not place.is_main:
+    context = _make_context(accelerator, config, progress=progress)
+    if not context.is_main:
         logging.getLogger("lmcl").setLevel(logging.WARNING)  # every rank says its own errors only
     shard_set = open_set(config.data.root, cache=_cache(config))
     split = load_split(shard_set, config.data.split)
-    _check_data(config, shard_set, split, place)
-    folder = RunFolder(output)
-    if place.is_main:
-        folder.claim(config, resume=bool(resume))
+    _check_data(config, shard_set, split, context)
+    folder = RunDir(output)
+    if context.is_main:
+        folder.create_or_check(config, resume=bool(resume))
     accelerator.wait_for_everyone()
     student = make_student(config, accelerator.device)
     _check_backend(config, student)
@@ -137,33 +137,33 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
     if config.runtime.micro_batch:
         check_divisible(student)
     if config.runtime.gradient_checkpointing:
-        keep_block_inputs_only(student.encoder)
+        enable_gradient_checkpointing(student.encoder)
     if config.runtime.compile:
         student.compile()
     optimizer = torch.optim.AdamW(
         _parameter_groups(student, config), lr=config.schedule.lr, betas=config.train.betas
     )
     wrapped, prepared = accelerator.prepare(student, optimizer)
-    loader = _training_loader(config, shard_set, split, place)
+    loader = _training_loader(config, shard_set, split, context)
     if loader.skipped.size:
         split = _without_damaged(split, loader)
-        _check_data(config, shard_set, split, place)
-    banks = _banks(config, shard_set, split, place, student)
+        _check_data(config, shard_set, split, context)
+    banks = _banks(config, shard_set, split, context, student)
     run = Run(
         config=config,
         folder=folder,
         accelerator=accelerator,
-        place=place,
-        pixels=_pixels(config),
+        context=context,
+        preprocessing=_make_preprocessing(config),
         shard_set=shard_set,
         split=split,
         student=wrapped,
         core=student,
         teacher=teacher,
-        sight=_sight(config, wrapped, teacher, accelerator, place),
+        grad_cache=_make_grad_cache(config, wrapped, teacher, accelerator, context),
         optimizer=prepared,
-        loader=_with_cells(loader, banks, config, place),
-        journal=_journal(config, folder, place),
+        loader=_with_cells(loader, banks, config, context),
+        metrics_logger=_make_metrics_logger(config, folder, context),
         banks=banks,
         position=Position(epoch=0, step=0),
     )
@@ -171,11 +171,11 @@ def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run
     if state is not None:
         _check_state(run, state)
         restore(run, state)
-        if place.is_main and resume != "auto":
+        if context.is_main and resume != "auto":
             _bring_best(run, Path(resume).parent)
         accelerator.wait_for_everyone()
         logger.info("resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step)
-    if place.is_main:
+    if context.is_main:
         _write_environment(run)
         if state is None:
             folder.rewind_log(epoch=0, step=0)
@@ -193,7 +193,7 @@ def make_student(config: Config, device: torch.device) -> QualityModel:
     )
     load_weights(student.encoder, config.encoder)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    suit_attention(student, device, _PRECISION[config.runtime.precision])
+    select_attention_impl(student, device, _PRECISION[config.runtime.precision])
     return student
 
 
@@ -211,7 +211,7 @@ def _check_backend(config: Config, student: QualityModel) -> None:
         raise ConfigError(f"objective.{error}") from error
 
 
-def _place(accelerator: Accelerator, config: Config, *, progress: bool) -> Place:
+def _make_context(accelerator: Accelerator, config: Config, *, progress: bool) -> RankContext:
     world = accelerator.num_processes
     if config.train.batch_size % world:
         raise ConfigError(
@@ -220,7 +220,7 @@ def _place(accelerator: Accelerator, config: Config, *, progress: bool) -> Place
         )
     local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     threads = config.runtime.threads or max(1, (os.cpu_count() or 1) // local)
-    return Place(
+    return RankContext(
         rank=accelerator.process_index,
         world_size=world,
         device=accelerator.device,
@@ -230,7 +230,7 @@ def _place(accelerator: Accelerator, config: Config, *, progress: bool) -> Place
     )
 
 
-def _check_data(config: Config, shard_set: ShardSet, split: Split, place: Place) -> None:
+def _check_data(config: Config, shard_set: ShardSet, split: Split, context: RankContext) -> None:
     where = f"{config.data.root}, split {config.data.split!r}"
     if shard_set.score is None:
         raise LmclError(
@@ -246,7 +246,7 @@ def _check_data(config: Config, shard_set: ShardSet, split: Split, place: Place)
             "one or make a split with `lmcl-shard split`",
             exit_code=3,
         )
-    world, images = place.world_size, len(split.part("train"))
+    world, images = context.world_size, len(split.part("train"))
     # One image a rank is always allowed: padding fills what is missing, and counts nowhere.
     most = -(-images // world) * world
     if config.train.batch_size > most:
@@ -276,37 +276,39 @@ def _check_data(config: Config, shard_set: ShardSet, split: Split, place: Place)
 
 
 def _banks(
-    config: Config, shard_set: ShardSet, split: Split, place: Place, student: QualityModel
-) -> CellBanks | None:
+    config: Config, shard_set: ShardSet, split: Split, context: RankContext, student: QualityModel
+) -> FeatureCaches | None:
     if not config.runtime.cells:
         return None
-    maker = CellMaker(
+    maker = FeatureCacheBuilder(
         folder=Path(config.runtime.cells),
         shard_set=shard_set,
-        stem=check_cells(student, pool=config.crops.pool, flip=config.train.flip),
+        stem=check_cacheable(student, pool=config.crops.pool, flip=config.train.flip),
         crops=config.crops,
         saliency=config.saliency,
         has_centre=config.objective.hub == "centre",
-        pixels=_pixels(config),
-        place=place,
+        preprocessing=_make_preprocessing(config),
+        context=context,
     )
     judged = np.union1d(split.part("val"), split.part(config.evaluation.part))
     return maker.make(split.part("train"), judged)
 
 
-def _training_loader(config: Config, shard_set: ShardSet, split: Split, place: Place) -> Loader:
+def _training_loader(
+    config: Config, shard_set: ShardSet, split: Split, context: RankContext
+) -> Loader:
     return Loader(
         shard_set,
         split.part("train"),
         crops=training_crops(config),
-        batch_size=config.train.batch_size // place.world_size,
+        batch_size=config.train.batch_size // context.world_size,
         mode="train",
         seed=config.train.seed,
-        rank=place.rank,
-        world_size=place.world_size,
-        backend=place.backend,
-        device=place.device,
-        num_threads=place.threads,
+        rank=context.rank,
+        world_size=context.world_size,
+        backend=context.backend,
+        device=context.device,
+        num_threads=context.threads,
         on_error=config.runtime.on_error,
     )
 
@@ -329,48 +331,48 @@ def _without_damaged(split: Split, loader: Loader) -> Split:
 
 
 def _with_cells(
-    loader: Loader, banks: CellBanks | None, config: Config, place: Place
-) -> Loader | CellLoader:
+    loader: Loader, banks: FeatureCaches | None, config: Config, context: RankContext
+) -> Loader | FeatureLoader:
     if banks is None:
         return loader
     salient = training_crops(config).salient
-    return CellLoader(loader, banks.train, salient=salient, device=place.device)
+    return FeatureLoader(loader, banks.train, salient=salient, device=context.device)
 
 
-def _sight(
+def _make_grad_cache(
     config: Config,
     student: torch.nn.Module,
     teacher: Teacher,
     accelerator: Accelerator,
-    place: Place,
-) -> Sight:
+    context: RankContext,
+) -> GradCache:
     goal = config.objective
     has_teacher_keys = goal.keys == "teacher" and goal.contrastive_weight > 0
-    return Sight(
+    return GradCache(
         student=student,
         key_teacher=teacher if has_teacher_keys else None,
         accelerator=accelerator,
-        pixels=_pixels(config),
-        place=place,
+        preprocessing=_make_preprocessing(config),
+        context=context,
         flip=config.train.flip,
         micro_batch=config.runtime.micro_batch,
         seed=config.train.seed,
     )
 
 
-def _journal(config: Config, folder: RunFolder, place: Place) -> Journal:
-    names = config.runtime.trackers if place.is_main else ()
-    return Journal(
+def _make_metrics_logger(config: Config, folder: RunDir, context: RankContext) -> MetricsLogger:
+    names = config.runtime.trackers if context.is_main else ()
+    return MetricsLogger(
         folder,
         Trackers(names, folder.root, settings=flatten(config)),
         CollapseWatch(limit=config.runtime.collapse_steps),
-        speaks=place.is_main,
-        progress=place.progress,
+        enabled=context.is_main,
+        progress=context.progress,
     )
 
 
-def _pixels(config: Config) -> Pixels:
-    return Pixels(mean=MEAN, std=STD, precision=_PRECISION[config.runtime.precision])
+def _make_preprocessing(config: Config) -> Preprocessing:
+    return Preprocessing(mean=MEAN, std=STD, precision=_PRECISION[config.runtime.precision])
 
 
 def _parameter_groups(student: QualityModel, config: Config) -> list[dict[str, object]]:
@@ -379,7 +381,7 @@ def _parameter_groups(student: QualityModel, config: Config) -> list[dict[str, o
     for name, parameter in student.named_parameters():
         if not parameter.requires_grad:
             continue
-        spared = parameter.ndim <= 1 or any(part in name for part in _SPARED)
+        spared = parameter.ndim <= 1 or any(part in name for part in _NO_WEIGHT_DECAY)
         groups.setdefault((name.startswith("encoder.stem.layers."), spared), []).append(parameter)
     return [
         {
@@ -391,7 +393,7 @@ def _parameter_groups(student: QualityModel, config: Config) -> list[dict[str, o
     ]
 
 
-def _state_to_resume(folder: RunFolder, resume: str) -> State | None:
+def _state_to_resume(folder: RunDir, resume: str) -> State | None:
     if not resume:
         return None
     if resume == "auto":
@@ -451,7 +453,7 @@ def _cache(config: Config) -> Path | None:
 def _write_environment(run: Run) -> None:
     found = describe_environment(
         device=str(run.accelerator.device),
-        world_size=run.place.world_size,
+        world_size=run.context.world_size,
         decode=run.loader.recipe,
     )
     logger.info("decoding with %s: %s", run.loader.recipe, run.loader.backend_reason)

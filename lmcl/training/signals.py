@@ -23,33 +23,33 @@ class InterruptedRunError(LmclError):
         super().__init__(message, exit_code=130)
 
 
-class Stop:
+class StopSignal:
     """Whether this process was asked to stop, and whether it answers at once."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self._patient = False
+        self.requested = False
+        self._is_deferred = False
 
     @contextmanager
-    def patiently(self) -> Iterator[None]:
-        """Within, a signal sets `asked` and nothing else; a second Ctrl-C leaves at once."""
-        self._patient = True
+    def deferred(self) -> Iterator[None]:
+        """Within, a signal sets `requested` and nothing else; a second Ctrl-C leaves at once."""
+        self._is_deferred = True
         try:
             yield
         finally:
-            self._patient = False
+            self._is_deferred = False
 
-    def ask(self, signum: int, _frame: FrameType | None) -> None:
+    def request(self, signum: int, _frame: FrameType | None) -> None:
         """The signal handler.
 
         Raises:
-            InterruptedRunError: Outside `patiently`, and on a second Ctrl-C.
+            InterruptedRunError: Outside `deferred`, and on a second Ctrl-C.
         """
         # A scheduler repeats itself (SIGUSR1, then SIGTERM) and must not cut the checkpoint short;
         # a person who presses Ctrl-C twice means it.
-        again = self.asked and signum == signal.SIGINT
-        self.asked = True
-        if again or not self._patient:
+        again = self.requested and signum == signal.SIGINT
+        self.requested = True
+        if again or not self._is_deferred:
             raise InterruptedRunError(
                 f"stopped at once by {signal.Signals(signum).name}; checkpoints written so far "
                 "stand, and --resume auto goes on from the newest"
@@ -57,11 +57,11 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals() -> Iterator[StopSignal]:
     """Answer the signals of `SIGNALS` within, and give them back to their owners after."""
-    stop = Stop()
+    stop = StopSignal()
     try:
-        before = {signum: signal.signal(signum, stop.ask) for signum in SIGNALS}
+        before = {signum: signal.signal(signum, stop.request) for signum in SIGNALS}
     except ValueError:
         # Not the main thread (a notebook, a server): signals are the owner's business.
         yield stop

@@ -1,4 +1,4 @@
-"""The training loop, readable aloud: look, cut, see, compare, learn, follow.
+"""The training loop, readable aloud: look, cut, see, compute_loss, learn, follow.
 
 Every epoch the teacher looks at all training images; every step the loader cuts their crops, the
 student sees them, the objective compares, the optimiser learns and the teacher follows.
@@ -19,8 +19,8 @@ from torch import Tensor
 from lmcl.config import Config, dump_config
 from lmcl.errors import LmclError
 from lmcl.evaluation.metrics import plcc, srcc
-from lmcl.evaluation.predict import Pixels, Place, judge, look
-from lmcl.features.cache import CellBanks, CellLoader
+from lmcl.evaluation.predict import Preprocessing, RankContext, compute_saliency, predict
+from lmcl.features.cache import FeatureCaches, FeatureLoader
 from lmcl.method.lr_schedule import learning_rate
 from lmcl.method.objective import Terms, crop_errors, objective
 from lmcl.method.teacher import Teacher
@@ -36,10 +36,10 @@ from lmcl.training.checkpoint import (
     save_tensors,
     write_checkpoint,
 )
-from lmcl.training.grad_cache import Seen, Sight
-from lmcl.training.logger import EpochEntry, Journal, StepEntry
-from lmcl.training.run_dir import RunFolder
-from lmcl.training.signals import InterruptedRunError, Stop
+from lmcl.training.grad_cache import ForwardResult, GradCache
+from lmcl.training.logger import EpochEntry, MetricsLogger, StepEntry
+from lmcl.training.run_dir import RunDir
+from lmcl.training.signals import InterruptedRunError, StopSignal
 from lmcl.utils.files import write_atomic
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, SaliencyTable, box_iou, centre_boxes, frame_sizes
@@ -55,10 +55,10 @@ class Run:
     """One training in progress: what is fixed, what learns, and where it stands."""
 
     config: Config
-    folder: RunFolder
+    folder: RunDir
     accelerator: Accelerator
-    place: Place
-    pixels: Pixels
+    context: RankContext
+    preprocessing: Preprocessing
     shard_set: ShardSet
     split: Split
     student: torch.nn.Module
@@ -66,14 +66,14 @@ class Run:
     core: QualityModel
     """The student without wrapping; shares its weights."""
     teacher: Teacher
-    sight: Sight
+    grad_cache: GradCache
     optimizer: torch.optim.Optimizer
-    loader: Loader | CellLoader
-    journal: Journal
-    banks: CellBanks | None
+    loader: Loader | FeatureLoader
+    metrics_logger: MetricsLogger
+    banks: FeatureCaches | None
     """Cells of the frozen stem in place of pixels, where they are kept."""
     position: Position
-    stop: Stop = field(default_factory=Stop)
+    stop: StopSignal = field(default_factory=StopSignal)
     saliency: SaliencyTable | None = None
     best_srcc: float = math.nan
     best_epoch: int = -1
@@ -91,7 +91,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class StepStats:
     """What all ranks know of a step before the objective is taken; the same on each."""
 
     images: int
@@ -111,7 +111,7 @@ class StepOutput:
     """What one optimiser step did."""
 
     terms: Terms
-    agreed: Agreement
+    agreed: StepStats
     lr: float
     grad_norm: float | None
     """Of the gradient over all ranks, before clipping; None if clipping is off."""
@@ -134,12 +134,12 @@ def train(run: Run) -> None:
         InterruptedRunError: If a signal asked the run to stop; a checkpoint was written.
         LmclError: If the loss or its gradient is not finite; the batch's keys are saved.
     """
-    with run.stop.patiently():
+    with run.stop.deferred():
         for epoch in range(run.position.epoch, run.config.train.epochs):
             if training_crops(run.config).salient:
-                find_hubs(run, epoch)
+                refresh_salient_boxes(run, epoch)
             last = train_epoch(run, epoch)
-            run.teacher.follow_epoch(run.core)
+            run.teacher.update_after_epoch(run.core)
             validate(run, epoch, last)
             run.position = Position(epoch=epoch + 1, step=0)
             save(run)
@@ -147,10 +147,10 @@ def train(run: Run) -> None:
                 raise _stopped(run)
 
 
-def find_hubs(run: Run, epoch: int) -> None:
+def refresh_salient_boxes(run: Run, epoch: int) -> None:
     """Say where each training image's hub lies: where the teacher looks, or in the middle."""
     if run.config.objective.hub == "salient":
-        teacher_looks(run, epoch)
+        run_saliency_pass(run, epoch)
     elif run.saliency is None:
         ids, samples = np.unique(run.split.part("train")), run.shard_set.samples
         frames = frame_sizes(samples.height[ids], samples.width[ids], run.config.crops)
@@ -159,25 +159,25 @@ def find_hubs(run: Run, epoch: int) -> None:
         )
 
 
-def teacher_looks(run: Run, epoch: int) -> None:
+def run_saliency_pass(run: Run, epoch: int) -> None:
     """Refresh the salient box of every training image, unless this epoch keeps the old ones."""
     settings = run.config.saliency
     if run.saliency is not None and (run.position.step > 0 or epoch % settings.every):
         return
-    looked = look(
-        run.teacher.look,
+    looked = compute_saliency(
+        run.teacher.cls_attention,
         run.shard_set,
         run.split.part("train"),
         saliency=settings,
         crops=run.config.crops,
-        pixels=run.pixels,
-        place=run.place,
+        preprocessing=run.preprocessing,
+        context=run.context,
         keep_attention=False,
         title=f"epoch {epoch + 1}: teacher looks",
         bank=run.banks.views if run.banks else None,
     )
     run.saliency = make_table(looked.ids, looked.boxes)
-    if run.place.is_main:
+    if run.context.is_main:
         run.saliency.write(run.folder.saliency / f"epoch-{epoch:02d}.parquet")
 
 
@@ -186,7 +186,7 @@ def train_epoch(run: Run, epoch: int) -> StepEntry | None:
     run.student.train()
     config, entry = run.config, None
     started, before, waited, seen = time.monotonic(), run.seconds, run.loader.wait_s, 0
-    bar = run.journal.epoch(
+    bar = run.metrics_logger.epoch(
         epoch,
         epochs=config.train.epochs,
         images=len(run.split.part("train")),
@@ -202,7 +202,7 @@ def train_epoch(run: Run, epoch: int) -> StepEntry | None:
             seen += out.agreed.images
             wait = (run.loader.wait_s - waited) / spent
             entry = _entry(run, batch, out, rate=seen / spent, wait=wait)
-            run.journal.step(entry, done=run.steps_done, steps=run.steps)
+            run.metrics_logger.step(entry, done=run.steps_done, steps=run.steps)
             if out.agreed.stop:
                 save(run)
                 raise _stopped(run)
@@ -214,29 +214,29 @@ def train_epoch(run: Run, epoch: int) -> StepEntry | None:
 
 
 def step(run: Run, batch: CropBatch) -> StepOutput:
-    """See the crops, compare, learn, and let the teacher follow (method.md, steps 4 to 6)."""
+    """See the crops, compute_loss, learn, and let the teacher follow (method.md, steps 4 to 6)."""
     lr = _set_rate(run, batch)
-    seen = run.sight.see(batch)
-    agreed = agree(run, batch, seen)
+    seen = run.grad_cache.forward(batch)
+    agreed = reduce_step_stats(run, batch, seen)
     if agreed.broken:
         raise _not_finite(run, batch, agreed.broken, agreed.broken_term)
-    terms = compare(run, batch, seen, images=agreed.images)
+    terms = compute_loss(run, batch, seen, images=agreed.images)
     if not torch.isfinite(terms.loss):
         # The contrastive term is one value over all ranks, so all of them stop here.
-        raise _not_finite(run, batch, tuple(range(run.place.world_size)), "contrastive")
-    run.sight.learn(batch, seen, terms.loss)
+        raise _not_finite(run, batch, tuple(range(run.context.world_size)), "contrastive")
+    run.grad_cache.backward(batch, seen, terms.loss)
     grad_norm = _clip(run)
     # Ranks hold the same gradient, so all of them stop here. A scaler skips overflows by itself.
     if run.accelerator.scaler is None and not math.isfinite(grad_norm):
-        raise _not_finite(run, batch, tuple(range(run.place.world_size)), "gradient")
+        raise _not_finite(run, batch, tuple(range(run.context.world_size)), "gradient")
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    run.teacher.follow_step(run.core, steps_per_epoch=run.loader.steps)
+    run.teacher.update_after_step(run.core, steps_per_epoch=run.loader.steps)
     shown = grad_norm if run.config.train.clip else None
     return StepOutput(terms=terms, agreed=agreed, lr=lr, grad_norm=shown)
 
 
-def agree(run: Run, batch: CropBatch, seen: Seen) -> Agreement:
+def reduce_step_stats(run: Run, batch: CropBatch, seen: ForwardResult) -> StepStats:
     """One tiny all-reduce: images, errors, wishes and accidents of all ranks.
 
     A rank that met a number that is not finite must not leave the others waiting for it in the
@@ -247,14 +247,14 @@ def agree(run: Run, batch: CropBatch, seen: Seen) -> Agreement:
     total = errors.double().sum()
     is_finite = torch.isfinite(total)
     has_directions = torch.isfinite(seen.output.embedding.detach()).all()
-    here = torch.zeros(3 + run.place.world_size, dtype=torch.float64, device=run.place.device)
+    here = torch.zeros(3 + run.context.world_size, dtype=torch.float64, device=run.context.device)
     here[0] = batch.valid.sum()
     here[1] = torch.where(is_finite, total, 0.0)
-    here[2] = run.stop.asked
-    here[3 + run.place.rank] = 2 * ~is_finite + 1 * ~has_directions
+    here[2] = run.stop.requested
+    here[3 + run.context.rank] = 2 * ~is_finite + 1 * ~has_directions
     summed: Tensor = run.accelerator.reduce(here, reduction="sum")
     images, error, stop, *broken = summed.tolist()
-    return Agreement(
+    return StepStats(
         images=int(images),
         l1=error / (images * random),
         stop=stop > 0,
@@ -263,7 +263,7 @@ def agree(run: Run, batch: CropBatch, seen: Seen) -> Agreement:
     )
 
 
-def compare(run: Run, batch: CropBatch, seen: Seen, *, images: int) -> Terms:
+def compute_loss(run: Run, batch: CropBatch, seen: ForwardResult, *, images: int) -> Terms:
     """The objective on what the student saw; `images` count over all ranks."""
     goal, random = run.config.objective, run.config.crops.random
     return objective(
@@ -275,7 +275,7 @@ def compare(run: Run, batch: CropBatch, seen: Seen, *, images: int) -> Terms:
         random=random,
         overlap=box_iou(batch.boxes[:, :random]) if goal.overlap_aware else None,
         keys=seen.keys,
-        rank_share=run.place.world_size * int(batch.valid.sum()) / images,
+        rank_share=run.context.world_size * int(batch.valid.sum()) / images,
     )
 
 
@@ -284,13 +284,13 @@ def validate(run: Run, epoch: int, last: StepEntry | None) -> None:
     ids = run.split.part("val")
     value = value_plcc = None
     if len(ids):
-        judged = judge(
+        judged = predict(
             judged_model(run),
             run.shard_set,
             ids,
             crops=run.config.crops,
-            pixels=run.pixels,
-            place=run.place,
+            preprocessing=run.preprocessing,
+            context=run.context,
             batch_size=run.config.evaluation.batch_size,
             title=f"epoch {epoch + 1}: validation",
             bank=run.banks.judged if run.banks else None,
@@ -301,7 +301,7 @@ def validate(run: Run, epoch: int, last: StepEntry | None) -> None:
             run.best_srcc, run.best_epoch = value, epoch
             _keep_best(run)
     entry = EpochEntry(epoch=epoch, time_s=run.seconds, val_srcc=value, val_plcc=value_plcc)
-    run.journal.epoch_end(entry, last, done=(epoch + 1) * run.loader.steps)
+    run.metrics_logger.epoch_end(entry, last, done=(epoch + 1) * run.loader.steps)
 
 
 def judged_model(run: Run) -> QualityModel:
@@ -311,7 +311,7 @@ def judged_model(run: Run) -> QualityModel:
 
 def save(run: Run) -> None:
     """Write a checkpoint of the run's position; all ranks hold the same state, rank 0 writes."""
-    if run.place.is_main:
+    if run.context.is_main:
         table = run.saliency
         state = State(
             position=run.position,
@@ -326,7 +326,7 @@ def save(run: Run) -> None:
             best_srcc=run.best_srcc,
             best_epoch=run.best_epoch,
             seconds=run.seconds,
-            collapsed_steps=run.journal.watch.streak,
+            collapsed_steps=run.metrics_logger.watch.streak,
         )
         write_checkpoint(run.folder.checkpoints, state, keep_last=run.config.runtime.keep_last)
     run.accelerator.wait_for_everyone()
@@ -346,8 +346,8 @@ def restore(run: Run, state: State) -> None:
     run.position = state.position
     run.best_srcc, run.best_epoch = state.best_srcc, state.best_epoch
     run.seconds = state.seconds
-    run.journal.watch.streak = state.collapsed_steps
-    if run.place.is_main:
+    run.metrics_logger.watch.streak = state.collapsed_steps
+    if run.context.is_main:
         drop_checkpoints_after(run.folder.checkpoints, state.position)
         run.folder.rewind_log(epoch=state.position.epoch, step=state.position.step)
 
@@ -376,7 +376,7 @@ def _clip(run: Run) -> float:
 
 
 def _anyone_asked_to_stop(run: Run) -> bool:
-    asked = torch.tensor(float(run.stop.asked), device=run.place.device)
+    asked = torch.tensor(float(run.stop.requested), device=run.context.device)
     return bool(run.accelerator.reduce(asked, reduction="sum") > 0)
 
 
@@ -389,9 +389,9 @@ def _stopped(run: Run) -> InterruptedRunError:
 
 def _not_finite(run: Run, batch: CropBatch, broken: tuple[int, ...], term: str) -> LmclError:
     """Save the ids of this rank's batch, if it is to blame, and name what happened where."""
-    if run.place.rank in broken:
+    if run.context.rank in broken:
         write_atomic(
-            run.folder.root / f"nonfinite-rank{run.place.rank}.txt",
+            run.folder.root / f"nonfinite-rank{run.context.rank}.txt",
             "\n".join(map(str, batch.ids.tolist())) + "\n",
         )
     what = term if term == "gradient" else f"{term} term"
@@ -406,7 +406,7 @@ def _not_finite(run: Run, batch: CropBatch, broken: tuple[int, ...], term: str) 
 
 
 def _keep_best(run: Run) -> None:
-    if not run.place.is_main:
+    if not run.context.is_main:
         return
     weights = judged_model(run).state_dict()
     save_tensors(best_path(run.folder, run.best_epoch), {"model": weights})
@@ -416,7 +416,7 @@ def _keep_best(run: Run) -> None:
         digest_path(old).unlink(missing_ok=True)
 
 
-def best_path(folder: RunFolder, epoch: int) -> Path:
+def best_path(folder: RunDir, epoch: int) -> Path:
     """Where the weights of the best epoch stand."""
     return folder.checkpoints / best_name(epoch)
 

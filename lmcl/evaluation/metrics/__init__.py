@@ -5,14 +5,14 @@ is NaN and carries its reason; nothing is dropped silently (docs/reports.md).
 """
 
 from lmcl.evaluation.metrics.correlation import Interval, krcc, plcc, srcc
-from lmcl.evaluation.metrics.evaluate import Evaluation, Mapping, evaluate, fit_mapping
+from lmcl.evaluation.metrics.evaluate import Evaluation, LogisticMapping, evaluate, fit_mapping
 from lmcl.evaluation.metrics.logistic import LogisticFit, fit_logistic
 
 __all__ = [
     "Evaluation",
     "Interval",
     "LogisticFit",
-    "Mapping",
+    "LogisticMapping",
     "evaluate",
     "fit_logistic",
     "fit_mapping",

@@ -38,7 +38,7 @@ FIGURES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mapping:
+class LogisticMapping:
     """Both mappings from predictions to scores, fitted on other images than those judged."""
 
     fit4: LogisticFit
@@ -108,7 +108,7 @@ class Evaluation:
         return found
 
 
-def fit_mapping(prediction: ArrayLike, mos: ArrayLike, *, fit_on: FitOn) -> Mapping:
+def fit_mapping(prediction: ArrayLike, mos: ArrayLike, *, fit_on: FitOn) -> LogisticMapping:
     """Both mappings on the labelled images of one part, to be applied to another.
 
     A mapping that cannot be fitted has the status `none` and says why.
@@ -117,7 +117,7 @@ def fit_mapping(prediction: ArrayLike, mos: ArrayLike, *, fit_on: FitOn) -> Mapp
     _require_equal_length(x, y, "mos")
     labelled = np.isfinite(y)
     x, y = x[labelled], y[labelled]
-    return Mapping(
+    return LogisticMapping(
         fit4=fit_logistic(x, y, form="logistic4"),
         fit5=fit_logistic(x, y, form="logistic5"),
         fit_on=fit_on,
@@ -131,7 +131,7 @@ def evaluate(
     *,
     mos_std: ArrayLike | None = None,
     group: ArrayLike | None = None,
-    mapping: Mapping | None = None,
+    mapping: LogisticMapping | None = None,
     resamples: int = 1000,
     seed: int = 123,
 ) -> Evaluation:
@@ -176,7 +176,7 @@ def _evaluate_clean(
     sd: NDArray[np.float64],
     groups: NDArray[np.int64],
     n_unlabelled: int,
-    mapping: Mapping,
+    mapping: LogisticMapping,
     resamples: int,
     seed: int,
 ) -> Evaluation:

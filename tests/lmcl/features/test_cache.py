@@ -12,7 +12,7 @@ from lmcl.config import Config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluation.predictions import read_csv
 from lmcl.features.build import salient_places
-from lmcl.features.cache import CellBank
+from lmcl.features.cache import FeatureCache
 from lmcl.models.saliency import SaliencyConfig, window_to_box
 from lmcl.training.setup import fit
 from pipeline.loader import Loader
@@ -149,7 +149,7 @@ def test_every_salient_box_is_among_the_salient_places(
 
 
 def test_a_place_that_was_not_kept_is_named() -> None:
-    bank = CellBank(
+    bank = FeatureCache(
         ids=np.array([3, 5]),
         boxes=np.tile(np.array([0, 0, 8, 8], np.int32), (2, 1, 1)),
         values=np.arange(2, dtype=np.float32).reshape(2, 1, 1, 1),

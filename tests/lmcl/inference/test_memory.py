@@ -27,14 +27,14 @@ def held():
     return pages * resource.getpagesize()
 items = list_items([sys.argv[2]])
 seen, marks = 0, {}
-append = jobs.Journal.append
+append = jobs.MetricsLogger.append
 def count(self, row):
     global seen
     append(self, row)
     seen += 1
     if seen in (len(items) // 10, len(items)):
         marks[seen] = held()
-jobs.Journal.append = count
+jobs.MetricsLogger.append = count
 settings = jobs.Job(output=Path(sys.argv[3]), threads=4, box=True, progress=False)
 found = jobs.score_items(open_scorer(Path(sys.argv[1]), device="cpu"), items, settings)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

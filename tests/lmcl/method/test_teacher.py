@@ -34,27 +34,27 @@ def test_a_teacher_begins_as_the_student_and_asks_for_no_gradient() -> None:
 def test_the_steps_of_an_epoch_leave_beta_of_the_old_weights() -> None:
     teacher, model, before = moved("step")
     for _ in range(7):
-        teacher.follow_step(model, steps_per_epoch=7)
+        teacher.update_after_step(model, steps_per_epoch=7)
     assert distance(teacher, model) == pytest.approx(0.25 * before, rel=1e-4)
 
 
 def test_the_paper_moves_once_an_epoch() -> None:
     teacher, model, before = moved("epoch")
-    teacher.follow_step(model, steps_per_epoch=7)
+    teacher.update_after_step(model, steps_per_epoch=7)
     assert distance(teacher, model) == before
-    teacher.follow_epoch(model)
+    teacher.update_after_epoch(model)
     assert distance(teacher, model) == pytest.approx(0.25 * before, rel=1e-4)
 
 
 @pytest.mark.parametrize(("update", "remains"), [("frozen", 1.0), ("copy", 0.0)])
 def test_frozen_never_moves_and_copy_is_the_student(update: str, remains: float) -> None:
     teacher, model, before = moved(update)
-    teacher.follow_step(model, steps_per_epoch=7)
-    teacher.follow_epoch(model)
+    teacher.update_after_step(model, steps_per_epoch=7)
+    teacher.update_after_epoch(model)
     assert distance(teacher, model) == pytest.approx(remains * before)
 
 
 def test_looking_leaves_no_hooks_behind() -> None:
     model = student()
-    Teacher(model, TeacherConfig()).look(torch.randn(1, 3, 16, 16), layers=1)
+    Teacher(model, TeacherConfig()).cls_attention(torch.randn(1, 3, 16, 16), layers=1)
     assert all(not module._forward_pre_hooks for module in model.modules())

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from lmcl.errors import ConfigError, LmclError
 from lmcl.models.encoder import EncoderConfig, load_weights, make_encoder
-from lmcl.models.quality_model import DecoderConfig, QualityModel, suit_attention
+from lmcl.models.quality_model import DecoderConfig, QualityModel, select_attention_impl
 
 TINY = EncoderConfig(name="vit_tiny_patch16_224", width=48, depth=3, heads=3, patch=8)
 CONV = EncoderConfig(name="conv-vit", width=48, depth=2, heads=3, patch=8)
@@ -74,7 +74,7 @@ def test_attention_is_what_the_layers_use(config: EncoderConfig, is_fused: bool)
 def test_attention_spelled_out_gives_what_the_fused_one_gives(config: EncoderConfig) -> None:
     model, crops = build(config), torch.randn(2, 3, 64, 64)
     fused = model(crops)
-    suit_attention(model, torch.device("cpu"), torch.bfloat16)
+    select_attention_impl(model, torch.device("cpu"), torch.bfloat16)
     assert not any(attention.fused_attn for attention in model.encoder.attentions())
     spelled = model(crops)
     torch.testing.assert_close(spelled.score, fused.score, atol=1e-5, rtol=1e-4)

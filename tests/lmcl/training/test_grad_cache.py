@@ -12,7 +12,7 @@ from lmcl.config import Config
 from lmcl.errors import ConfigError
 from lmcl.training.grad_cache import split_images
 from lmcl.training.setup import prepare
-from lmcl.training.trainer import Run, agree, compare, teacher_looks
+from lmcl.training.trainer import Run, compute_loss, reduce_step_stats, run_saliency_pass
 
 Tiny = Callable[..., Config]
 VIT = ("encoder.name=vit_tiny_patch16_224", "encoder.depth=2")
@@ -21,7 +21,7 @@ VIT = ("encoder.name=vit_tiny_patch16_224", "encoder.depth=2")
 def gradients(run: Run, *, double: bool = False) -> dict[str, torch.Tensor]:
     """Of the run's first batch, by the steps that `engine.step` takes before the optimiser."""
     if run.config.crops.salient:
-        teacher_looks(run, 0)
+        run_saliency_pass(run, 0)
     if double:
         for model in (run.core, run.teacher.model):
             model.double()
@@ -29,10 +29,10 @@ def gradients(run: Run, *, double: bool = False) -> dict[str, torch.Tensor]:
     run.student.train()
     with run.loader:
         batch = next(iter(run.loader.epoch(0, saliency=run.saliency)))
-    seen = run.sight.see(batch)
-    images = agree(run, batch, seen).images
-    terms = compare(run, batch, seen, images=images)
-    run.sight.learn(batch, seen, terms.loss)
+    seen = run.grad_cache.forward(batch)
+    images = reduce_step_stats(run, batch, seen).images
+    terms = compute_loss(run, batch, seen, images=images)
+    run.grad_cache.backward(batch, seen, terms.loss)
     return {name: value.grad for name, value in run.core.named_parameters()}
 
 
@@ -154,8 +154,8 @@ def test_head_embedding_and_loss_are_float32_under_autocast(
     with run.loader:
         batch = next(iter(run.loader.epoch(0)))
     batch = replace(batch, crops=batch.crops[:, [0, 1, 2, 0]], boxes=batch.boxes[:, [0, 1, 2, 0]])
-    output = run.sight.see(batch)
-    terms = compare(run, batch, output, images=len(batch.ids))
+    output = run.grad_cache.forward(batch)
+    terms = compute_loss(run, batch, output, images=len(batch.ids))
     assert seen["block"] == (torch.bfloat16 if precision == "bf16" else torch.float32)
     assert seen["head_in"] == seen["head_out"] == torch.float32
     assert output.output.embedding.dtype == output.output.score.dtype == torch.float32

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lmcl.training.logger import CollapseWatch, EpochEntry, Journal, StepEntry
-from lmcl.training.run_dir import RunFolder
+from lmcl.training.logger import CollapseWatch, EpochEntry, MetricsLogger, StepEntry
+from lmcl.training.run_dir import RunDir
 from lmcl.utils.trackers import Trackers
 
 
@@ -28,13 +28,13 @@ def entry(step: int, similarity: float) -> StepEntry:
     )
 
 
-def journal(root: Path, *, limit: int, progress: bool = False) -> Journal:
+def journal(root: Path, *, limit: int, progress: bool = False) -> MetricsLogger:
     root.mkdir(exist_ok=True)
-    return Journal(
-        RunFolder(root),
+    return MetricsLogger(
+        RunDir(root),
         Trackers([], root, settings={}),
         CollapseWatch(limit=limit),
-        speaks=True,
+        enabled=True,
         progress=progress,
     )
 

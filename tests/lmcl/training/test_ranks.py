@@ -24,7 +24,7 @@ from lmcl.errors import LmclError
 from lmcl.training import trainer as engine
 from lmcl.training.setup import fit, prepare
 from lmcl.training.signals import InterruptedRunError
-from lmcl.training.trainer import Run, agree, compare, step, teacher_looks
+from lmcl.training.trainer import Run, compute_loss, reduce_step_stats, run_saliency_pass, step
 from pipeline.batch import CropBatch
 from shards.read import open_set
 from shards.splits.split import load_split, split_from_ids, write_split
@@ -175,21 +175,21 @@ def save_gradients(folder: Path, shards: Path) -> None:
                 model.encoder.vit.patch_embed.register_forward_pre_hook(
                     lambda _module, inputs: (inputs[0].to(torch.get_default_dtype()),)
                 )
-            teacher_looks(run, 0)
+            run_saliency_pass(run, 0)
             run.student.train()
             for at in (FIRST, LAST):
                 found[f"{dtype}/{name}/{at}"] = gradient(run, at)
     torch.set_default_dtype(torch.float32)
-    if run.place.is_main:
+    if run.context.is_main:
         torch.save(found, folder / "gradients.pt")
 
 
 def gradient(run: Run, at: int) -> dict[str, torch.Tensor]:
     """What `engine.step` hands the optimiser, without moving the weights."""
     batch = next(iter(run.loader.epoch(0, start=at, saliency=run.saliency)))
-    seen = run.sight.see(batch)
-    terms = compare(run, batch, seen, images=agree(run, batch, seen).images)
-    run.sight.learn(batch, seen, terms.loss)
+    seen = run.grad_cache.forward(batch)
+    terms = compute_loss(run, batch, seen, images=reduce_step_stats(run, batch, seen).images)
+    run.grad_cache.backward(batch, seen, terms.loss)
     found = {name: value.grad.clone() for name, value in run.core.named_parameters()}
     run.optimizer.zero_grad()
     run.loader.close()
@@ -198,16 +198,16 @@ def gradient(run: Run, at: int) -> dict[str, torch.Tensor]:
 
 def meet_accident(folder: Path, shards: Path, name: str) -> None:
     run = prepare(make_config(shards), folder / name, resume="", progress=False)
-    teacher_looks(run, 0)
+    run_saliency_pass(run, 0)
     run.student.train()
     batch = next(iter(run.loader.epoch(0, saliency=run.saliency)))
-    if run.place.rank == 1 and name == "gradient-accident":
+    if run.context.rank == 1 and name == "gradient-accident":
         run.core.panel.head.weight.register_hook(lambda gradient: gradient * torch.nan)
-    elif run.place.rank == 1:
+    elif run.context.rank == 1:
         batch = dataclasses.replace(batch, mos=torch.full_like(batch.mos, torch.nan))
     with pytest.raises(LmclError) as error:
         step(run, batch)
-    (folder / f"{name}-{run.place.rank}.txt").write_text(str(error.value))
+    (folder / f"{name}-{run.context.rank}.txt").write_text(str(error.value))
     run.loader.close()
 
 
@@ -225,7 +225,7 @@ def stop_or_go_on(folder: Path, shards: Path) -> None:
 
     def watched(run: Run, batch: CropBatch) -> object:
         seen.append(batch.ids.numpy())
-        run.stop.asked = not is_second and len(seen) == 2
+        run.stop.requested = not is_second and len(seen) == 2
         return step(run, batch)
 
     engine.step = watched

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 
 from lmcl.config import Config, load_config
 from lmcl.errors import ConfigError, LmclError
-from lmcl.evaluation.predict import Pixels, Place, judge
+from lmcl.evaluation.predict import Preprocessing, RankContext, predict
 from lmcl.evaluation.predictions import read_csv
 from lmcl.method.teacher import Teacher
 from lmcl.models.pretrained import load_model
 from lmcl.models.quality_model import StudentOutput
 from lmcl.training.setup import _check_data, fit, prepare
 from lmcl.training.signals import InterruptedRunError
-from lmcl.training.trainer import find_hubs, step, train
+from lmcl.training.trainer import refresh_salient_boxes, step, train
 from pipeline.boxes import SaliencyTable
 from shards.read import open_set
 from shards.splits.split import load_split
@@ -135,7 +135,7 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
     def stop_after_five(run: object, batch: object) -> object:
         nonlocal calls
         calls += 1
-        run.stop.asked = calls == 5
+        run.stop.requested = calls == 5
         return step(run, batch)
 
     monkeypatch.setattr("lmcl.training.trainer.step", stop_after_five)
@@ -154,13 +154,15 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
 def test_the_released_model_scores_as_the_run_did(finished: Path, demo_set: Path) -> None:
     released = load_model(finished / "model")
     table = read_csv(finished / "predictions" / "test.csv")
-    judged = judge(
+    judged = predict(
         released.model,
         open_set(demo_set),
         table.id,
         crops=released.card.crops,
-        pixels=Pixels(mean=released.card.mean, std=released.card.std, precision=torch.float32),
-        place=Place(
+        preprocessing=Preprocessing(
+            mean=released.card.mean, std=released.card.std, precision=torch.float32
+        ),
+        context=RankContext(
             rank=0,
             world_size=1,
             device=torch.device("cpu"),
@@ -338,7 +340,7 @@ def test_an_unlabelled_training_image_is_refused_before_training(
     labels[run.split.part("train")[3]] = math.nan
     run.shard_set.samples._columns["mos"] = labels
     with pytest.raises(LmclError, match="1 images of the train part have no score") as error:
-        _check_data(run.config, run.shard_set, run.split, run.place)
+        _check_data(run.config, run.shard_set, run.split, run.context)
     assert error.value.exit_code == 3
 
 
@@ -402,7 +404,7 @@ def test_a_centre_hub_is_the_middle_crop_and_asks_no_teacher(
 
     monkeypatch.setattr(Teacher, "look", refuse)
     run = prepare(tiny("objective.hub='centre'"), tmp_path / "run", resume="", progress=False)
-    find_hubs(run, 0)
+    refresh_salient_boxes(run, 0)
     samples, size = run.shard_set.samples, run.config.crops.size
     batch = next(iter(run.loader.epoch(0, saliency=run.saliency)))
     for id, box in zip(batch.ids.tolist(), batch.boxes[:, -1].tolist(), strict=True):
