@@ -5,15 +5,13 @@ import json
 import os
 import platform
 import resource
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-_PACKAGES = ("torch", "triton", "nvidia-dali-cuda130", "numpy", "torchvision", "pillow")
+from lmcl.utils.environment import git_state, installed_versions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ def make_record(
     device: str | None = None,
 ) -> Record:
     """Summarise the rounds of one case and stamp it with commit, device and versions."""
-    commit, dirty = _git_state()
+    commit, dirty = git_state()
     return Record(
         bench=bench,
         case=case,
@@ -108,33 +106,8 @@ def timed(function: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, cpu_seconds() - cpu
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that figures depend on; absent ones are left out."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _git_state() -> tuple[str, bool]:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(__file__).parent,
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))

@@ -25,7 +25,7 @@ from lmcl.bench.step_data import StepData
 from lmcl.bench.stopwatch import Part, PeakMemory, Spent, Stopwatch, synchronize
 from lmcl.bench.workers import Workers
 from lmcl.config import Config
-from lmcl.evaluation.predict import Preprocessing, autocast
+from lmcl.models.preprocess import Preprocessing, autocast
 from lmcl.training.checkpoint import Position
 from lmcl.training.setup import make_student, prepare
 from lmcl.training.trainer import Run, run_saliency_pass, train_epoch, training_crops

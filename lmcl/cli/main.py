@@ -1,20 +1,19 @@
 """`lmcl`: commands parse and print; the work is a function that can be called without click."""
 
-import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import click
 
+from lmcl.cli.lazy_group import LazyGroup
 from lmcl.errors import LmclError
 from lmcl.utils.malloc import keep_freed_memory
 
 _ELSEWHERE = {
-    "eval": ("lmcl.evaluation.evaluate_run", "Judge a run's model on a part or on another set."),
+    "demo": ("lmcl.cli.demo", "The whole method on a synthetic set, and its report."),
+    "eval": ("lmcl.cli.eval", "Judge a run's model on a part or on another set."),
     "export": (
         "lmcl.inference.export",
         "Write a model as torch.export program or ONNX, with parity.",
@@ -23,7 +22,9 @@ _ELSEWHERE = {
     "score": ("lmcl.cli.score", "Score images, folders, tables and shards; a quality gate."),
     "report": ("lmcl.cli.report", "Write or compare reports of finished runs."),
     "saliency": ("lmcl.inference.saliency_overlay", "Draw where a model looks in photographs."),
+    "show-config": ("lmcl.cli.show_config", "The whole effective configuration of a file."),
     "sweep": ("lmcl.cli.sweep", "The 10-split protocol, seeds, ladders of configurations."),
+    "train": ("lmcl.cli.train", "Train a student and its teacher, evaluate, report."),
 }
 _BENCHES = {
     "build": ("lmcl.bench.build", "Packing shards against reading, hashing and decoding alone."),
@@ -35,58 +36,6 @@ _BENCHES = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called: `lmcl --help` stays quick."""
-
-    def __init__(
-        self, *args: Any, elsewhere: dict[str, tuple[str, str]] | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.elsewhere = elsewhere or {}
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands, sorted."""
-        return sorted({*super().list_commands(ctx), *self.elsewhere})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported now if it lives elsewhere."""
-        if cmd_name in self.elsewhere:
-            module, _ = self.elsewhere[cmd_name]
-            found: click.Command = importlib.import_module(module).command
-            return found
-        return super().get_command(ctx, cmd_name)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list in `--help`, without importing what it lists."""
-        rows = []
-        for name in self.list_commands(ctx):
-            if name in self.elsewhere:
-                rows.append((name, self.elsewhere[name][1]))
-            elif (command := super().get_command(ctx, name)) is not None:
-                rows.append((name, command.get_short_help_str(limit=80)))
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-
-def config_options(function: Callable[..., None]) -> Callable[..., None]:
-    """The options by which a run is named: a file and changes to it."""
-    file = click.option(
-        "--config",
-        "config_file",
-        required=True,
-        type=click.Path(path_type=Path),
-        help="TOML file of the run (see configs/).",
-    )
-    change = click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Change one field; repeatable.",
-    )
-    return file(change(function))
-
-
 @click.group(
     cls=LazyGroup,
     elsewhere=_ELSEWHERE,
@@ -96,65 +45,6 @@ def config_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(package_name="lmcl")
 def cli() -> None:
     """Learn to judge the quality of images without a reference."""
-
-
-@cli.command()
-@config_options
-@click.option("--output", type=click.Path(path_type=Path), help="Run folder [runs/<config name>].")
-@click.option("--resume", default="", metavar="auto|PATH", help="Go on from a checkpoint.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@click.option("--no-progress", is_flag=True, help="No progress bars.")
-def train(
-    config_file: Path,
-    overrides: tuple[str, ...],
-    output: Path | None,
-    resume: str,
-    dry_run: bool,
-    no_progress: bool,
-) -> None:
-    """Train a student and its teacher, evaluate, and write the report.
-
-    Several processes: accelerate launch --num_processes 2 train.py --config FILE
-    """
-    from lmcl.config import load_config
-    from lmcl.training.setup import fit, plan
-
-    config = load_config(config_file, overrides)
-    folder = output or Path("runs") / config_file.stem
-    if dry_run:
-        click.echo(plan(config, folder))
-        return
-    outcome = fit(config, folder, resume=resume, progress=not no_progress)
-    if outcome.is_main:
-        click.echo(outcome.summary())
-
-
-@cli.command("show-config")
-@click.argument("config_file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field.")
-def show_config(config_file: Path, overrides: tuple[str, ...]) -> None:
-    """Print the whole effective configuration of a file, defaults included."""
-    from lmcl.config import dump_config, load_config
-
-    click.echo(dump_config(load_config(config_file, overrides)), nl=False)
-
-
-@cli.command()
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs/demo"),
-    show_default=True,
-    help="Run folder.",
-)
-@click.option("--again", is_flag=True, help="Throw away what the folder holds and start over.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field.")
-@click.option("--no-progress", is_flag=True, help="No progress bars.")
-def demo(output: Path, again: bool, overrides: tuple[str, ...], no_progress: bool) -> None:
-    """Make a synthetic set, train the full method on it, and leave a report: some minutes."""
-    from lmcl.demo import run_demo
-
-    click.echo(run_demo(output, again=again, overrides=overrides, progress=not no_progress))
 
 
 @cli.group(cls=LazyGroup, elsewhere=_BENCHES)

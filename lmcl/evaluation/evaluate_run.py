@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-import click
 import msgspec
 import numpy as np
 import torch
@@ -14,10 +13,16 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from lmcl.config import Config, load_config
+from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
 from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate, fit_mapping
-from lmcl.evaluation.predict import PartPredictions, Preprocessing, RankContext, predict
-from lmcl.evaluation.predictions import Predictions
+from lmcl.evaluation.predict import PartPredictions, predict
+from lmcl.evaluation.predictions import Predictions, read_predictions
+from lmcl.evaluation.results import (
+    evaluate_predictions,
+    make_prediction_table,
+    metrics_tree,
+)
 from lmcl.evaluation.scope import (
     ON_THEMSELVES,
     ON_TRAIN,
@@ -27,9 +32,8 @@ from lmcl.evaluation.scope import (
     Scope,
     SplitFigures,
 )
+from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import ModelCard, load_model
-from lmcl.report.run import read_predictions
-from lmcl.training.finish import evaluate_predictions, metrics_tree, predictions
 from lmcl.utils.files import write_atomic
 from shards.errors import ShardError
 from shards.manifest import MANIFEST
@@ -79,68 +83,6 @@ class _Chosen:
     def split_name(self) -> str:
         """Name of the split; empty without one."""
         return self.split.name if self.split else ""
-
-
-@click.command(
-    epilog="EXAMPLES: lmcl eval runs/livec --split val · lmcl eval runs/livec --set koniq10k · "
-    "lmcl eval runs/livec --data data/koniq10k --protocol 70-10-20 · "
-    "lmcl eval runs/livec --fit-on val"
-)
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    "--set",
-    "data",
-    metavar="SET",
-    help="Another packed set: folder, URL, or name of a folder beside the run's own set.",
-)
-@click.option(
-    "--split",
-    "part",
-    default="test",
-    show_default=True,
-    help="A part of the run's split (train, val, test), `all`, or the name of a split of SET.",
-)
-@click.option(
-    "--protocol",
-    type=click.Choice(PROTOCOLS),
-    default=WHOLE,
-    show_default=True,
-    help="On another set: all its images at once, or the test parts of its splits, the mapping "
-    "fitted on their train parts, medians over the splits.",
-)
-@click.option(
-    "--fit-on",
-    type=click.Choice(["test", "val", "train"]),
-    help="Part of the split that PLCC's and RMSE's mapping is fitted on [the judged images "
-    "themselves; with a --protocol of splits: train].",
-)
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--no-progress", is_flag=True, help="No progress bars.")
-def command(
-    run: Path,
-    data: str | None,
-    part: str,
-    protocol: str,
-    fit_on: FitPart | None,
-    batch_size: int,
-    no_progress: bool,
-) -> None:
-    """Judge a run's model; predictions and figures are written into the run folder."""
-    asked = Asked(data=data, part=part, protocol=protocol, fit_on=fit_on)
-    found, scope, path = evaluate_run(run, asked, batch_size=batch_size, progress=not no_progress)
-    click.echo(
-        f"{path.stem}: SRCC {found.srcc:.4f}  PLCC {found.plcc_raw:.4f}  "
-        f"PLCC after the fit {found.plcc_fit4:.4f}  ({found.n} images)\npredictions: {path}"
-    )
-    if "srcc" in found.reasons:
-        click.echo(_no_figure(found))
-    if scope.tested_on != scope.trained_on:
-        click.echo(_across(scope))
-    if scope.tested_on != scope.trained_on or scope.fitted:
-        click.echo(f"mapping: {scope.mapping}")
-    for name, value in _medians(scope.splits):
-        click.echo(f"median of {len(scope.splits)} splits: {name} {value:.4f}")
 
 
 def evaluate_run(
@@ -203,7 +145,7 @@ def evaluate_run(
     path = run / "predictions" / f"{stem}.csv"
     if context.is_main:
         max_side = released.card.crops.max_side
-        table = predictions(shard_set, judged, name, None, max_side=max_side)
+        table = make_prediction_table(shard_set, judged, name, None, max_side=max_side)
         _with_boxes(table, path).write_csv(path)
         tree = metrics_tree(shard_set, {name: judged}, {name: found}, name, mapping=mapping)
         tree["trained_on"] = released.card.training_set
@@ -348,15 +290,6 @@ def _some(judged: PartPredictions, ids: NDArray[np.int64]) -> PartPredictions:
     )
 
 
-def _no_figure(found: Evaluation) -> str:
-    """Why there is no rank correlation, and what became of the predictions."""
-    unlabelled = (
-        f"; {found.n_unlabelled} of the {found.n + found.n_unlabelled} judged images have no score "
-        "in the set, their predictions are written all the same"
-    )
-    return f"no figures: {found.reasons['srcc']}{unlabelled if found.n_unlabelled else ''}"
-
-
 def _with_boxes(table: Predictions, path: Path) -> Predictions:
     """The salient boxes of an earlier file over the same predictions: training looked for them."""
     try:
@@ -447,27 +380,4 @@ def _of_split(
     }
     return SplitFigures(
         name=split.name, hash=split.hash, n=found.n, n_fit=int(np.sum(fit)), **figures
-    )
-
-
-def _medians(splits: tuple[SplitFigures, ...]) -> list[tuple[str, float]]:
-    found = []
-    for name in ("srcc", "plcc_raw", "plcc_fit4"):
-        values = [v for s in splits if (v := getattr(s, name)) is not None]
-        if values:
-            found.append((name, float(np.median(values))))
-    return found
-
-
-def _across(scope: Scope) -> str:
-    left = (
-        f"; {scope.left_out} training images left out"
-        if scope.left_out
-        else ""
-        if scope.left_out_known
-        else "; the training set is not here, so shared images were not looked for"
-    )
-    return (
-        f"trained on {scope.trained_on} ({scope.trained_scale.label}), tested on "
-        f"{scope.tested_on} ({scope.scale.label}): {scope.direction}{left}"
     )

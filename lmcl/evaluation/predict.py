@@ -2,53 +2,25 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
+from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
 from lmcl.features.cache import FeatureCache, FeatureLoader
+from lmcl.models.preprocess import Preprocessing, autocast, preprocess
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import SaliencyConfig, best_window, window_to_box
 from pipeline.boxes import CropConfig, scaled_sizes
 from pipeline.loader import Loader, Mode
-from pipeline.normalize import normalize
 from shards.read import ShardSet
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How pixels reach a network; the same for training, saliency and scoring."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    precision: torch.dtype
-    """Autocast type; float32 = no autocast."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankContext:
-    """Which process this is, on which device, with which decoder."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-    backend: Literal["auto", "dali", "torch"]
-    threads: int | None
-    progress: bool
-    """Show bars: rank 0 of a terminal."""
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
-        return self.rank == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,19 +151,6 @@ def compute_saliency(
         boxes=np.concatenate([item[1] for item in gathered])[order],
         attention=np.concatenate([item[2] for item in gathered])[order],
     )
-
-
-def preprocess(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What a network takes of a batch: pixels are normalised, kept cells stay as they are."""
-    if crops.is_floating_point():
-        return crops.flatten(0, 1)
-    return normalize(crops, mean=preprocessing.mean, std=preprocessing.std, dtype=torch.float32)
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Autocast of the networks; switched off for float32."""
-    enabled = precision != torch.float32
-    return torch.autocast(device.type, dtype=precision if enabled else None, enabled=enabled)
 
 
 def _loader(

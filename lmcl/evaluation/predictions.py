@@ -4,6 +4,7 @@ The file is what training, evaluation, reports and gMAD share: a reader needs no
 Scores stand in it in the set's own units; `prediction_unit` is the same prediction in [0, 1].
 """
 
+import collections
 import csv
 import dataclasses
 import io
@@ -311,3 +312,37 @@ def _field(value: int) -> str:
 def _few(ids: NDArray[np.int64]) -> str:
     shown = ", ".join(str(i) for i in ids[:5])
     return f"{shown} and {len(ids) - 5} more" if len(ids) > 5 else shown or "none"
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a predictions file; whatever is wrong with it is said with its name and a way out.
+
+    Raises:
+        LmclError: If it is missing (4) or cannot be read (3).
+    """
+    way_out = f"correct it, or delete it and write it again with `lmcl eval {path.parent.parent}`"
+    try:
+        _refuse_repeated(path, way_out)
+        return read_csv(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LmclError(
+            f"{path}: is no CSV file in UTF-8 ({error}); {way_out}", exit_code=3
+        ) from error
+    except (ValueError, OverflowError) as error:
+        raise LmclError(
+            f"{path}: an id, a level or a box is no whole number ({error}); {way_out}", exit_code=3
+        ) from error
+
+
+def _refuse_repeated(path: Path, way_out: str) -> None:
+    if not path.is_file():
+        return  # the reader says so
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        seen = collections.Counter(row.get("id") for row in csv.DictReader(lines))
+    repeated = [one for one, count in seen.items() if count > 1 and one]
+    if repeated:
+        raise LmclError(
+            f"{path}: id {repeated[0]} stands in {seen[repeated[0]]} rows ({len(repeated)} ids in "
+            f"more than one), each image needs one; {way_out}",
+            exit_code=3,
+        )

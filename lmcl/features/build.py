@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from lmcl.distributed import RankContext
 from lmcl.errors import ConfigError, LmclError
-from lmcl.evaluation.predict import Preprocessing, RankContext, autocast, preprocess
 from lmcl.features.cache import FeatureCache, FeatureCaches
+from lmcl.models.preprocess import Preprocessing, autocast, preprocess
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import SaliencyConfig, window_to_box
 from lmcl.models.stem import SqueezeLevels

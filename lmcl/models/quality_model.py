@@ -17,8 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from lmcl.errors import ConfigError
-from lmcl.models.encoder import Encoder, EncoderConfig, TimmEncoder, make_encoder
+from lmcl.models.encoder import Encoder, EncoderConfig
+from lmcl.models.factory import make_encoder
 from lmcl.models.stem import PixelsOrFeatures, at_least_float32
+from lmcl.models.vit import TimmEncoder
 from lmcl.utils.validators import check_bounds
 
 MEAN = (0.485, 0.456, 0.406)

@@ -1,7 +1,5 @@
 """What a run folder holds, read with tolerance: an absent piece is named, never invented."""
 
-import collections
-import csv
 import dataclasses
 import json
 import math
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcl.errors import LmclError
-from lmcl.evaluation.predictions import Predictions, read_csv
+from lmcl.evaluation.predictions import Predictions, read_predictions
 from lmcl.evaluation.scope import Scale, Scope, read_scope
 
 _PARTS = ("test", "val", "train")
@@ -108,40 +106,6 @@ def read_run(root: Path) -> RunData:
         missing=(),
     )
     return dataclasses.replace(run, missing=(*missing, *_missing_pictures(run)))
-
-
-def read_predictions(path: Path) -> Predictions:
-    """Read a predictions file; whatever is wrong with it is said with its name and a way out.
-
-    Raises:
-        LmclError: If it is missing (4) or cannot be read (3).
-    """
-    way_out = f"correct it, or delete it and write it again with `lmcl eval {path.parent.parent}`"
-    try:
-        _refuse_repeated(path, way_out)
-        return read_csv(path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise LmclError(
-            f"{path}: is no CSV file in UTF-8 ({error}); {way_out}", exit_code=3
-        ) from error
-    except (ValueError, OverflowError) as error:
-        raise LmclError(
-            f"{path}: an id, a level or a box is no whole number ({error}); {way_out}", exit_code=3
-        ) from error
-
-
-def _refuse_repeated(path: Path, way_out: str) -> None:
-    if not path.is_file():
-        return  # the reader says so
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        seen = collections.Counter(row.get("id") for row in csv.DictReader(lines))
-    repeated = [one for one, count in seen.items() if count > 1 and one]
-    if repeated:
-        raise LmclError(
-            f"{path}: id {repeated[0]} stands in {seen[repeated[0]]} rows ({len(repeated)} ids in "
-            f"more than one), each image needs one; {way_out}",
-            exit_code=3,
-        )
 
 
 def _prediction_files(root: Path) -> list[Path]:

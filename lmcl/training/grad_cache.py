@@ -17,11 +17,12 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lmcl.distributed import RankContext
 from lmcl.errors import ConfigError
-from lmcl.evaluation.predict import Preprocessing, RankContext, autocast, preprocess
 from lmcl.method.teacher import Teacher
+from lmcl.models.preprocess import Preprocessing, autocast, preprocess
 from lmcl.models.quality_model import StudentOutput
-from lmcl.training.run_dir import seed_step
+from lmcl.training.seeding import seed_step
 from pipeline.batch import CropBatch
 
 

@@ -2,18 +2,9 @@
 
 import json
 import logging
-import os
-import platform
-import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from lmcl.bench.record import installed_versions
 from lmcl.config import Config, binding_differences, dump_config, load_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.training.checkpoint import list_checkpoints
@@ -104,39 +95,3 @@ class RunDir:
                 f"{self.config}",
                 exit_code=5,
             )
-
-
-def seed_step(seed: int, *, epoch: int, step: int, rank: int, part: int = 0) -> None:
-    """Make torch's randomness in one step, or one part of it, a function of its position.
-
-    Nothing has to be saved for resuming, and ranks differ (docs/decisions/0003-randomness.md).
-    """
-    place = [seed, epoch, step, rank, *([part] if part else [])]
-    state = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
-    torch.manual_seed(int(state >> np.uint64(1)))
-
-
-def describe_environment(*, device: str, world_size: int, decode: str) -> dict[str, Any]:
-    """What a reader must know about where a run happened; becomes environment.json."""
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "platform": platform.platform(),
-        "device": device,
-        "cores": os.cpu_count(),
-        "world_size": world_size,
-        "decode": decode,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "versions": installed_versions(),
-    }
-
-
-def _git(*arguments: str) -> str:
-    place = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=False, cwd=place
-        )
-    except FileNotFoundError:
-        return ""  # a machine without git: the commit is simply not known
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -14,12 +14,12 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from kernels.contrastive import choose_backend
 from lmcl.config import Config, binding_differences, flatten, parse_config
+from lmcl.distributed import RankContext
 from lmcl.errors import ConfigError, LmclError
-from lmcl.evaluation.predict import Preprocessing, RankContext
 from lmcl.features.build import FeatureCacheBuilder, check_cacheable
 from lmcl.features.cache import FeatureCaches, FeatureLoader
 from lmcl.method.teacher import Teacher
-from lmcl.models.encoder import load_weights
+from lmcl.models.preprocess import Preprocessing
 from lmcl.models.quality_model import (
     MEAN,
     STD,
@@ -27,6 +27,7 @@ from lmcl.models.quality_model import (
     enable_gradient_checkpointing,
     select_attention_impl,
 )
+from lmcl.models.weights import load_weights
 from lmcl.training.checkpoint import (
     Position,
     State,
@@ -39,9 +40,10 @@ from lmcl.training.finish import Outcome, write_outcome
 from lmcl.training.grad_cache import GradCache, check_divisible
 from lmcl.training.init_from import start_from_model
 from lmcl.training.logger import CollapseWatch, MetricsLogger
-from lmcl.training.run_dir import RunDir, describe_environment
+from lmcl.training.run_dir import RunDir
 from lmcl.training.signals import InterruptedRunError, stop_on_signals
 from lmcl.training.trainer import Run, best_path, restore, train, training_crops
+from lmcl.utils.environment import describe_environment
 from lmcl.utils.files import write_atomic
 from lmcl.utils.trackers import Trackers
 from pipeline.loader import Loader

@@ -17,13 +17,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lmcl.config import Config, dump_config
+from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
 from lmcl.evaluation.metrics import plcc, srcc
-from lmcl.evaluation.predict import Preprocessing, RankContext, compute_saliency, predict
+from lmcl.evaluation.predict import compute_saliency, predict
 from lmcl.features.cache import FeatureCaches, FeatureLoader
 from lmcl.method.lr_schedule import learning_rate
 from lmcl.method.objective import Terms, crop_errors, objective
 from lmcl.method.teacher import Teacher
+from lmcl.models.preprocess import Preprocessing
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import make_table
 from lmcl.training.checkpoint import (

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
+from lmcl.cli.eval import command
 from lmcl.errors import LmclError
-from lmcl.evaluation.evaluate_run import Asked, command, evaluate_run
+from lmcl.evaluation.evaluate_run import Asked, evaluate_run
 from lmcl.evaluation.metrics import fit_logistic
 from lmcl.evaluation.predictions import read_csv
 from lmcl.evaluation.scope import ON_TRAIN, ON_VAL

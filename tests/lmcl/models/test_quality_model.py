@@ -7,8 +7,10 @@ import torchvision
 from safetensors.torch import save_file
 
 from lmcl.errors import ConfigError, LmclError
-from lmcl.models.encoder import EncoderConfig, load_weights, make_encoder
+from lmcl.models.encoder import EncoderConfig
+from lmcl.models.factory import make_encoder
 from lmcl.models.quality_model import DecoderConfig, QualityModel, select_attention_impl
+from lmcl.models.weights import load_weights
 
 TINY = EncoderConfig(name="vit_tiny_patch16_224", width=48, depth=3, heads=3, patch=8)
 CONV = EncoderConfig(name="conv-vit", width=48, depth=2, heads=3, patch=8)

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from lmcl.config import Config, load_config
+from lmcl.distributed import RankContext
 from lmcl.errors import ConfigError, LmclError
-from lmcl.evaluation.predict import Preprocessing, RankContext, predict
+from lmcl.evaluation.predict import predict
 from lmcl.evaluation.predictions import read_csv
 from lmcl.method.teacher import Teacher
+from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import load_model
 from lmcl.models.quality_model import StudentOutput
 from lmcl.training.setup import _check_data, fit, prepare
@@ -402,7 +404,7 @@ def test_a_centre_hub_is_the_middle_crop_and_asks_no_teacher(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the teacher was asked")
 
-    monkeypatch.setattr(Teacher, "look", refuse)
+    monkeypatch.setattr(Teacher, "cls_attention", refuse)
     run = prepare(tiny("objective.hub='centre'"), tmp_path / "run", resume="", progress=False)
     refresh_salient_boxes(run, 0)
     samples, size = run.shard_set.samples, run.config.crops.size

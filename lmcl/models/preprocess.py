@@ -1,0 +1,31 @@
+"""Preprocessing: pixels or kept features to what a network takes, and autocast."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.normalize import normalize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How pixels reach a network; the same for training, saliency and scoring."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: torch.dtype
+    """Autocast type; float32 = no autocast."""
+
+
+def preprocess(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """What a network takes of a batch: pixels are normalised, kept cells stay as they are."""
+    if crops.is_floating_point():
+        return crops.flatten(0, 1)
+    return normalize(crops, mean=preprocessing.mean, std=preprocessing.std, dtype=torch.float32)
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Autocast of the networks; switched off for float32."""
+    enabled = precision != torch.float32
+    return torch.autocast(device.type, dtype=precision if enabled else None, enabled=enabled)

@@ -1,0 +1,106 @@
+"""Vision transformers of timm as encoders."""
+
+from collections.abc import Sequence
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lmcl.errors import ConfigError
+from lmcl.models.attention import SUPPORTED_ATTENTION
+from lmcl.models.encoder import Encoder, EncoderConfig
+from lmcl.models.stem import PixelsOrFeatures
+
+
+class TimmEncoder(Encoder):
+    """A timm vision transformer without its classifier."""
+
+    def __init__(self, config: EncoderConfig, *, sizes: Sequence[int]) -> None:
+        super().__init__()
+        changes = {
+            "embed_dim": config.width,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            "patch_size": config.patch,
+        }
+        try:
+            self.vit = timm.create_model(
+                config.name,
+                pretrained=False,
+                num_classes=0,
+                img_size=sizes[0],
+                dynamic_img_size=len(set(sizes)) > 1,
+                **{name: value for name, value in changes.items() if value is not None},
+            )
+        except RuntimeError as error:
+            near = timm.list_models(f"*{config.name.split('_')[0]}*vit*")[:3]
+            hint = near or timm.list_models("deit3_*patch16_224")
+            raise ConfigError(
+                f"encoder.name = {config.name!r}: timm {timm.__version__} has no such model "
+                f"({error}); try one of {', '.join(hint)}, or squeezenet-vit"
+            ) from error
+        except TypeError as error:
+            raise ConfigError(
+                f"encoder.name = {config.name!r} is none of timm's plain vision transformers "
+                f"({error}); choose a vit_, deit or eva02 model, e.g. deit3_small_patch16_224"
+            ) from error
+        except AssertionError as error:
+            raise ConfigError(
+                f"encoder.name = {config.name!r} at {sizes[0]} pixels with {changes}: timm refuses "
+                f"these sizes ({error}); encoder.width must be a multiple of the heads, and "
+                "crops.size one of the patch"
+            ) from error
+        side = self.vit.patch_embed.patch_size[0] if hasattr(self.vit, "patch_embed") else 1
+        if any(size % side for size in sizes):
+            raise ConfigError(
+                f"encoder.name = {config.name!r} cuts patches of {side} pixels, but the crop and "
+                f"the view have {sizes[0]} and {sizes[-1]}; choose crops.size and saliency.view "
+                f"as multiples of {side}"
+            )
+        if getattr(self.vit, "cls_token", None) is None or not hasattr(self.vit, "blocks"):
+            raise ConfigError(
+                f"encoder.name = {config.name!r} has no CLS token, and the teacher's saliency is "
+                "CLS attention; choose a ViT with one, e.g. deit3_small_patch16_224"
+            )
+        if not all(
+            isinstance(getattr(block, "attn", None), SUPPORTED_ATTENTION)
+            for block in self.vit.blocks
+        ):
+            raise ConfigError(
+                f"encoder.name = {config.name!r} has blocks without an attention that can be "
+                "listened to, and the teacher's saliency is CLS attention; choose a plain ViT, "
+                "e.g. deit3_small_patch16_224"
+            )
+        self.width, heads = int(self.vit.embed_dim), self.vit.blocks[0].attn.num_heads
+        if self.width % heads:
+            raise ConfigError(
+                f"encoder.name = {config.name!r} has {heads} heads and a width of {self.width}; "
+                "set encoder.width to a multiple of encoder.heads"
+            )
+
+    @property
+    def is_half(self) -> bool:
+        """Whether its weights are bfloat16 (`to_bfloat16`)."""
+        return bool(self.vit.cls_token.dtype == torch.bfloat16)
+
+    @property
+    def prefix(self) -> int:
+        """CLS, and registers where the model has them."""
+        return int(self.vit.num_prefix_tokens)
+
+    def tokens(self, pixels: PixelsOrFeatures) -> Float[Tensor, "n t d"]:
+        """CLS and patch tokens; register tokens are dropped."""
+        if self.is_half:
+            # Autocast would take every norm back to float32, and each product to bfloat16 again.
+            with torch.autocast(pixels.device.type, enabled=False):
+                out: Tensor = self.vit.forward_features(pixels.bfloat16()).float()
+        else:
+            out = self.vit.forward_features(pixels)
+        if self.prefix == 1:
+            return out
+        return torch.cat([out[:, :1], out[:, self.prefix :]], dim=1)
+
+    def layers(self) -> Sequence[nn.Module]:
+        """All blocks of the timm model."""
+        return list(self.vit.blocks)

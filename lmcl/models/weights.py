@@ -1,0 +1,103 @@
+"""Pretrained weights: files and timm's hub into an encoder."""
+
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from timm.models import load_pretrained, load_state_dict
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from lmcl.errors import ConfigError, LmclError
+from lmcl.models.conv_vit import ConvVit
+from lmcl.models.encoder import Encoder, EncoderConfig
+from lmcl.models.stem import SqueezeLevels
+from lmcl.models.vit import TimmEncoder
+
+
+def load_weights(encoder: Encoder, config: EncoderConfig) -> Literal["random", "file", "hub"]:
+    """Fill the encoder with the weights its configuration names, and say where they came from.
+
+    Raises:
+        ConfigError: If the file's tensors do not fit the encoder (exit code 5).
+        LmclError: If the file is missing (exit code 4) or damaged (exit code 5), or the hub cannot
+            be reached.
+    """
+    if not config.weights:
+        return "random"
+    if config.weights == "timm":
+        _load_from_hub(encoder, config)
+        return "hub"
+    path = Path(config.weights)
+    if not path.is_file():
+        raise LmclError(
+            f"encoder.weights = {config.weights!r}: there is no such file (looked in "
+            f"{path.absolute().parent}); name an existing file, or leave it empty: random weights",
+            exit_code=4,
+        )
+    try:
+        if path.suffix == ".npz":
+            _load_stem(encoder, path)
+        else:
+            _load_vit(encoder, path)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"encoder.weights = {config.weights!r} does not fit encoder.name = {config.name!r}: "
+            f"{str(error).splitlines()[0]}; use the weights of that very architecture",
+            exit_code=5,
+        ) from error
+    return "file"
+
+
+def _load_stem(encoder: Encoder, path: Path) -> None:
+    stem = encoder.stem if isinstance(encoder, ConvVit) else None
+    if not isinstance(stem, SqueezeLevels):
+        raise ValueError("an .npz file holds the SqueezeNet part of squeezenet-vit only")
+    try:
+        # numpy would leave such a file open.
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no .npz archive")
+        stem.load(path)
+    except RuntimeError:
+        raise  # names or shapes that do not fit
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _load_vit(encoder: Encoder, path: Path) -> None:
+    if not isinstance(encoder, TimmEncoder):
+        raise ValueError("a checkpoint file holds a timm model; this encoder takes an .npz file")
+
+    def without_head(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        kept = {name: value for name, value in state.items() if not name.startswith("head")}
+        return checkpoint_filter_fn(kept, model)  # type: ignore[no-any-return]
+
+    try:
+        state = without_head(load_state_dict(str(path), weights_only=True), encoder.vit)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    encoder.vit.load_state_dict(state)
+
+
+def _unreadable(path: Path, error: Exception) -> LmclError:
+    """Parsers say in any way they like that a file is none of theirs."""
+    said = (str(error).splitlines() or ["nothing more is known"])[0]
+    return LmclError(
+        f"encoder.weights = {str(path)!r}: cannot be read as weights ({type(error).__name__}: "
+        f"{said}); it is damaged or of another format: copy it again, or name a .safetensors, .pth "
+        "or .npz file",
+        exit_code=5,
+    )
+
+
+def _load_from_hub(encoder: Encoder, config: EncoderConfig) -> None:
+    if not isinstance(encoder, TimmEncoder):
+        raise ConfigError(f"encoder.weights = 'timm' is for timm models, not {config.name!r}")
+    try:
+        load_pretrained(encoder.vit, num_classes=0, filter_fn=checkpoint_filter_fn)
+    except Exception as error:
+        raise LmclError(
+            f"encoder.weights = 'timm': the weights of {config.name!r} could not be fetched "
+            f"({error}); on a machine without a network give encoder.weights a local file",
+            exit_code=4,
+        ) from error
