@@ -9,13 +9,10 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from shards.errors import ShardError
-
-Durable = Literal["nothing", "bytes", "name"]
-"""What survives a power failure right after a write: nothing for certain, the bytes if the name
-does, or both."""
+from shards.files import Durable, atomic_path, atomic_write, sync
 
 
 def is_url(root: str | Path) -> bool:
@@ -61,13 +58,8 @@ class Store:
 
     def fetch(self, name: str, target: Path) -> None:
         """Copy a remote file to `target`, which appears complete or not at all."""
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with self._errors(name):
-                self._remote().get_file(self._url(name), str(temporary))
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_path(target, durable="nothing") as temporary, self._errors(name):
+            self._remote().get_file(self._url(name), str(temporary))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file at once."""
@@ -84,7 +76,7 @@ class Store:
         """
         _refuse_climbing(name)
         if self.folder is not None:
-            with self._writing_locally(self.folder / name, durable) as out:
+            with atomic_write(self.folder / name, durable=durable) as out:
                 yield out
             return
         with tempfile.NamedTemporaryFile(prefix="lmcl-", delete=False) as out:
@@ -102,8 +94,8 @@ class Store:
         if self.folder is None:
             return
         for name in names:
-            _sync(self.folder / name)
-        _sync(self.folder)
+            sync(self.folder / name)
+        sync(self.folder)
 
     def names(self, folder: str = "") -> list[str]:
         """Files directly in the root or in one of its folders, sorted, relative to the root."""
@@ -183,31 +175,6 @@ class Store:
                 else "check the address, the network and the credentials, then run it again"
             )
             raise ShardError(f"{where}: {type(error).__name__}: {error}; {way_out}") from error
-
-    @contextmanager
-    def _writing_locally(self, target: Path, durable: Durable) -> Iterator[BinaryIO]:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as out:
-                yield out
-                out.flush()
-                if durable != "nothing":
-                    os.fsync(out.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        if durable == "name":
-            _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _refuse_climbing(name: str) -> None:

@@ -4,8 +4,6 @@ Whoever opens the folder learns which pixels the model saw, in which scale it an
 was trained on. Nothing is unpickled and no network is used.
 """
 
-import os
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +17,7 @@ from lmcl.models.encoder import EncoderConfig
 from lmcl.models.quality_model import MEAN, STD, DecoderConfig, QualityModel
 from lmcl.models.saliency import SaliencyConfig
 from pipeline.boxes import CropConfig
+from shards.files import atomic_folder, atomic_path
 
 FORMAT_VERSION = 1
 
@@ -66,19 +65,15 @@ class ReleasedModel:
 
 
 def save_model(folder: Path, model: QualityModel, card: ModelCard) -> None:
-    """Write a model folder; an older one of the same name is replaced as a whole."""
+    """Write a model folder; an older one of the same name is replaced in one step."""
     card = replace(card, encoder=replace(card.encoder, weights=""))  # a path of this machine
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
     config = msgspec.json.format(msgspec.json.encode(card), indent=2)
-    (temporary / "config.json").write_bytes(config + b"\n")
-    (temporary / "README.md").write_text(_readme(card), encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    with atomic_folder(folder) as new:
+        with atomic_path(new / "model.safetensors", durable="nothing") as weights:
+            save_file(state, weights, metadata={"format": "pt"})
+        (new / "config.json").write_bytes(config + b"\n")
+        (new / "README.md").write_text(_readme(card), encoding="utf-8")
 
 
 def load_model(folder: Path) -> ReleasedModel:

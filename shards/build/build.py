@@ -37,6 +37,7 @@ from shards.build.plan import Plan, ShardSize, jobs_of, make_plan
 from shards.build.retry import keep_good_shards
 from shards.columns import COLUMNS
 from shards.errors import ShardError
+from shards.files import remove_stale_temporaries
 from shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -251,12 +252,13 @@ def remove_leftovers(store: Store, shards: Sequence[ShardInfo], name: str) -> No
     """Remove the records of the build, and shards of an earlier one that no longer belong."""
     kept = {shard.name for shard in shards}
     kept |= {index_name(shard) for shard in shards}
-    ours = re.compile(re.escape(name) + r"-\d{6,}\.(tar|idx)|\..*\.part")
+    ours = re.compile(re.escape(name) + r"-\d{6,}\.(tar|idx)")
     for file in store.names():
         if ours.fullmatch(file) and file not in kept:
             store.remove(file)
     store.remove_folder(STATE)
     if store.folder is not None:
+        remove_stale_temporaries(store.folder)
         # Of an earlier set in this folder: found by nobody any more, and large.
         shutil.rmtree(store.folder / COLUMNS, ignore_errors=True)
 
