@@ -1,16 +1,19 @@
 """Deterministic tar files, and a reader that believes nothing a tar file says.
 
 Written members carry no time, owner or machine, so equal samples make equal bytes. The reader is
-for verification and for foreign shards: it never extracts to disk, and bounds every size it reads.
+the one place where tars are read: for verification (`read_members`), and for tars of others
+(`iterate_members`). It never extracts to disk, and every size, name and chain of headers is bounded
+before anything is read: `tarfile` of the standard library recurses over chained long names and
+believes sizes.
 """
 
 import hashlib
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from shards.errors import ShardError
+from shards.text import printable
 
 BLOCK = 512
 _NAME = 100
@@ -19,8 +22,13 @@ _MOST = 1 << 33
 _SMALL = 1 << 16
 _TAIL = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
 _END = b"\0" * (2 * BLOCK)
-# What `tarfile` lets through on hostile bytes; a chain of long names even exhausts the stack.
-_DAMAGE = (tarfile.TarError, ValueError, OSError, EOFError, OverflowError, RecursionError, KeyError)
+_REGULAR = frozenset({b"0", b"\0", b"7"})
+# A long name, a long link (GNU); headers for the next member and for all (POSIX, Solaris).
+_EXTENSIONS = frozenset({b"L", b"K", b"x", b"X", b"g"})
+_PLACES = frozenset({b"path", b"size"})
+# Three stand before a member at most: a long name, a long link, a pax header.
+_MOST_EXTENSIONS = 16
+_MOST_EXTENSION = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,74 +92,218 @@ def _header(name: str, size: int) -> bytes:
 
 
 def read_members(stream: BinaryIO, *, size_bytes: int, where: str) -> Iterator[Member]:
-    """The members of a tar in order, checked against the size of the file.
+    """The members of a shard in order, checked against the size of the file.
 
     Only regular files with relative names are accepted: links, devices, absolute names and names
-    that climb out of the folder have no business in a shard.
+    that climb out of the folder have no business in a shard, and an end must be there.
 
     Raises:
         ShardError: On any damage or hostile member, naming it and its place.
     """
-    bounded = cast(BinaryIO, _Bounded(stream, size_bytes))
-    try:
-        archive = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115 - nothing to close
-    except _DAMAGE as error:
-        raise ShardError(f"{where}: not a tar file ({error})", exit_code=3) from error
     end = 0
-    while True:
-        try:
-            info = archive.next()
-        except _DAMAGE as error:
-            raise ShardError(
-                f"{where}: the tar is damaged after byte {end:,} ({error}); build it again",
-                exit_code=3,
-            ) from error
-        # Or the archive object remembers every member, and memory grows with the file.
-        archive.members = []  # type: ignore[attr-defined]
-        if info is None:
-            break
-        yield _checked(info, size_bytes, where)
-        end = info.offset_data + info.size
+    for entry in _entries(stream, size_bytes, where):
+        if not entry.is_file:
+            raise _damaged(
+                where,
+                f"member {printable(entry.name)!r} is not a regular file (type {entry.kind!r}); a "
+                "shard holds only plain files",
+            )
+        _refuse_climbing(entry.name, where)
+        yield Member(name=entry.name, offset=entry.offset, size=entry.size)
+        end = entry.offset + entry.size
     _check_end(stream, end, size_bytes, where)
 
 
-class _Bounded:
-    """A stream that never reads past its end, so that a forged size allocates nothing."""
+def iterate_members(stream: BinaryIO, *, size_bytes: int, where: str) -> Iterator[Member]:
+    """The regular files of anyone's tar in order; folders, links and devices are passed over.
 
-    def __init__(self, stream: BinaryIO, size_bytes: int) -> None:
-        self._stream = stream
-        self._size_bytes = size_bytes
+    Names are as stored (bytes that are no UTF-8 as surrogates) and must not be used as paths. What
+    was listed before a damage is sound.
 
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size_bytes - self._stream.tell())
-        return self._stream.read(left if size < 0 else min(size, left))
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
+    Raises:
+        ShardError: On damage, a forged size, or headers that would cost more than they are worth.
+    """
+    for entry in _entries(stream, size_bytes, where):
+        if entry.is_file:
+            yield Member(name=entry.name, offset=entry.offset, size=entry.size)
 
 
-def _checked(info: tarfile.TarInfo, size_bytes: int, where: str) -> Member:
-    if not info.isreg() or info.issparse():
-        raise ShardError(
-            f"{where}: member {info.name!r} is not a regular file (type {info.type!r}); a shard "
-            "holds only plain files",
-            exit_code=3,
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One header block with what the extension headers before it say."""
+
+    name: str
+    kind: bytes
+    offset: int
+    size: int
+    is_file: bool
+
+
+@dataclass(kw_only=True)
+class _Extension:
+    """What extension headers say about the next member; at most a few stand before one."""
+
+    count: int = 0
+    name: str | None = None
+    size: int | None = None
+    is_sparse: bool = False
+
+
+def _entries(stream: BinaryIO, size_bytes: int, where: str) -> Iterator[_Entry]:
+    at, extension = 0, _Extension()
+    while (block := _block(stream, at, size_bytes, where)) is not None:
+        kind = block[156:157]
+        is_extension = kind in _EXTENSIONS
+        size = _number(block[124:136], where, at)
+        if extension.size is not None and not is_extension:
+            size = extension.size
+        start = at + BLOCK + (_sparse_map_bytes(stream, at, block) if kind == b"S" else 0)
+        # As in `tarfile`: links, devices, folders and FIFOs have no bytes, whatever their size.
+        held = 0 if kind in b"123456" else size
+        if held < 0 or start + held > size_bytes:
+            raise _damaged(
+                where,
+                f"member {printable(_name(block, extension))!r} claims {size:,} bytes from byte "
+                f"{start:,}, the file has {size_bytes:,}: truncated or forged",
+            )
+        if is_extension:
+            _extend(extension, kind, _extension_body(stream, at, size, where), where=where, at=at)
+        else:
+            yield _entry(block, extension, offset=start, size=size)
+            extension = _Extension()
+        at = start + -(-held // BLOCK) * BLOCK
+
+
+def _entry(block: bytes, extension: _Extension, *, offset: int, size: int) -> _Entry:
+    name, kind = _name(block, extension), block[156:157]
+    # Before there was a type for folders, a slash told them.
+    is_file = kind in _REGULAR and not extension.is_sparse and not name.endswith("/")
+    return _Entry(name=name, kind=kind, offset=offset, size=size, is_file=is_file)
+
+
+def _sparse_map_bytes(stream: BinaryIO, at: int, block: bytes) -> int:
+    """Bytes of the blocks that go on with a sparse file's map (old GNU format)."""
+    more, held = block[482:483], 0
+    while more not in (b"", b"\0"):
+        held += BLOCK
+        stream.seek(at + held)
+        more = stream.read(BLOCK)[504:505]
+    return held
+
+
+def _block(stream: BinaryIO, at: int, size_bytes: int, where: str) -> bytes | None:
+    """The header block at `at`, its checksum right; None at the end of the archive."""
+    stream.seek(at)
+    block = stream.read(BLOCK)
+    if at and (not block or at >= size_bytes):
+        return None
+    if len(block) < BLOCK:
+        what = "not a tar file" if not at else f"the tar is damaged after byte {at:,}"
+        raise _damaged(where, f"{what} (it ends inside a header)")
+    if not block.strip(b"\0"):
+        return None
+    written = _number(block[148:156], where, at)
+    # Some old programs added signed bytes.
+    plain = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    signed = plain - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+    if written not in (plain, signed):
+        what = "not a tar file" if not at else f"the tar is damaged after byte {at:,}"
+        raise _damaged(where, f"{what} (a header's checksum does not fit); build it again")
+    return block
+
+
+def _number(stored: bytes, where: str, at: int) -> int:
+    """A number of a header: octal text, or base 256 if the first bit is set (GNU)."""
+    if stored[:1] in (b"\x80", b"\xff"):
+        return int.from_bytes(stored[1:], "big", signed=False) - (
+            256 ** (len(stored) - 1) if stored[:1] == b"\xff" else 0
         )
-    parts = info.name.replace("\\", "/").split("/")
-    if info.name.startswith("/") or ".." in parts or "\0" in info.name or ":" in parts[0]:
-        raise ShardError(
-            f"{where}: member {info.name!r} points outside the shard; refused", exit_code=3
+    digits = stored.partition(b"\0")[0].strip()
+    if not digits:
+        return 0
+    if not digits.isdigit() or set(digits) & set(b"89"):
+        what = "not a tar file" if not at else f"the tar is damaged after byte {at:,}"
+        raise _damaged(where, f"{what} (a header's number is {printable(digits)!r})")
+    return int(digits, 8)
+
+
+def _name(block: bytes, extension: _Extension) -> str:
+    if extension.name is not None:
+        return extension.name
+    name = block[:_NAME].partition(b"\0")[0]
+    # GNU's own format keeps times where POSIX keeps the beginning of a long name.
+    prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
+    return _decoded(prefix + b"/" + name if prefix else name)
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _extension_body(stream: BinaryIO, at: int, size: int, where: str) -> bytes:
+    if size > _MOST_EXTENSION:
+        raise _damaged(
+            where,
+            f"an extension header at byte {at:,} of {size:,} bytes, more than the "
+            f"{_MOST_EXTENSION:,} that are read; refused",
         )
-    if info.size < 0 or info.offset_data + info.size > size_bytes:
-        raise ShardError(
-            f"{where}: member {info.name!r} claims {info.size:,} bytes from byte "
-            f"{info.offset_data:,}, the file has {size_bytes:,}: truncated or forged",
-            exit_code=3,
+    stream.seek(at + BLOCK)
+    return stream.read(size)
+
+
+def _extend(extension: _Extension, kind: bytes, body: bytes, *, where: str, at: int) -> None:
+    extension.count += 1
+    if extension.count > _MOST_EXTENSIONS:
+        raise _damaged(
+            where,
+            f"more than {_MOST_EXTENSIONS} extension headers before one member, up to byte {at:,}; "
+            "refused",
         )
-    return Member(name=info.name, offset=info.offset_data, size=info.size)
+    if kind == b"L":
+        extension.name = _decoded(body.partition(b"\0")[0])
+    elif kind in b"xXg":
+        records = _pax_records(body, where, at)
+        if kind == b"g":
+            # A name or a size for all members that follow: readers disagree about what is where.
+            if any(key in _PLACES or key.startswith(b"GNU.sparse.") for key in records):
+                raise _damaged(where, f"the global header at byte {at:,} names a member; refused")
+            return
+        _apply_pax(extension, records, where=where, at=at)
+
+
+def _apply_pax(extension: _Extension, records: dict[bytes, bytes], *, where: str, at: int) -> None:
+    if b"path" in records:
+        extension.name = _decoded(records[b"path"].partition(b"\0")[0])
+    if b"size" in records:
+        if not records[b"size"].isdigit() or len(records[b"size"]) > 20:
+            raise _damaged(
+                where,
+                f"the header at byte {at:,} claims {printable(records[b'size'], 40)!r} bytes; "
+                "refused",
+            )
+        extension.size = int(records[b"size"])
+    if any(key.startswith(b"GNU.sparse.") for key in records):
+        extension.is_sparse = True
+
+
+def _pax_records(body: bytes, where: str, at: int) -> dict[bytes, bytes]:
+    """`LENGTH KEY=VALUE` and a newline, one after the other; LENGTH counts all of it."""
+    records, start = dict[bytes, bytes](), 0
+    while start < len(body) and body[start] != 0:
+        length, space, _ = body[start : start + 21].partition(b" ")
+        end = start + int(length) if space and length.isdigit() else 0
+        key, equals, value = body[start + len(length) + 1 : max(end, start)].partition(b"=")
+        if not equals or end > len(body) or not value.endswith(b"\n"):
+            raise _damaged(where, f"the pax header at byte {at:,} is damaged")
+        records[key] = value[:-1]
+        start = end
+    return records
+
+
+def _refuse_climbing(name: str, where: str) -> None:
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith("/") or ".." in parts or ":" in parts[0]:
+        raise _damaged(where, f"member {printable(name)!r} points outside the shard; refused")
 
 
 def _check_end(stream: BinaryIO, end: int, size_bytes: int, where: str) -> None:
@@ -160,8 +312,12 @@ def _check_end(stream: BinaryIO, end: int, size_bytes: int, where: str) -> None:
     stream.seek(padded)
     tail = stream.read(2 * BLOCK)
     if tail != _END:
-        raise ShardError(
-            f"{where}: the end-of-archive blocks are missing at byte {padded:,} of "
-            f"{size_bytes:,}: truncated or damaged; build it again",
-            exit_code=3,
+        raise _damaged(
+            where,
+            f"the end-of-archive blocks are missing at byte {padded:,} of {size_bytes:,}: "
+            "truncated or damaged; build it again",
         )
+
+
+def _damaged(where: str, reason: str) -> ShardError:
+    return ShardError(f"{printable(where)}: {reason}", exit_code=3)
