@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmcl.inference.api import load as load
+    from lmcl.inference.scorer import load as load
 
 
 def __getattr__(name: str) -> object:
     """`lmcl.load`, imported when it is asked for: importing lmcl loads nothing else."""
     if name == "load":
-        from lmcl.inference.api import load
+        from lmcl.inference.scorer import load
 
         return load
     raise AttributeError(f"module 'lmcl' has no attribute {name!r}")

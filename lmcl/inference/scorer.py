@@ -1,4 +1,8 @@
-"""One released model, ready to judge images: the same image gives the same score, always.
+"""Score images with a released model: the same image gives the same score, always.
+
+    model = lmcl.load("runs/x/model")
+    model.score("photo.jpg")
+    model.scale.label
 
 Crops lie where the image's size says (never at random), every forward pass has the same shape
 whatever stands in the batch, and the mean over crops is taken in float64.
@@ -247,6 +251,21 @@ class Scorer:
             size=card.crops.size,
         )[0].tolist()
         return box[0], box[1], box[2], box[3]
+
+
+def load(path: str | Path, *, device: str = "auto", precision: Precision = "float32") -> Scorer:
+    """Open a released model folder, or a run folder that holds one; nothing is downloaded.
+
+    Args:
+        path: Folder with config.json and model.safetensors.
+        device: `auto` takes a GPU if there is one.
+        precision: `bfloat16` is faster where the processor knows it; scores move by some
+            thousandths of the range (docs/scoring.md).
+
+    Raises:
+        LmclError: If the folder is missing (4) or damaged (5).
+    """
+    return open_scorer(Path(path), device=device, precision=precision)
 
 
 def open_scorer(folder: Path, *, device: str = "auto", precision: Precision = "float32") -> Scorer:

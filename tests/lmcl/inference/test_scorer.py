@@ -8,8 +8,7 @@ from PIL import Image
 
 import lmcl
 from lmcl.errors import LmclError
-from lmcl.inference.api import load
-from lmcl.inference.scorer import MOST_PIXELS, Scorer
+from lmcl.inference.scorer import MOST_PIXELS, Scorer, load
 from lmcl.models.encoder import EncoderConfig
 from lmcl.models.pretrained import ScoreScale
 from pipeline.boxes import CropConfig
