@@ -1,4 +1,4 @@
-"""`lmcl export`: the model for other runtimes, each file checked against PyTorch before it is kept.
+"""Export a model (safetensors, torch.export, ONNX); each file is checked against PyTorch.
 
 The check scores the run's test part with both, unless other images are named: random pixels find a
 wrong operator, but only real images say how far apart the scores people would see are.
@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-import click
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from lmcl.config import load_config
 from lmcl.errors import LmclError
 from lmcl.inference.inputs import list_items
-from lmcl.inference.scorer import Scorer, open_scorer
+from lmcl.inference.scorer import Scorer
 from lmcl.utils.files import write_atomic
 from pipeline.normalize import normalize
 from shards.errors import ShardError
@@ -178,6 +177,31 @@ def images_of_run(run: Path, *, most: int | None = None) -> Compared:
     named = f"the test part of {shard_set.name}, split {config.data.split}"
     few = "" if len(chosen) == len(ids) else f" (every so many of {len(ids)})"
     return Compared(images=read(), count=len(chosen), name=named + few)
+
+
+def images_named(images: Path, *, most: int | None = None) -> Compared:
+    """The images of a folder, file or pattern, to compare scores on.
+
+    Raises:
+        LmclError: If there is none, or one that cannot be read; exit code 4.
+    """
+    items = list_items([str(images)])
+    bad = [f"{i.path}: {i.problem}" for i in items if i.problem]
+    if bad or not items:
+        raise LmclError(f"--images {images}: {bad[0] if bad else 'no image'}", exit_code=4)
+    chosen = [items[i] for i in _places(len(items), most)]
+
+    def read() -> Iterator[tuple[str, bytes]]:
+        for item in chosen:
+            try:
+                yield item.path, item.read()
+            except LmclError as error:
+                raise LmclError(
+                    f"--images {images}: {item.path}: {error}; repair it or leave it out",
+                    exit_code=error.exit_code,
+                ) from error
+
+    return Compared(images=read(), count=len(chosen), name=images.as_posix())
 
 
 def _without(why: str) -> Compared:
@@ -381,86 +405,3 @@ def _copy(folder: Path, output: Path) -> Parity:
 
 def _finite(values: dict[str, object]) -> dict[str, object]:
     return {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
-
-
-@click.command(
-    epilog="EXAMPLES: lmcl export runs/demo --format onnx · "
-    "lmcl export runs/demo --format onnx --images photos · "
-    "lmcl export runs/demo --format pt2 --output model.pt2"
-)
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "format_name",
-    type=click.Choice(["safetensors", "pt2", "onnx"]),
-    required=True,
-    help="safetensors: the model folder itself; pt2: torch.export; onnx: opset 18.",
-)
-@click.option("--output", type=click.Path(path_type=Path), help="File [RUN/export/model.<format>].")
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    help="Compare scores on these images: folder, file or pattern [the run's test part].",
-)
-@click.option("--most", type=click.IntRange(1), help="Compare at most this many images [all].")
-@click.option("--no-progress", is_flag=True, help="No progress bar.")
-def command(
-    run: Path,
-    format_name: Format,
-    output: Path | None,
-    images: Path | None,
-    most: int | None,
-    no_progress: bool,
-) -> None:
-    """Export a run's model and check the file against PyTorch."""
-    inner = run / "model"
-    folder = inner if not (run / "config.json").is_file() and inner.is_dir() else run
-    suffix = "" if format_name == "safetensors" else f".{format_name}"
-    target = output or run / "export" / f"model{suffix}"
-    scorer = open_scorer(folder, device="cpu")
-    compared = NO_IMAGES
-    if format_name != "safetensors":
-        compared = _named(images, most) if images else images_of_run(run, most=most)
-    parity = export(
-        scorer, folder, target, format=format_name, compared=compared, progress=not no_progress
-    )
-    if parity.format == "safetensors":
-        click.echo(f"{target}: a copy of {folder}")
-        return
-    click.echo(
-        f"{target}: compared with PyTorch by {parity.runtime}; greatest difference in [0, 1] units "
-        f"{parity.max_crop_difference:.1e} over {parity.crops} crops"
-    )
-    if parity.images:
-        gap = f"{parity.max_score_difference:.1e}"
-        click.echo(f"scores of {parity.images} images, {parity.images_of}: differ by at most {gap}")
-    else:
-        click.echo(
-            f"scores were compared on no image: {parity.images_of}; name some by --images FOLDER",
-            err=True,
-        )
-
-
-def _named(images: Path, most: int | None) -> Compared:
-    """The images of a folder, file or pattern.
-
-    Raises:
-        LmclError: If there is none, or one that cannot be read; exit code 4.
-    """
-    items = list_items([str(images)])
-    bad = [f"{i.path}: {i.problem}" for i in items if i.problem]
-    if bad or not items:
-        raise LmclError(f"--images {images}: {bad[0] if bad else 'no image'}", exit_code=4)
-    chosen = [items[i] for i in _places(len(items), most)]
-
-    def read() -> Iterator[tuple[str, bytes]]:
-        for item in chosen:
-            try:
-                yield item.path, item.read()
-            except LmclError as error:
-                raise LmclError(
-                    f"--images {images}: {item.path}: {error}; repair it or leave it out",
-                    exit_code=error.exit_code,
-                ) from error
-
-    return Compared(images=read(), count=len(chosen), name=images.as_posix())

@@ -1,4 +1,4 @@
-"""`lmcl saliency`: where a model looks in photographs, drawn over them.
+"""Saliency overlays: the attention, salient window and salient crop of a model over photographs.
 
 One picture an image: the CLS attention as warmth over the darkened photograph, the window of tokens
 that holds most of it (orange), and the crop that is cut there at native resolution (white).
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-import click
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from lmcl.errors import LmclError
 from lmcl.inference.inputs import list_items
 from lmcl.inference.scorer import MOST_PIXELS
-from lmcl.models.pretrained import ReleasedModel, load_model
+from lmcl.models.pretrained import ReleasedModel, load_model, model_folder_of
 from lmcl.models.saliency import best_window, window_to_box
 from lmcl.utils.files import make_output_folder, write_atomic
 from pipeline.boxes import scaled_sizes
@@ -68,28 +67,6 @@ class Look:
         return top, left, bottom - top, right - left
 
 
-@click.command(
-    epilog="EXAMPLES: lmcl saliency photo.jpg --model runs/livec --output looks · "
-    "lmcl saliency photos/ --model runs/livec/model --output looks"
-)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--model",
-    "model_folder",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Model folder, or the run that holds one.",
-)
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="Folder of the pictures."
-)
-@click.option("--no-progress", is_flag=True, help="No progress bar.")
-def command(images: tuple[str, ...], model_folder: Path, output: Path, no_progress: bool) -> None:
-    """Draw a model's attention, its salient window and crop over images (files, folders, globs)."""
-    done = draw_all(images, model_folder, output, progress=not no_progress)
-    click.echo(f"{done} pictures and saliency.csv in {output}")
-
-
 def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progress: bool) -> int:
     """Overlays of all images as `<output>/<name>.png`, and `saliency.csv` with the boxes.
 
@@ -101,9 +78,7 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
             or 4 if all of those are not there).
     """
     make_output_folder(output)
-    inner = model_folder / "model"
-    is_run = not (model_folder / "config.json").is_file() and inner.is_dir()
-    released = load_model(inner if is_run else model_folder)
+    released = load_model(model_folder_of(model_folder))
     # As when scoring: Pillow's own limit is below what cameras make.
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     rows: list[tuple[object, ...]] = []

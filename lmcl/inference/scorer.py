@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lmcl.errors import LmclError
-from lmcl.models.pretrained import ReleasedModel, load_model
+from lmcl.models.pretrained import ReleasedModel, load_model, model_folder_of
 from lmcl.models.quality_model import to_bfloat16
 from lmcl.models.saliency import best_window, window_to_box
 from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
@@ -274,14 +274,13 @@ def open_scorer(folder: Path, *, device: str = "auto", precision: Precision = "f
     Raises:
         LmclError: If it is missing (4) or damaged (5), or there is no such device (2).
     """
-    inner = folder / "model"
-    place = inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
-    released = load_model(place)
+    folder = model_folder_of(folder)
+    released = load_model(folder)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     _check_device(chosen)
     digest = hashlib.sha256()
     for name in ("config.json", "model.safetensors"):
-        with (place / name).open("rb") as file:
+        with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return Scorer(released, device=chosen, fingerprint=digest.hexdigest(), precision=precision)
 

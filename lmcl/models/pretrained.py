@@ -76,6 +76,12 @@ def save_model(folder: Path, model: QualityModel, card: ModelCard) -> None:
         (new / "README.md").write_text(_readme(card), encoding="utf-8")
 
 
+def model_folder_of(folder: Path) -> Path:
+    """The model folder that is meant: `folder` itself, or the one inside a run folder."""
+    inner = folder / "model"
+    return inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
+
+
 def load_model(folder: Path) -> ReleasedModel:
     """Open a model folder.
 

@@ -1,4 +1,4 @@
-"""`lmcl gmad`: the pairs of images on which two models contradict each other most.
+"""gMAD competition: the pairs of images on which two models contradict each other most.
 
 Group maximum differentiation: among images the defender finds equally good, the attacker names the
 best and the worst. If people see a difference the defender is wrong, if not the attacker is. No
@@ -19,7 +19,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -71,6 +70,49 @@ class Duel:
     """Attacker's difference, in standard deviations of its scores."""
     slack: float
     """Defender's absolute difference, in standard deviations of its scores."""
+
+
+def compare_models(
+    first: Path,
+    second: Path,
+    *,
+    images: Path,
+    levels: int,
+    top: int,
+    tolerance: float,
+    output: Path,
+) -> Path:
+    """Find and write the pairs of two scores files (`find_duels`); the page that was written.
+
+    Args:
+        first: Scores or predictions file of one model; `second` that of the other.
+        second: See `first`.
+        images: Folder the paths in the files are relative to.
+        levels: Bins of the defender's scores, equally many images in each.
+        top: Pairs per level.
+        tolerance: Most the defender may tell a pair apart, in standard deviations.
+        output: Folder of gmad.html and gmad.csv.
+
+    Raises:
+        LmclError: If a file cannot be used (3 or 4), or no pair is found (3).
+    """
+    a, b = read_scores(first), read_scores(second)
+    if a.name == b.name:
+        a, b = (dataclasses.replace(s, name=f.as_posix()) for s, f in ((a, first), (b, second)))
+    a, b = common_pool(a, b)
+    duels = [
+        duel
+        for attacker, defender in ((a, b), (b, a))
+        for duel in find_duels(attacker, defender, levels=levels, top=top, tolerance=tolerance)
+    ]
+    if not duels:
+        raise LmclError(
+            f"{a.name} and {b.name}: among {len(a.path)} images in {levels} levels there is no "
+            f"pair that one model holds for equal (within {tolerance:g} standard deviations) and "
+            "the other does not; raise --tolerance, lower --levels, or score more images",
+            exit_code=3,
+        )
+    return write_duels(duels, a, b, levels=levels, images=images, output=output)
 
 
 def find_duels(
@@ -340,55 +382,3 @@ def _picture(file: Path) -> str:
     image.save(out, "JPEG", quality=88)
     encoded = base64.b64encode(out.getvalue()).decode()
     return f'<div class="pic"><img alt="" src="data:image/jpeg;base64,{encoded}"></div>'
-
-
-@click.command(
-    epilog="EXAMPLES: lmcl gmad a.csv b.csv --images photos · "
-    "lmcl gmad runs/a/predictions/test.csv runs/b/predictions/test.csv --images data/images --top 5"
-)
-@click.argument("first", metavar="A.csv", type=click.Path(path_type=Path))
-@click.argument("second", metavar="B.csv", type=click.Path(path_type=Path))
-@click.option(
-    "--images", type=click.Path(path_type=Path), default=Path(), help="Folder the paths lie in [.]."
-)
-@click.option(
-    "--levels", type=click.IntRange(1), default=5, show_default=True, help="Quality levels."
-)
-@click.option(
-    "--top", type=click.IntRange(1), default=3, show_default=True, help="Pairs per level."
-)
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(0.0),
-    default=0.1,
-    show_default=True,
-    help="Most the defender may tell a pair apart, in standard deviations.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("gmad"),
-    show_default=True,
-    help="Folder.",
-)
-def command(
-    first: Path, second: Path, images: Path, levels: int, top: int, tolerance: float, output: Path
-) -> None:
-    """Find the pairs of images on which two models contradict each other most."""
-    a, b = read_scores(first), read_scores(second)
-    if a.name == b.name:
-        a, b = (dataclasses.replace(s, name=f.as_posix()) for s, f in ((a, first), (b, second)))
-    a, b = common_pool(a, b)
-    duels = [
-        duel
-        for attacker, defender in ((a, b), (b, a))
-        for duel in find_duels(attacker, defender, levels=levels, top=top, tolerance=tolerance)
-    ]
-    if not duels:
-        raise LmclError(
-            f"{a.name} and {b.name}: among {len(a.path)} images in {levels} levels there is no "
-            f"pair that one model holds for equal (within {tolerance:g} standard deviations) and "
-            "the other does not; raise --tolerance, lower --levels, or score more images",
-            exit_code=3,
-        )
-    click.echo(write_duels(duels, a, b, levels=levels, images=images, output=output))

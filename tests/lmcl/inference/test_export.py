@@ -12,8 +12,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from lmcl.cli.export import command
 from lmcl.errors import LmclError
-from lmcl.inference.export import NO_IMAGES, TOLERANCE, Compared, command, export
+from lmcl.inference.export import NO_IMAGES, TOLERANCE, Compared, export
 from lmcl.inference.scorer import Scorer, open_scorer
 from lmcl.models.encoder import EncoderConfig
 from lmcl.models.pretrained import ModelCard, ScoreScale, build_model, save_model

@@ -9,8 +9,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from lmcl.cli.saliency import command
 from lmcl.errors import LmclError
-from lmcl.inference.saliency_overlay import command, draw_all, look_at, overlay
+from lmcl.inference.saliency_overlay import draw_all, look_at, overlay
 from lmcl.inference.scorer import open_scorer
 from lmcl.models.encoder import EncoderConfig
 from lmcl.models.pretrained import ModelCard, ScoreScale, build_model, load_model, save_model

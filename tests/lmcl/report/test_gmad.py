@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lmcl.cli.gmad import command
 from lmcl.errors import LmclError
 from lmcl.inference.scores_file import FORMATS, Layout, Row, write_rows
-from lmcl.report.gmad import Scores, command, common_pool, find_duels, read_scores
+from lmcl.report.gmad import Scores, common_pool, find_duels, read_scores
 
 
 def pool(name: str, score: np.ndarray) -> Scores:

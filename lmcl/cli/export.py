@@ -1,0 +1,66 @@
+"""`lmcl export`: write a model for other runtimes, checked against PyTorch."""
+
+from pathlib import Path
+
+import click
+
+from lmcl.inference.export import NO_IMAGES, Format, export, images_named, images_of_run
+from lmcl.inference.scorer import open_scorer
+from lmcl.models.pretrained import model_folder_of
+
+
+@click.command(
+    epilog="EXAMPLES: lmcl export runs/demo --format onnx · "
+    "lmcl export runs/demo --format onnx --images photos · "
+    "lmcl export runs/demo --format pt2 --output model.pt2"
+)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(["safetensors", "pt2", "onnx"]),
+    required=True,
+    help="safetensors: the model folder itself; pt2: torch.export; onnx: opset 18.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="File [RUN/export/model.<format>].")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Compare scores on these images: folder, file or pattern [the run's test part].",
+)
+@click.option("--most", type=click.IntRange(1), help="Compare at most this many images [all].")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def command(
+    run: Path,
+    format_name: Format,
+    output: Path | None,
+    images: Path | None,
+    most: int | None,
+    no_progress: bool,
+) -> None:
+    """Export a run's model and check the file against PyTorch."""
+    folder = model_folder_of(run)
+    suffix = "" if format_name == "safetensors" else f".{format_name}"
+    target = output or run / "export" / f"model{suffix}"
+    scorer = open_scorer(folder, device="cpu")
+    compared = NO_IMAGES
+    if format_name != "safetensors":
+        compared = images_named(images, most=most) if images else images_of_run(run, most=most)
+    parity = export(
+        scorer, folder, target, format=format_name, compared=compared, progress=not no_progress
+    )
+    if parity.format == "safetensors":
+        click.echo(f"{target}: a copy of {folder}")
+        return
+    click.echo(
+        f"{target}: compared with PyTorch by {parity.runtime}; greatest difference in [0, 1] units "
+        f"{parity.max_crop_difference:.1e} over {parity.crops} crops"
+    )
+    if parity.images:
+        gap = f"{parity.max_score_difference:.1e}"
+        click.echo(f"scores of {parity.images} images, {parity.images_of}: differ by at most {gap}")
+    else:
+        click.echo(
+            f"scores were compared on no image: {parity.images_of}; name some by --images FOLDER",
+            err=True,
+        )

@@ -1,0 +1,29 @@
+"""`lmcl saliency`: draw saliency maps over photographs."""
+
+from pathlib import Path
+
+import click
+
+from lmcl.inference.saliency_overlay import draw_all
+
+
+@click.command(
+    epilog="EXAMPLES: lmcl saliency photo.jpg --model runs/livec --output looks · "
+    "lmcl saliency photos/ --model runs/livec/model --output looks"
+)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--model",
+    "model_folder",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Model folder, or the run that holds one.",
+)
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="Folder of the pictures."
+)
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def command(images: tuple[str, ...], model_folder: Path, output: Path, no_progress: bool) -> None:
+    """Draw a model's attention, its salient window and crop over images (files, folders, globs)."""
+    done = draw_all(images, model_folder, output, progress=not no_progress)
+    click.echo(f"{done} pictures and saliency.csv in {output}")
