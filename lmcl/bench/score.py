@@ -21,7 +21,7 @@ from PIL import Image
 from lmcl.bench import pyiqa_driver
 from lmcl.bench.record import append, make_record, timed, to_json
 from lmcl.errors import LmclError
-from lmcl.inference.batch_job import Job, score_items
+from lmcl.inference.batch_job import ScoringOptions, score_items
 from lmcl.inference.inputs import list_items
 from lmcl.inference.scorer import Precision, Scorer
 from lmcl.models.encoder import EncoderConfig
@@ -85,8 +85,8 @@ def bare(scorer: Scorer, images: int) -> None:
 def whole(scorer: Scorer, folder: Path, output: Path, threads: int) -> None:
     """Everything `lmcl score` does with a folder, the output file included."""
     output.unlink(missing_ok=True)
-    job = Job(output=output, threads=threads, progress=False)
-    score_items(scorer, list_items([str(folder)]), job)
+    options = ScoringOptions(output=output, threads=threads, progress=False)
+    score_items(scorer, list_items([str(folder)]), options)
 
 
 def pyiqa(python: Path, metric: str, folder: Path, crops: int) -> Spent:

@@ -1,4 +1,4 @@
-"""`lmcl score`: scores of images and collections, and a quality gate that can be used at once."""
+"""`lmcl score`: score images and collections, and filter them by quality."""
 
 import os
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from lmcl.inference.batch_job import Job, listed_once, score_items
+from lmcl.inference.batch_job import ScoringOptions, list_on_all_ranks, score_items
 from lmcl.inference.filter import Move, carry_out, plan_moves, write_sheet
-from lmcl.inference.inputs import Item, list_items, shown
+from lmcl.inference.inputs import Item, list_items, text_of_name
 from lmcl.inference.scorer import Precision, Scorer, open_scorer
 from lmcl.inference.scores_file import Row, note_path, read_rows
 
@@ -96,8 +96,10 @@ def command(
         raise click.UsageError("--move-to and --dry-run need --below, the quality to sort out by")
     scorer = open_scorer(model_folder, device=_device(device), precision=precision)
     written = [output, note_path(output), *(place for place in (sheet, move_to) if place)]
-    items = listed_once(scorer, lambda: list_items(paths, stdin=_stdin_lines(), left_out=written))
-    job = Job(
+    items = list_on_all_ranks(
+        scorer, lambda: list_items(paths, stdin=_stdin_lines(), left_out=written)
+    )
+    options = ScoringOptions(
         output=output,
         box=boxes,
         crops=crop_scores,
@@ -105,7 +107,7 @@ def command(
         threads=threads or min(4, len(os.sched_getaffinity(0))),
         progress=not no_progress,
     )
-    summary = score_items(scorer, items, job)
+    summary = score_items(scorer, items, options)
     if int(os.environ.get("RANK", "0")) == 0:
         better = "higher" if scorer.scale.higher_is_better else "lower"
         click.echo(
@@ -164,7 +166,7 @@ def _name_below(rows: list[Row], below: float) -> None:
 
 def _line(move: Move, dry_run: bool) -> str:
     arrow = "would go to" if dry_run else "to"
-    return shown(f"{move.quality:.3f} {move.source} {arrow} {move.target}")
+    return text_of_name(f"{move.quality:.3f} {move.source} {arrow} {move.target}")
 
 
 def _device(asked: str) -> str:

@@ -1,4 +1,4 @@
-"""A scoring job: items through decoding threads and the model into journals, then one output.
+"""Batch scoring: items go through decoding threads and the model into journals, then one output.
 
 Every process of an `accelerate launch` takes every world-size-th item; processes meet only once, at
 the end, and no step needs more memory for a million images than for ten.
@@ -19,13 +19,13 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from lmcl.errors import LmclError
-from lmcl.inference.inputs import Item, shown
-from lmcl.inference.scorer import Prepared, Scored, Scorer
+from lmcl.inference.inputs import Item, text_of_name
+from lmcl.inference.scorer import ImageScore, PreparedImage, Scorer
 from lmcl.inference.scores_file import (
-    Gathered,
+    JournalRows,
     Layout,
-    MetricsLogger,
     Row,
+    RowJournal,
     check_output,
     journals_of,
     note_path,
@@ -43,12 +43,12 @@ _AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is written, and how."""
+class ScoringOptions:
+    """Options of a batch scoring: output file, optional columns, threads."""
 
     output: Path
     box: bool = False
-    """Add the salient crop of every image; one more look at it."""
+    """Add the salient crop of every image; one more forward pass."""
     crops: bool = False
     """Add the score of every crop."""
     resume: bool = False
@@ -65,10 +65,10 @@ class Summary:
     rows: int
     failed: int
     reused: int
-    """Rows taken over from an earlier job."""
+    """Rows taken over from an earlier options."""
 
 
-def listed_once(scorer: Scorer, list_all: Callable[[], list[Item]]) -> list[Item]:
+def list_on_all_ranks(scorer: Scorer, list_all: Callable[[], list[Item]]) -> list[Item]:
     """What the first process lists, in every process: a pipe can be read by one only."""
     state = PartialState(cpu=scorer.device.type == "cpu")
     found = [list_all() if state.is_main_process else []]
@@ -76,7 +76,7 @@ def listed_once(scorer: Scorer, list_all: Callable[[], list[Item]]) -> list[Item
     return found[0]
 
 
-def score_items(scorer: Scorer, items: Sequence[Item], job: Job) -> Summary:
+def score_items(scorer: Scorer, items: Sequence[Item], options: ScoringOptions) -> Summary:
     """Score all items and write the output; call it in every process, with the same arguments.
 
     Raises:
@@ -85,43 +85,45 @@ def score_items(scorer: Scorer, items: Sequence[Item], job: Job) -> Summary:
     """
     # Without `cpu` the processes of a launch without GPUs would not know of each other.
     state = PartialState(cpu=scorer.device.type == "cpu")
-    check_output(job.output)
+    check_output(options.output)
     layout = Layout(
         scale=scorer.scale.label,
         higher_is_better=scorer.scale.higher_is_better,
-        box=job.box,
-        crops=job.crops,
+        box=options.box,
+        crops=options.crops,
     )
     if state.is_main_process:
-        _prepare_output(job, _note(scorer, job))
+        _prepare_output(options, _note(scorer, options))
         _warn_of_another_decoder(scorer.card.decode)
     state.wait_for_everyone()
-    before = Gathered(job.output)
+    before = JournalRows(options.output)
     paths = [item.path for item in items]
     reused = sum(path in before and path not in before.failed for path in paths)
     todo = [i for i in items if i.path not in before or i.path in before.failed]
     mine = todo[state.process_index :: state.num_processes]
     state.wait_for_everyone()  # nobody adds rows before everybody has dealt the same hand
-    _score_into(MetricsLogger(job.output, rank=state.process_index), scorer, mine, job, state)
+    _score_into(RowJournal(options.output, rank=state.process_index), scorer, mine, options, state)
     state.wait_for_everyone()
-    after = Gathered(job.output)
+    after = JournalRows(options.output)
     failed = sum(path in after.failed for path in paths)
     state.wait_for_everyone()  # every process has read the journals before they go
     if state.is_main_process:
-        write_rows(after.rows(paths), job.output, layout)
+        write_rows(after.rows(paths), options.output, layout)
         after.remove()
     state.wait_for_everyone()
     return Summary(rows=len(paths), failed=failed, reused=reused)
 
 
-def score_stream(scorer: Scorer, items: Sequence[Item], job: Job) -> Iterator[Row]:
+def score_stream(scorer: Scorer, items: Sequence[Item], options: ScoringOptions) -> Iterator[Row]:
     """Rows of items in their order, decoded ahead by threads; errors become rows."""
     size = scorer.batch_images
     batches = (items[i : i + size] for i in range(0, len(items), size))
-    with ThreadPoolExecutor(job.threads, thread_name_prefix="lmcl-decode") as pool:
+    with ThreadPoolExecutor(options.threads, thread_name_prefix="lmcl-decode") as pool:
 
-        def begin(batch: Sequence[Item]) -> tuple[Sequence[Item], list[Future[Prepared | str]]]:
-            return batch, [pool.submit(_prepare, scorer, item, job.box) for item in batch]
+        def begin(
+            batch: Sequence[Item],
+        ) -> tuple[Sequence[Item], list[Future[PreparedImage | str]]]:
+            return batch, [pool.submit(_prepare, scorer, item, options.box) for item in batch]
 
         ahead = deque(begin(batch) for batch in itertools.islice(batches, _AHEAD))
         while ahead:
@@ -130,25 +132,28 @@ def score_stream(scorer: Scorer, items: Sequence[Item], job: Job) -> Iterator[Ro
             following = next(batches, None)
             if following is not None:
                 ahead.append(begin(following))
-            yield from _rows(scorer, batch, done, job)
+            yield from _rows(scorer, batch, done, options)
 
 
 def _rows(
-    scorer: Scorer, batch: Sequence[Item], done: Sequence[Prepared | str], job: Job
+    scorer: Scorer,
+    batch: Sequence[Item],
+    done: Sequence[PreparedImage | str],
+    options: ScoringOptions,
 ) -> Iterator[Row]:
-    scored = iter(scorer.judge([p for p in done if isinstance(p, Prepared)]))
+    scored = iter(scorer.predict([p for p in done if isinstance(p, PreparedImage)]))
     for item, found in zip(batch, done, strict=True):
         if isinstance(found, str):
             yield _failed(item, found)
         else:
-            yield _row(item, next(scored), job)
+            yield _row(item, next(scored), options)
 
 
 def _failed(item: Item, error: str) -> Row:
-    return Row(path=item.path, score=None, quality=None, error=shown(error))
+    return Row(path=item.path, score=None, quality=None, error=text_of_name(error))
 
 
-def _row(item: Item, found: Scored, job: Job) -> Row:
+def _row(item: Item, found: ImageScore, options: ScoringOptions) -> Row:
     if found.problem:
         return _failed(item, found.problem)
     return Row(
@@ -156,12 +161,12 @@ def _row(item: Item, found: Scored, job: Job) -> Row:
         score=found.score,
         quality=found.quality,
         error="",
-        box=found.salient if job.box else None,
-        crops=found.crops if job.crops else (),
+        box=found.salient if options.box else None,
+        crops=found.crops if options.crops else (),
     )
 
 
-def _prepare(scorer: Scorer, item: Item, salient: bool) -> Prepared | str:
+def _prepare(scorer: Scorer, item: Item, salient: bool) -> PreparedImage | str:
     """An image ready for the model, or the sentence for its row."""
     try:
         return scorer.prepare(item.read(), salient=salient)
@@ -176,24 +181,28 @@ def _prepare(scorer: Scorer, item: Item, salient: bool) -> Prepared | str:
 
 
 def _score_into(
-    journal: MetricsLogger, scorer: Scorer, items: Sequence[Item], job: Job, state: PartialState
+    journal: RowJournal,
+    scorer: Scorer,
+    items: Sequence[Item],
+    options: ScoringOptions,
+    state: PartialState,
 ) -> None:
     bar = tqdm(
         total=len(items),
         desc="scoring",
         unit="img",
-        disable=None if job.progress and state.is_main_process else True,
+        disable=None if options.progress and state.is_main_process else True,
     )
     try:
         with bar, torch.inference_mode():
-            for row in score_stream(scorer, items, job):
+            for row in score_stream(scorer, items, options):
                 journal.append(row)
                 bar.update()
     finally:
         journal.close()
 
 
-def _note(scorer: Scorer, job: Job) -> dict[str, str]:
+def _note(scorer: Scorer, options: ScoringOptions) -> dict[str, str]:
     crops = scorer.card.crops
     return {
         "model": scorer.fingerprint,
@@ -202,7 +211,7 @@ def _note(scorer: Scorer, job: Job) -> dict[str, str]:
         "max_side": str(crops.max_side),
         "precision": scorer.precision,
         "decode": TorchBackend.recipe,
-        "columns": json.dumps({"box": job.box, "crops": job.crops}),
+        "columns": json.dumps({"box": options.box, "crops": options.crops}),
     }
 
 
@@ -216,40 +225,40 @@ def _warn_of_another_decoder(trained_with: str) -> None:
         )
 
 
-def _prepare_output(job: Job, note: dict[str, str]) -> None:
+def _prepare_output(options: ScoringOptions, note: dict[str, str]) -> None:
     """Decide what becomes of an earlier job's files."""
-    journals = journals_of(job.output)
-    there = job.output.exists()
-    if not job.resume:
+    journals = journals_of(options.output)
+    there = options.output.exists()
+    if not options.resume:
         if there:
             raise LmclError(
-                f"{job.output}: exists; go on with it by --resume, or choose another --output",
+                f"{options.output}: exists; go on with it by --resume, or choose another --output",
                 exit_code=2,
             )
         if journals:
             raise LmclError(
-                f"{job.output}: a job that did not end left its rows in "
+                f"{options.output}: a job that did not end left its rows in "
                 f"{', '.join(j.name for j in journals)}; go on with it by --resume, or remove "
                 "them to begin again, or choose another --output",
                 exit_code=2,
             )
     elif there or journals:
-        found = read_note(job.output)
+        found = read_note(options.output)
         differing = [name for name, value in note.items() if found.get(name) != value]
         if differing:
             raise LmclError(
-                f"{job.output}: was begun with another {' and '.join(differing)} "
-                f"({note_path(job.output).name} says which); choose another --output",
+                f"{options.output}: was begun with another {' and '.join(differing)} "
+                f"({note_path(options.output).name} says which); choose another --output",
                 exit_code=5,
             )
         if there:
-            _back_to_journal(job.output)
-    write_note(job.output, note)
+            _back_to_journal(options.output)
+    write_note(options.output, note)
 
 
 def _back_to_journal(output: Path) -> None:
     """Rows of a finished output as a journal, so that new ones can join them."""
-    journal = MetricsLogger(output, rank=9999)
+    journal = RowJournal(output, rank=9999)
     try:
         for row in read_rows(output):
             journal.append(row)

@@ -370,7 +370,7 @@ def _compare(
                 exit_code=error.exit_code,
             ) from error
         found = run(_normalized(scorer, prepared.crops[:, None]))
-        gaps.append(abs(float(np.mean(found)) - scorer.judge([prepared])[0].quality))
+        gaps.append(abs(float(np.mean(found)) - scorer.predict([prepared])[0].quality))
         count += len(found)
     return Parity(
         format=format,

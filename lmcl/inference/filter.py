@@ -1,4 +1,4 @@
-"""What people do with scores at once: put bad images aside, and look at all in order."""
+"""Filter images by their scores: move what is below a quality, show all on a contact sheet."""
 
 import base64
 import dataclasses
@@ -12,8 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from lmcl.inference.inputs import Item
-from lmcl.inference.inputs import shown as shown_name
+from lmcl.inference.inputs import Item, text_of_name
 from lmcl.inference.scores_file import Row
 from lmcl.report.markup import section, shown
 from lmcl.report.page import page
@@ -116,7 +115,7 @@ def _thumb(item: Item) -> str:
     try:
         image = Image.fromarray(decode_rgb(item.read()))
     except Exception as error:  # it was there when it was scored; its score is worth showing
-        return f'<p class="quiet">cannot be shown: {escape(shown_name(str(error)))}</p>'
+        return f'<p class="quiet">cannot be shown: {escape(text_of_name(str(error)))}</p>'
     image.thumbnail((_SIDE, _SIDE))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=80)

@@ -96,7 +96,7 @@ def list_items(
     return _named_apart(list(found.values()))
 
 
-def shown(text: str) -> str:
+def text_of_name(text: str) -> str:
     """A name as text that any file can hold: bytes that are no UTF-8 are spelled out."""
     spelled = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return spelled.replace("\0", "\\x00")
@@ -115,7 +115,7 @@ def _named_apart(items: list[Item]) -> list[Item]:
             apart.append(item)
             continue
         inside = f"{item.path} at {item.offset}"
-        name = inside if item.offset >= 0 else shown(Path(item.file).as_posix())
+        name = inside if item.offset >= 0 else text_of_name(Path(item.file).as_posix())
         path, number = name, 1
         while path in taken:
             number += 1
@@ -198,7 +198,7 @@ def _from_folder(folder: Path, is_left_out: Callable[[Path], bool]) -> Iterator[
             yield _single(path)
         elif entry.is_file(follow_symlinks=False) and not entry.name.endswith((*_TARS, ".csv")):
             # Asking the system about every file again would be slow on a network drive.
-            yield Item(path=shown(path.as_posix()), file=str(path))
+            yield Item(path=text_of_name(path.as_posix()), file=str(path))
         else:
             yield from _from_place(path, is_left_out, tables=False)
 
@@ -214,7 +214,7 @@ def _single(path: Path) -> Item:
     """What stands under a name and is no folder of its own: a file, or the reason it is none."""
     try:
         if os.path.isfile(path):
-            return Item(path=shown(path.as_posix()), file=str(path))
+            return Item(path=text_of_name(path.as_posix()), file=str(path))
         os.stat(path)
     except OSError as error:
         return _absent(path, _no_file(path, error))
@@ -314,9 +314,9 @@ def _from_line(table: Path, number: int, path: str | None) -> Item:
     if "\0" in path:
         return _absent(path, "a NUL character stands in the path; no file can be called so")
     place = table.parent / path
-    if path != shown(path) and not os.path.lexists(place):
+    if path != text_of_name(path) and not os.path.lexists(place):
         return _absent(path, "no such file, and the table's text is not UTF-8; save it as UTF-8")
-    return Item(path=shown(path), file=str(place))
+    return Item(path=text_of_name(path), file=str(place))
 
 
 def _from_tar(file: Path) -> Iterator[Item]:
@@ -334,7 +334,7 @@ def _from_tar(file: Path) -> Iterator[Item]:
             for member in tar:
                 if member.isfile() and PurePosixPath(member.name).suffix.lower() in _IN_TARS:
                     yield Item(
-                        path=shown(f"{file.as_posix()}/{member.name}"),
+                        path=text_of_name(f"{file.as_posix()}/{member.name}"),
                         file=str(file),
                         offset=member.offset_data,
                         size=member.size,
@@ -347,7 +347,7 @@ def _from_set(root: Path) -> Iterator[Item]:
     shard_set = open_set(root)
     table = shard_set.samples
     for index in range(len(table)):
-        name = shown(f"{root.as_posix()}/{table.path[index]}")
+        name = text_of_name(f"{root.as_posix()}/{table.path[index]}")
         if not table.ok[index]:
             yield _absent(name, "rejected when the set was built (rejected.jsonl)")
             continue
@@ -360,4 +360,6 @@ def _from_set(root: Path) -> Iterator[Item]:
 
 
 def _absent(place: Path | str, problem: str) -> Item:
-    return Item(path=shown(Path(place).as_posix()), file=str(place), problem=shown(problem))
+    return Item(
+        path=text_of_name(Path(place).as_posix()), file=str(place), problem=text_of_name(problem)
+    )

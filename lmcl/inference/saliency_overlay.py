@@ -34,7 +34,7 @@ _WINDOW, _BOX, _PAPER, _INK = (255, 150, 0), (255, 255, 255), (20, 20, 20), (235
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Look:
+class ImageSaliency:
     """What a model finds salient in one image."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
@@ -87,7 +87,7 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
     taken: set[str] = set()
     for item in tqdm(list_items(images), unit="img", disable=None if progress else True):
         try:
-            seen = look_at(released, decode_rgb(item.read()))
+            seen = image_saliency(released, decode_rgb(item.read()))
         except (LmclError, PipelineError, Image.DecompressionBombError) as error:
             are_missing.append(isinstance(error, LmclError) and error.exit_code == 4)
             # Pillow names the buffer it read, by its address in memory.
@@ -109,7 +109,7 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
     return len(rows)
 
 
-def look_at(released: ReleasedModel, pixels: UInt8[np.ndarray, "h w 3"]) -> Look:
+def image_saliency(released: ReleasedModel, pixels: UInt8[np.ndarray, "h w 3"]) -> ImageSaliency:
     """The saliency pass on one upright image, as training does it (method.md, steps 2 and 3)."""
     card = released.card
     side, window = card.saliency.view, card.saliency.window
@@ -123,7 +123,7 @@ def look_at(released: ReleasedModel, pixels: UInt8[np.ndarray, "h w 3"]) -> Look
     box = window_to_box(at, extent, grid=maps.shape[-1], window=window, size=card.crops.size)
     (y, x), (tall, wide) = at[0].tolist(), extent[0].tolist()
     top, left, height, width = box[0].tolist()
-    return Look(
+    return ImageSaliency(
         pixels=np.array(resize_rgb(pixels, tall, wide), order="C"),
         attention=maps[0].float().numpy(),
         window_at=(y, x),
@@ -132,7 +132,7 @@ def look_at(released: ReleasedModel, pixels: UInt8[np.ndarray, "h w 3"]) -> Look
     )
 
 
-def overlay(seen: Look) -> Image.Image:
+def overlay(seen: ImageSaliency) -> Image.Image:
     """The picture of one look: photograph, warmth, window, box, and a line that reads them."""
     height, width = seen.pixels.shape[:2]
     photo = Image.fromarray(seen.pixels)
@@ -154,7 +154,7 @@ def overlay(seen: Look) -> Image.Image:
     return _with_caption(picture, seen)
 
 
-def _with_caption(picture: Image.Image, seen: Look) -> Image.Image:
+def _with_caption(picture: Image.Image, seen: ImageSaliency) -> Image.Image:
     size = max(11, round(picture.width / 55))
     font = ImageFont.load_default(size)
     tokens, grid = seen.window, seen.attention.shape[0]

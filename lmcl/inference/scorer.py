@@ -73,7 +73,7 @@ class Scale:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Prepared:
+class PreparedImage:
     """An image as the model wants it; everything that needs the processor but not the model."""
 
     crops: UInt8[np.ndarray, "v s s 3"]
@@ -86,7 +86,7 @@ class Prepared:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scored:
+class ImageScore:
     """What a model says about one image."""
 
     score: float
@@ -112,7 +112,7 @@ class Scored:
 
 
 class Scorer:
-    """Judges images; open one with `lmcl.load`."""
+    """Predicts the quality of images; open one with `lmcl.load`."""
 
     def __init__(
         self,
@@ -161,15 +161,15 @@ class Scorer:
             ValueError: If an array or a tensor is no image of bytes, or of floats in [0, 1].
         """
         if isinstance(images, list | tuple):
-            found = self.judge([self.prepare(i) for i in images])
+            found = self.predict([self.prepare(i) for i in images])
             return [_checked(scored).score for scored in found]
-        return _checked(self.judge([self.prepare(images)])[0]).score
+        return _checked(self.predict([self.prepare(images)])[0]).score
 
-    def details(self, image: object) -> Scored:
+    def details(self, image: object) -> ImageScore:
         """Score, crops, boxes and the salient crop of one image; takes what `score` takes."""
-        return _checked(self.judge([self.prepare(image, salient=True)])[0])
+        return _checked(self.predict([self.prepare(image, salient=True)])[0])
 
-    def prepare(self, image: object, *, salient: bool = False) -> Prepared:
+    def prepare(self, image: object, *, salient: bool = False) -> PreparedImage:
         """Decode an image and cut its crops; safe to call from several threads."""
         if isinstance(image, str | Path):
             image = _read_file(Path(image))
@@ -177,7 +177,7 @@ class Scorer:
         with self._one_large if large else contextlib.nullcontext():
             return self._cut(*_pixels(image), salient=salient)
 
-    def _cut(self, pixels: UInt8[np.ndarray, "h w 3"], key: int, *, salient: bool) -> Prepared:
+    def _cut(self, pixels: UInt8[np.ndarray, "h w 3"], key: int, *, salient: bool) -> PreparedImage:
         crops = self.card.crops
         height, width = pixels.shape[:2]
         heights, widths = np.array([height]), np.array([width])
@@ -191,11 +191,11 @@ class Scorer:
             cut[view] = frame[y : y + crops.size, x : x + crops.size]
         side = self.card.saliency.view if salient else 0
         whole = np.ascontiguousarray(resize_rgb(pixels, side, side)) if salient else _NO_VIEW
-        return Prepared(crops=cut, boxes=boxes, view=whole, size=(tall, wide))
+        return PreparedImage(crops=cut, boxes=boxes, view=whole, size=(tall, wide))
 
-    def judge(self, prepared: Sequence[Prepared]) -> list[Scored]:
+    def predict(self, prepared: Sequence[PreparedImage]) -> list[ImageScore]:
         """Scores of prepared images, in their order, whatever else is in the list."""
-        found: list[Scored] = []
+        found: list[ImageScore] = []
         for start in range(0, len(prepared), self.batch_images):
             batch = prepared[start : start + self.batch_images]
             crops = self.forward(np.stack([p.crops for p in batch]))
@@ -225,10 +225,10 @@ class Scorer:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def _scored(self, prepared: Prepared, crops: list[float]) -> Scored:
+    def _scored(self, prepared: PreparedImage, crops: list[float]) -> ImageScore:
         quality = float(np.mean(np.asarray(crops, dtype=np.float64)))
         boxes = prepared.boxes.tolist()
-        return Scored(
+        return ImageScore(
             score=self.scale.from_quality(quality),
             quality=quality,
             crops=tuple(self.scale.from_quality(c) for c in crops),
@@ -236,7 +236,7 @@ class Scorer:
             salient=self._salient(prepared) if prepared.view.size else None,
         )
 
-    def _salient(self, prepared: Prepared) -> tuple[int, int, int, int]:
+    def _salient(self, prepared: PreparedImage) -> tuple[int, int, int, int]:
         card = self.card
         view = torch.from_numpy(prepared.view[None, None]).to(self.device)
         with torch.inference_mode():
@@ -297,7 +297,7 @@ def _check_device(asked: str) -> None:
         ) from error
 
 
-def _checked(found: Scored) -> Scored:
+def _checked(found: ImageScore) -> ImageScore:
     if found.problem:
         raise LmclError(found.problem, exit_code=5)
     return found

@@ -75,7 +75,7 @@ class Layout:
         return found
 
 
-class MetricsLogger:
+class RowJournal:
     """Finished rows of one process, appended line by line."""
 
     def __init__(self, output: Path, *, rank: int) -> None:
@@ -98,7 +98,7 @@ def journals_of(output: Path) -> list[Path]:
     return sorted(output.parent.glob(f".{glob.escape(output.name)}.rows-*"))
 
 
-class Gathered:
+class JournalRows:
     """Rows of all journals of an output, found by path without holding them in memory."""
 
     def __init__(self, output: Path) -> None:

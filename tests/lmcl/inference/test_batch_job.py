@@ -18,10 +18,10 @@ from PIL import Image
 
 from lmcl.cli.score import command
 from lmcl.errors import LmclError
-from lmcl.inference.batch_job import Job, score_items
+from lmcl.inference.batch_job import ScoringOptions, score_items
 from lmcl.inference.inputs import list_items
 from lmcl.inference.scorer import open_scorer
-from lmcl.inference.scores_file import Gathered, Layout, MetricsLogger, Row, read_rows, write_rows
+from lmcl.inference.scores_file import JournalRows, Layout, Row, RowJournal, read_rows, write_rows
 from pipeline.backends.torch_backend import TorchBackend
 
 VALUES = st.tuples(
@@ -38,8 +38,8 @@ def table(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def job(output: Path, **changes) -> Job:
-    return Job(**({"output": output, "progress": False} | changes))
+def job(output: Path, **changes) -> ScoringOptions:
+    return ScoringOptions(**({"output": output, "progress": False} | changes))
 
 
 @settings(max_examples=25, deadline=None)
@@ -83,7 +83,7 @@ def test_a_job_that_was_killed_goes_on_where_it_stopped(scorer, photos, tmp_path
     score_items(scorer, items, job(whole))
     score_items(scorer, items[:5], job(output))
     # What a kill leaves: a journal, half a line at its end, and no output.
-    journal = MetricsLogger(output, rank=3)
+    journal = RowJournal(output, rank=3)
     for row in read_rows(output):
         journal.append(row)
     journal.close()
@@ -136,7 +136,7 @@ def test_another_precision_does_not_continue_a_file(model_folder, photos, tmp_pa
 
 def test_a_forgotten_resume_discards_no_rows(scorer, photos, tmp_path) -> None:
     output, items = tmp_path / "s.csv", list_items([str(photos)])
-    journal = MetricsLogger(output, rank=0)
+    journal = RowJournal(output, rank=0)
     journal.append(Row(path=items[0].path, score=1.0, quality=0.1, error=""))
     journal.close()
     with pytest.raises(
@@ -191,10 +191,10 @@ def test_a_later_success_replaces_a_failure_in_any_journal(tmp_path) -> None:
     good = Row(path="a", score=1.0, quality=0.1, error="")
     bad = Row(path="a", score=None, quality=None, error="no")
     for rank, row in enumerate((bad, good, bad)):
-        journal = MetricsLogger(output, rank=rank)
+        journal = RowJournal(output, rank=rank)
         journal.append(row)
         journal.close()
-    found = Gathered(output)
+    found = JournalRows(output)
     assert found.failed == set()
     assert list(found.rows(["a"])) == [good]
 

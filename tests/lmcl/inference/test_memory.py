@@ -27,15 +27,15 @@ def held():
     return pages * resource.getpagesize()
 items = list_items([sys.argv[2]])
 seen, marks = 0, {}
-append = jobs.MetricsLogger.append
+append = jobs.RowJournal.append
 def count(self, row):
     global seen
     append(self, row)
     seen += 1
     if seen in (len(items) // 10, len(items)):
         marks[seen] = held()
-jobs.MetricsLogger.append = count
-settings = jobs.Job(output=Path(sys.argv[3]), threads=4, box=True, progress=False)
+jobs.RowJournal.append = count
+settings = jobs.ScoringOptions(output=Path(sys.argv[3]), threads=4, box=True, progress=False)
 found = jobs.score_items(open_scorer(Path(sys.argv[1]), device="cpu"), items, settings)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"failed": found.failed, "rows": found.rows, "peak": peak,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lmcl.cli.saliency import command
 from lmcl.errors import LmclError
-from lmcl.inference.saliency_overlay import draw_all, look_at, overlay
+from lmcl.inference.saliency_overlay import draw_all, image_saliency, overlay
 from lmcl.inference.scorer import open_scorer
 from lmcl.models.encoder import EncoderConfig
 from lmcl.models.pretrained import ModelCard, ScoreScale, build_model, load_model, save_model
@@ -63,7 +63,7 @@ def test_the_box_is_the_one_that_scoring_names(model: Path, photo: Path, tmp_pat
 
 def test_the_window_is_drawn_where_the_attention_is(model: Path, photo: Path) -> None:
     pixels = np.asarray(Image.open(photo))
-    seen = look_at(load_model(model / "model"), pixels)
+    seen = image_saliency(load_model(model / "model"), pixels)
     y, x = seen.window_at
     sums = [
         seen.attention[a : a + 4, b : b + 4].sum(dtype=np.float64)
@@ -80,7 +80,7 @@ def test_the_window_is_drawn_where_the_attention_is(model: Path, photo: Path) ->
 def test_the_crop_shows_through_and_both_frames_stand_in_the_picture(
     model: Path, photo: Path
 ) -> None:
-    seen = look_at(load_model(model / "model"), np.asarray(Image.open(photo)))
+    seen = image_saliency(load_model(model / "model"), np.asarray(Image.open(photo)))
     picture = np.asarray(overlay(seen))
     assert picture.shape[1] == 160
     assert picture.shape[0] > 100  # the caption
