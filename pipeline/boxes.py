@@ -1,4 +1,4 @@
-"""Which crops of which image: pure functions of (seed, epoch, id) or of the image's size.
+"""Crop boxes: pure functions of (seed, epoch, id) or of the image's size.
 
 A box is (y, x, height, width) in the image's *frame*: the decoded, upright image, scaled down if
 `max_side` says so, and reflected at its lower and right edge where it is smaller than a crop.
@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int, Int32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.counter_rng import fold_key, keyed_bits, scale_bits
+from pipeline.counter_rng import fold_key, random_bits, scale_bits
 from pipeline.errors import PipelineError
 from pipeline.saliency_table import SaliencyTable as SaliencyTable
 
@@ -102,7 +102,7 @@ def random_boxes(
     key = fold_key(seed, epoch)
     if pool is None:
         return _scattered(ids, frames, size=size, count=count, key=key)
-    tickets = keyed_bits(key, _counters(ids, pool))
+    tickets = random_bits(key, _counters(ids, pool))
     drawn = np.argsort(tickets, axis=1)[:, :count, None]
     return np.take_along_axis(pool_boxes(ids, frames, size=size, pool=pool), drawn, axis=1)
 
@@ -130,8 +130,8 @@ def evaluation_boxes(
     # Sets have few distinct sizes; the grid is worked out once for each.
     unique, inverse = np.unique(frames, axis=0, return_inverse=True)
     for index, frame in enumerate(unique):
-        room = (int(frame[0]) - size, int(frame[1]) - size)
-        corners[inverse.reshape(-1) == index] = _grid(*room, count)
+        span = (int(frame[0]) - size, int(frame[1]) - size)
+        corners[inverse.reshape(-1) == index] = _grid(*span, count)
     return _boxes_at(corners, size)
 
 
@@ -144,9 +144,9 @@ def _scattered(
     key: int,
 ) -> Int32[np.ndarray, "b count 4"]:
     # Two independent draws per crop.
-    bits = keyed_bits(key, _counters(ids, 2 * count)).reshape(len(ids), count, 2)
-    room = (frames - size + 1)[:, None, :]
-    return _boxes_at(scale_bits(bits, np.broadcast_to(room, bits.shape)), size)
+    bits = random_bits(key, _counters(ids, 2 * count)).reshape(len(ids), count, 2)
+    span = (frames - size + 1)[:, None, :]
+    return _boxes_at(scale_bits(bits, np.broadcast_to(span, bits.shape)), size)
 
 
 def _counters(ids: Int64[np.ndarray, " b"], draws: int) -> NDArray[np.uint64]:
@@ -161,27 +161,27 @@ def _boxes_at(corners: Int64[np.ndarray, "b count 2"], size: int) -> Int32[np.nd
     return boxes
 
 
-def _grid(room_y: int, room_x: int, count: int) -> Int64[np.ndarray, "count 2"]:
-    """Corners spread evenly over [0, room]: rows from top to bottom, each from left to right.
+def _grid(span_y: int, span_x: int, count: int) -> Int64[np.ndarray, "count 2"]:
+    """Corners spread evenly over [0, span]: rows from top to bottom, each from left to right.
 
-    The number of rows follows the shape of the room; rows differ by one crop at most, the longer
+    The number of rows follows the shape of the span; rows differ by one crop at most, the longer
     ones in the middle. A lone row or a lone crop of a row sits in the centre.
     """
-    rows = round(np.sqrt(count * (room_y + 1) / (room_x + 1)))
+    rows = round(np.sqrt(count * (span_y + 1) / (span_x + 1)))
     rows = min(max(rows, 1), count)
     edges = [round(index * count / rows) for index in range(rows + 1)]
     corners = [
         (y, x)
-        for row, y in enumerate(_spread(room_y, rows))
-        for x in _spread(room_x, edges[row + 1] - edges[row])
+        for row, y in enumerate(_spread(span_y, rows))
+        for x in _spread(span_x, edges[row + 1] - edges[row])
     ]
     return np.asarray(corners, dtype=np.int64)
 
 
-def _spread(room: int, count: int) -> list[int]:
+def _spread(span: int, count: int) -> list[int]:
     if count == 1:
-        return [room // 2]
-    return [(2 * index * room + count - 1) // (2 * (count - 1)) for index in range(count)]
+        return [span // 2]
+    return [(2 * index * span + count - 1) // (2 * (count - 1)) for index in range(count)]
 
 
 def check_boxes(

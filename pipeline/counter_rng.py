@@ -1,4 +1,4 @@
-"""Randomness as a pure function: 64 bits from (key, counter), with no state and no stream.
+"""Counter-based random numbers: 64 bits from (key, counter), with no state and no stream.
 
 numpy promises the same *stream* only within a version (NEP 19), and a stream has to be read from
 its start. Order and boxes must be the same on every machine, in every version, and for one image
@@ -39,7 +39,7 @@ def mix_bits(
     return np.asarray(z ^ (z >> np.uint64(31)))
 
 
-def keyed_bits(key: int, counter: NDArray[np.integer]) -> NDArray[np.uint64]:
+def random_bits(key: int, counter: NDArray[np.integer]) -> NDArray[np.uint64]:
     """64 bits for each counter under `key`; for one key a bijection, so never two equal ones."""
     first = mix_bits(counter.astype(np.uint64) ^ np.uint64(key))
     return mix_bits(first ^ np.uint64((key * _GOLDEN) & _MASK))

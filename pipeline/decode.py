@@ -1,4 +1,4 @@
-"""From the bytes of an image file to upright RGB: the one rule, written in Pillow.
+"""Decode image files to upright RGB: the one rule, written in Pillow.
 
 DALI's CPU decoder gives the same bits (tests/pipeline/test_decode.py); what it gives for files it
 cannot read, and for images that need padding, comes from here too.

@@ -1,4 +1,4 @@
-"""Images that cannot go to DALI as they are: too small for a crop, or of a kind it cannot read."""
+"""Preparing images that cannot go to DALI as they are: padding, resizing, odd headers."""
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
@@ -26,7 +26,7 @@ def frame_pixels(
     return reflect_pad(resize_rgb(pixels, *target), crop)
 
 
-def wants_preparing(
+def needs_preparation(
     encoded: list[UInt8[np.ndarray, " _size"]],
     sizes: Int64[np.ndarray, "b 2"],
     targets: Int64[np.ndarray, "b 2"],

@@ -1,4 +1,4 @@
-"""Height and width out of an image file's header, without decoding: what DALI can surely read.
+"""Image size from a file's header, without decoding: which files DALI can surely read.
 
 Deliberately narrower than the decoders: a file this module is not sure about is only decoded the
 slower way (`pipeline.frames`), while one that it wrongly took for sound could end the process.

@@ -28,8 +28,8 @@ from pipeline.boxes import (
 from pipeline.errors import PipelineError
 from pipeline.request import Request, ViewSpec
 from pipeline.saliency_table import SaliencyTable
-from pipeline.sampler import Order
-from pipeline.shard_reader import Source
+from pipeline.sampler import DistributedSampler
+from pipeline.shard_reader import ShardReader
 from pipeline.validation import check_arguments, usable_ids
 from shards.read import ShardSet
 
@@ -116,10 +116,10 @@ class Loader:
         self._rule = rule
         self._num_threads = num_threads or default_threads()
         self._prefetch = prefetch
-        self._source = Source(shard_set)
+        self._reader = ShardReader(shard_set)
         self.backend_name, self.backend_reason = choose_backend(backend)
-        self.ids, self.skipped = usable_ids(shard_set, self._source, ids, on_error)
-        self._order = Order(
+        self.ids, self.skipped = usable_ids(shard_set, self._reader, ids, on_error)
+        self._sampler = DistributedSampler(
             samples=len(self.ids),
             batch_size=batch_size,
             world_size=world_size,
@@ -139,7 +139,7 @@ class Loader:
     @property
     def steps(self) -> int:
         """Steps of an epoch, the same on every rank."""
-        return self._order.steps
+        return self._sampler.steps
 
     def __len__(self) -> int:
         return self.steps
@@ -183,7 +183,7 @@ class Loader:
     def _iterate(
         self, epoch: int, start: int, saliency: SaliencyTable | None
     ) -> Generator[CropBatch, None, None]:
-        self._source.recheck()
+        self._reader.recheck()
         backend = self._ready_backend(with_salient=saliency is not None)
         self._position = _Position(epoch=epoch, step=start)
         requests = (
@@ -207,7 +207,7 @@ class Loader:
                 self._set.name,
                 self.skipped.size,
                 epoch,
-                ", ".join(str(one) for one in self.skipped[:8].tolist()),
+                ", ".join(str(sample) for sample in self.skipped[:8].tolist()),
             )
 
     def request(self, epoch: int, step: int, *, saliency: SaliencyTable | None = None) -> Request:
@@ -216,8 +216,8 @@ class Loader:
         Raises:
             PipelineError: If the saliency table lacks a sample or a box lies outside its image.
         """
-        places, valid = self._order.batch(epoch=epoch, step=step, rank=self._rank)
-        ids = self.ids[places]
+        positions, valid = self._sampler.batch(epoch=epoch, step=step, rank=self._rank)
+        ids = self.ids[positions]
         table = self._set.samples
         heights, widths = table.height[ids], table.width[ids]
         sizes = scaled_sizes(heights, widths, None)
@@ -246,9 +246,9 @@ class Loader:
         if self._mode == "eval":
             if self._rule is None:
                 return evaluation_boxes(ids, frames, crops)
-            asked = self._rule(ids, frames)
-            check_boxes(asked, ids, frames, size=crops.size, origin="rule")
-            return asked
+            boxes = self._rule(ids, frames)
+            check_boxes(boxes, ids, frames, size=crops.size, origin="rule")
+            return boxes
         boxes = random_boxes(
             ids,
             frames,
@@ -287,7 +287,7 @@ class Loader:
         """Where the loader is, and what that depends on; integers only."""
         return {
             "epoch": self._position.epoch,
-            "images": self._position.step * self._order.batch_size * self._order.world_size,
+            "images": self._position.step * self._sampler.batch_size * self._sampler.world_size,
             "samples": len(self.ids),
             "seed": self._seed,
         }
@@ -308,7 +308,7 @@ class Loader:
                     f"{here}; resume with the configuration of the saved run",
                     exit_code=5,
                 )
-        together = self._order.batch_size * self._order.world_size
+        together = self._sampler.batch_size * self._sampler.world_size
         step, rest = divmod(state["images"], together)
         if rest:
             raise PipelineError(
@@ -325,7 +325,7 @@ class Loader:
         if self._backend is not None:
             self._backend.close()
             self._backend = None
-        self._source.close()
+        self._reader.close()
 
     def __enter__(self) -> "Loader":
         return self
@@ -342,7 +342,7 @@ class Loader:
         crops, mode = self._crops, self._mode
         views = {"eval": crops.evaluation, "global": 1, "train": crops.random + with_salient}[mode]
         spec = ViewSpec(
-            batch_size=self._order.batch_size,
+            batch_size=self._sampler.batch_size,
             views=views,
             size=crops.size,
             whole=mode == "global",
@@ -359,7 +359,7 @@ class Loader:
     def _make_backend(self, spec: ViewSpec) -> Backend:
         if self.backend_name == "dali":
             return DaliBackend(
-                self._source,
+                self._reader,
                 spec,
                 device=self._device,
                 decode=self._decode,
@@ -367,7 +367,7 @@ class Loader:
                 prefetch=self._prefetch,
             )
         return TorchBackend(
-            self._source,
+            self._reader,
             spec,
             device=self._device,
             num_threads=self._num_threads,

@@ -1,4 +1,4 @@
-"""What a backend is asked for, known to Python before a pixel is decoded."""
+"""Requests: the samples and boxes of a batch, known before a pixel is decoded."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int32, Int64
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One batch to come: whose images, and which boxes of them."""
+    """One batch to load: sample ids, image sizes and boxes."""
 
     step: int
     ids: Int64[np.ndarray, " b"]
@@ -22,7 +22,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """What a backend makes of each image; fixed for the life of its graph."""
+    """Shape of a batch: views per image and their size; fixed for the life of a graph."""
 
     batch_size: int
     views: int

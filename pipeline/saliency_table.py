@@ -1,4 +1,4 @@
-"""The teacher's most salient box of each image, as a table the loader reads like a label."""
+"""Table of salient boxes: the teacher's most salient crop of each image, read like a label."""
 
 import os
 from dataclasses import dataclass
@@ -35,18 +35,18 @@ class SaliencyTable:
         Raises:
             PipelineError: If an id has none.
         """
-        places = np.searchsorted(self.ids, ids)
-        known = places < len(self.ids)
-        known[known] = self.ids[places[known]] == ids[known]
+        rows = np.searchsorted(self.ids, ids)
+        known = rows < len(self.ids)
+        known[known] = self.ids[rows[known]] == ids[known]
         if not known.all():
             missing = ids[~known]
             raise PipelineError(
                 f"the saliency table has no box for {missing.size} of {ids.size} samples, first "
                 f"{missing[0]}; run the saliency pass over the whole training part",
                 exit_code=3,
-                ids=tuple(int(one) for one in missing[:8]),
+                ids=tuple(int(sample) for sample in missing[:8]),
             )
-        return self.boxes[places]
+        return self.boxes[rows]
 
     def write(self, path: Path) -> None:
         """Write as parquet (columns id, y, x, height, width); appears whole or not at all."""

@@ -1,4 +1,4 @@
-"""Whose turn it is: a pure function of (seed, epoch, step, rank, world size).
+"""Distributed sampler: a pure function of (seed, epoch, step, rank, world size).
 
 The global order of an epoch is one permutation of the split. It does not know how many ranks there
 are: they deal its positions among themselves, so another world size sees the same order.
@@ -12,16 +12,16 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 
-from pipeline.counter_rng import fold_key, keyed_bits
+from pipeline.counter_rng import fold_key, random_bits
 
 # Below, a table is sorted once per epoch (80 ms, 4 MB for a million); above, positions are permuted
-# one batch at a time by a keyed permutation, which needs no memory at all.
+# one batch at a time by a pseudorandom permutation, which needs no memory at all.
 TABLE_LIMIT = 1 << 20
 _ROUNDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class DistributedSampler:
     """Which samples of a split belong to which step of which rank."""
 
     samples: int
@@ -55,7 +55,7 @@ class Order:
         """Positions in the split that `rank` takes in `step`, and which of them are no padding.
 
         Ranks take turns (rank, rank + world_size, ...), so that the last step's padding is spread
-        over all of them. A padded place repeats a sample from the beginning of the epoch's order.
+        over all of them. Padding repeats samples from the beginning of the epoch's order.
 
         Raises:
             ValueError: If the step or the rank does not exist.
@@ -65,40 +65,41 @@ class Order:
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank {rank} was asked of a world of {self.world_size}")
         first = step * self.batch_size * self.world_size + rank
-        places = first + self.world_size * np.arange(self.batch_size, dtype=np.int64)
-        valid = places < self.samples
-        places %= self.samples
+        positions = first + self.world_size * np.arange(self.batch_size, dtype=np.int64)
+        valid = positions < self.samples
+        positions %= self.samples
         if not self.shuffle:
-            return places, valid
-        return permute(places, self.samples, key=fold_key(self.seed, epoch)), valid
+            return positions, valid
+        return permute(positions, self.samples, key=fold_key(self.seed, epoch)), valid
 
 
-def permute(places: NDArray[np.int64], n: int, *, key: int) -> NDArray[np.int64]:
-    """Where each place of [0, n) goes under the permutation that `key` names."""
+def permute(positions: NDArray[np.int64], n: int, *, key: int) -> NDArray[np.int64]:
+    """Where each position of [0, n) goes under the permutation that `key` names."""
     if n <= TABLE_LIMIT:
-        return _sorted_table(n, key)[places].astype(np.int64)
-    return permute_by_rounds(places, n, key=key)
+        return _sorted_table(n, key)[positions].astype(np.int64)
+    return permute_by_rounds(positions, n, key=key)
 
 
 @functools.lru_cache(maxsize=4)
 def _sorted_table(n: int, key: int) -> NDArray[np.int32]:
-    # No two of the sorted values are equal (keyed_bits is a bijection), so the result is a
+    # No two of the sorted values are equal (random_bits is a bijection), so the result is a
     # permutation that does not depend on the sorting algorithm.
-    return np.argsort(keyed_bits(key, np.arange(n, dtype=np.uint64))).astype(np.int32)
+    return np.argsort(random_bits(key, np.arange(n, dtype=np.uint64))).astype(np.int32)
 
 
-def permute_by_rounds(places: NDArray[np.int64], n: int, *, key: int) -> NDArray[np.int64]:
-    """The same as a Feistel network: any place of any n, in time and memory of the places alone.
+def permute_by_rounds(positions: NDArray[np.int64], n: int, *, key: int) -> NDArray[np.int64]:
+    """The same as a Feistel network, in the time and memory of the given positions alone.
 
-    A place is written as (left, right) in [0, a) x [0, b) with a * b >= n; each round adds to one
-    half a keyed function of the other, which can be undone whatever the function is. Results beyond
-    n (a fraction of about 2 / sqrt(n)) walk on along their cycle until they fall below it.
+    A position is written as (left, right) in [0, a) x [0, b) with a * b >= n; each round adds to
+    one half a pseudorandom function of the other, which can be undone whatever the function is.
+    Results beyond n (a fraction of about 2 / sqrt(n)) walk on along their cycle until they fall
+    below it.
 
     Source: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002, sections 4 and 5.
     """
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
-    out = places.astype(np.int64)
+    out = positions.astype(np.int64)
     todo = np.arange(out.size)
     while todo.size:
         out[todo] = _feistel(out[todo], a, b, key)
@@ -106,12 +107,12 @@ def permute_by_rounds(places: NDArray[np.int64], n: int, *, key: int) -> NDArray
     return out
 
 
-def _feistel(places: NDArray[np.int64], a: int, b: int, key: int) -> NDArray[np.int64]:
-    left, right = np.divmod(places, b)
+def _feistel(positions: NDArray[np.int64], a: int, b: int, key: int) -> NDArray[np.int64]:
+    left, right = np.divmod(positions, b)
     for number in range(_ROUNDS):
         round_key = fold_key(key, number)
-        left = (left + _below(keyed_bits(round_key, right), a)) % a
-        right = (right + _below(keyed_bits(~round_key & ((1 << 64) - 1), left), b)) % b
+        left = (left + _below(random_bits(round_key, right), a)) % a
+        right = (right + _below(random_bits(~round_key & ((1 << 64) - 1), left), b)) % b
     return left * b + right
 
 

@@ -1,4 +1,4 @@
-"""Encoded images out of shards: opened once, read by offset, checked before use.
+"""Reader of encoded images: shards opened once, members read by offset and checked.
 
 Samples are read with `pread` rather than through a memory map: a shard that is cut off while a map
 of it is open kills the process with a signal, a short read is an error with a name. The copy costs
@@ -35,7 +35,7 @@ class _OpenShard:
     """Device, inode, length and time of change when it was opened."""
 
 
-class Source:
+class ShardReader:
     """The encoded bytes of a shard set's samples; safe to use from several threads."""
 
     def __init__(self, shard_set: ShardSet) -> None:
@@ -50,44 +50,44 @@ class Source:
         self._fetchers: ThreadPoolExecutor | None = None
 
     def read(
-        self, ids: Int64[np.ndarray, " b"], *, into: UInt8[np.ndarray, " _room"] | None = None
+        self, ids: Int64[np.ndarray, " b"], *, into: UInt8[np.ndarray, " _bytes"] | None = None
     ) -> list[UInt8[np.ndarray, " _size"]]:
         """The encoded bytes of each sample, in order.
 
         Args:
             ids: Which samples.
-            into: Memory of at least `room(ids)` bytes; using it again saves half the time.
+            into: Memory of at least `buffer_bytes(ids)` bytes; using it again saves half the time.
 
         Raises:
             PipelineError: If a shard is missing or is not the one the manifest describes.
         """
-        buffer = np.empty(self.room(ids), dtype=np.uint8) if into is None else into
+        buffer = np.empty(self.buffer_bytes(ids), dtype=np.uint8) if into is None else into
         views, at = [], 0
-        for one in ids.tolist():
+        for sample in ids.tolist():
             # The member's tar header lies right before its bytes and comes with the same call.
-            size = int(self._size[one])
+            size = int(self._size[sample])
             block = buffer[at : at + _TAR_BLOCK + size]
-            self._read_member(one, block)
+            self._read_member(sample, block)
             views.append(block[_TAR_BLOCK:])
             at += len(block)
         return views
 
-    def room(self, ids: Int64[np.ndarray, " b"]) -> int:
+    def buffer_bytes(self, ids: Int64[np.ndarray, " b"]) -> int:
         """Bytes that `read` needs for these samples, their tar headers included."""
         return int(self._size[ids].sum()) + _TAR_BLOCK * len(ids)
 
     def intact(self, ids: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Which samples' bytes are those that were packed, by sha256; reads all of them."""
         hashes = self._set.samples.sha256
-        found = np.ones(len(ids), dtype=bool)
-        for place, one in enumerate(ids.tolist()):
+        intact = np.ones(len(ids), dtype=bool)
+        for row, sample in enumerate(ids.tolist()):
             try:
-                (data,) = self.read(ids[place : place + 1])
+                (data,) = self.read(ids[row : row + 1])
             except PipelineError:
-                found[place] = False
+                intact[row] = False
                 continue
-            found[place] = hashlib.sha256(data.tobytes()).digest() == bytes(hashes[one])
-        return found
+            intact[row] = hashlib.sha256(data.tobytes()).digest() == bytes(hashes[sample])
+        return intact
 
     def prefetch(self, ids: Int64[np.ndarray, " b"]) -> None:
         """Start bringing the shards of `ids` here if they lie elsewhere; returns at once."""
@@ -119,12 +119,12 @@ class Source:
                 if found is not None:
                     self._check_hash(index, shard.path)
 
-    def describe(self, one: int) -> str:
+    def describe(self, sample: int) -> str:
         """Set, id, path, member and shard of a sample, for messages."""
         table, name = self._set.samples, self._set.name
-        shard = self._set.manifest.shards[int(self._shard[one])].name
-        member = f"{key_of(name, one)}.{table.codec[one]}"
-        return f"{name}: sample {one} ({table.path[one]}), member {member} of {shard}"
+        shard = self._set.manifest.shards[int(self._shard[sample])].name
+        member = f"{key_of(name, sample)}.{table.codec[sample]}"
+        return f"{name}: sample {sample} ({table.path[sample]}), member {member} of {shard}"
 
     def close(self) -> None:
         """Close every shard and stop fetching."""
@@ -137,7 +137,7 @@ class Source:
             self._open.clear()
             self._fetching.clear()
 
-    def __enter__(self) -> "Source":
+    def __enter__(self) -> "ShardReader":
         return self
 
     def __exit__(
@@ -148,28 +148,28 @@ class Source:
     ) -> None:
         self.close()
 
-    def _read_member(self, one: int, block: UInt8[np.ndarray, " _size"]) -> None:
-        index, start = int(self._shard[one]), int(self._offset[one]) - _TAR_BLOCK
+    def _read_member(self, sample: int, block: UInt8[np.ndarray, " _size"]) -> None:
+        index, start = int(self._shard[sample]), int(self._offset[sample]) - _TAR_BLOCK
         with self._lock:
             descriptor = self._descriptor(index)
             # Read under the lock: another thread must not close the descriptor in between.
             got = os.preadv(descriptor, [block.data], start)
         if got != len(block):
             raise PipelineError(
-                f"{self.describe(one)}: {max(got - _TAR_BLOCK, 0)} of its "
+                f"{self.describe(sample)}: {max(got - _TAR_BLOCK, 0)} of its "
                 f"{len(block) - _TAR_BLOCK} bytes are there, the shard was cut off; "
                 f"restore it, then `lmcl-shard verify {self._set.root}`",
                 exit_code=3,
-                ids=(one,),
+                ids=(sample,),
             )
         header = block[:_TAR_BLOCK].tobytes()
         if header[257:262] != b"ustar" or _octal(header[124:136]) != len(block) - _TAR_BLOCK:
             raise PipelineError(
-                f"{self.describe(one)}: no tar member of {len(block) - _TAR_BLOCK} bytes begins "
+                f"{self.describe(sample)}: no tar member of {len(block) - _TAR_BLOCK} bytes begins "
                 "there, the shard was replaced by another; restore it, then "
                 f"`lmcl-shard verify {self._set.root}`",
                 exit_code=3,
-                ids=(one,),
+                ids=(sample,),
             )
 
     def _descriptor(self, index: int) -> int:

@@ -1,10 +1,10 @@
-"""What a loader refuses before it opens anything."""
+"""Checks of a loader's arguments and sample ids, before anything is opened."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import LEAVE_OUT, PipelineError
-from pipeline.shard_reader import Source
+from pipeline.shard_reader import ShardReader
 from shards.read import ShardSet
 
 _BLOCK = 1 << 20
@@ -32,7 +32,7 @@ def check_arguments(
 
 
 def usable_ids(
-    shard_set: ShardSet, source: Source, ids: NDArray[np.int64], on_error: str
+    shard_set: ShardSet, reader: ShardReader, ids: NDArray[np.int64], on_error: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The ids to load, and those left out.
 
@@ -60,7 +60,7 @@ def usable_ids(
         )
     usable = shard_set.samples.ok[ids]
     if on_error == "skip":
-        usable = usable & source.intact(ids)
+        usable = usable & reader.intact(ids)
     elif not usable.all():
         raise PipelineError(
             f"{shard_set.name}: sample {ids[~usable][0]} was rejected when the set was built "

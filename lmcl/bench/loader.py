@@ -30,7 +30,7 @@ from lmcl.bench.loader_chart import chart
 from lmcl.bench.loader_data import KINDS, make_set
 from lmcl.bench.record import Record, append, make_record, to_json
 from pipeline.normalize import normalize
-from pipeline.shard_reader import Source
+from pipeline.shard_reader import ShardReader
 
 # Targets of the design on two cores, in multiples of this loader's processor time per image.
 CPU_TARGETS = {
@@ -137,16 +137,16 @@ def measure_loader(setup: Setup, *, rounds: int, show: bool) -> list[Record]:
 
 def _stage_cases(setup: Setup, stack: ExitStack) -> dict[str, tuple[Case, int]]:
     """What can be run by itself; decoding and cutting follow by subtraction."""
-    source = stack.enter_context(Source(setup.shard_set))
+    reader = stack.enter_context(ShardReader(setup.shard_set))
     starts = range(0, setup.count, setup.batch)
     batches = [setup.ids[start : start + setup.batch] for start in starts]
-    buffer = np.empty(max(source.room(ids) for ids in batches), dtype=np.uint8)
+    buffer = np.empty(max(reader.buffer_bytes(ids) for ids in batches), dtype=np.uint8)
     shape = (setup.batch, setup.crops, setup.size, setup.size, 3)
     crops = torch.randint(0, 256, shape, dtype=torch.uint8)
 
     def read() -> None:
         for ids in batches:
-            source.read(ids, into=buffer)
+            reader.read(ids, into=buffer)
 
     def scale() -> None:
         normalize(crops, mean=_MEAN, std=_STD)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.boxes import CropConfig, frame_sizes, random_boxes
 from pipeline.loader import Loader
-from pipeline.shard_reader import Source
+from pipeline.shard_reader import ShardReader
 from shards.read import ShardSet
 
 
@@ -103,7 +103,7 @@ def _decode_alone(setup: Setup, stack: ExitStack, *, rows_only: bool = False) ->
     """
     from nvidia.dali import Pipeline, fn, types
 
-    source = stack.enter_context(Source(setup.shard_set))
+    reader = stack.enter_context(ShardReader(setup.shard_set))
     first, extents = _rows_of_boxes(setup)
     starts: list[int] = []
     keep: list[Any] = []
@@ -114,10 +114,10 @@ def _decode_alone(setup: Setup, stack: ExitStack, *, rows_only: bool = False) ->
         start = starts.pop(0)
         buffer = keep.pop(0) if len(keep) > 4 else None
         part = slice(start, start + setup.batch)
-        if buffer is None or buffer.size < source.room(setup.ids[part]):
-            buffer = np.empty(source.room(setup.ids[part]) * 5 // 4, dtype=np.uint8)
+        if buffer is None or buffer.size < reader.buffer_bytes(setup.ids[part]):
+            buffer = np.empty(reader.buffer_bytes(setup.ids[part]) * 5 // 4, dtype=np.uint8)
         keep.append(buffer)
-        encoded = source.read(setup.ids[part], into=buffer)
+        encoded = reader.read(setup.ids[part], into=buffer)
         return (encoded, first[part], extents[part]) if rows_only else (encoded,)
 
     count = 3 if rows_only else 1

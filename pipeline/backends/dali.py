@@ -18,11 +18,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from pipeline.backends.dali_graph import Decode, build_graph, decode_alone, decodes_rows_only
-from pipeline.backends.dali_inputs import Flow, Inputs
+from pipeline.backends.dali_inputs import InputQueue, Inputs
 from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.frames import frame_pixels
 from pipeline.request import Request, ViewSpec
-from pipeline.shard_reader import Source
+from pipeline.shard_reader import ShardReader
 
 
 @functools.cache
@@ -40,7 +40,7 @@ class DaliBackend:
 
     def __init__(
         self,
-        source: Source,
+        reader: ShardReader,
         spec: ViewSpec,
         *,
         device: torch.device,
@@ -48,7 +48,7 @@ class DaliBackend:
         num_threads: int,
         prefetch: int,
     ) -> None:
-        self._source = source
+        self._reader = reader
         self._spec = spec
         self._prefetch = prefetch
         self._device = device
@@ -63,8 +63,8 @@ class DaliBackend:
             prefetch=prefetch,
         )
         self._graph: Any = None
-        self._dead: Flow | None = None
-        self._buffers: deque[UInt8[np.ndarray, " _room"]] = deque()
+        self._failed: InputQueue | None = None
+        self._buffers: deque[UInt8[np.ndarray, " _bytes"]] = deque()
         # Reading and preparing happens here, so that a slow disk or a small image does not stop
         # the thread that trains.
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="lmcl-read")
@@ -80,9 +80,9 @@ class DaliBackend:
         """
         if self._graph is None:
             self._graph = self._graph_of()
-        pipe, feed = self._graph
-        flow = Flow(
-            self._source,
+        pipe, external_source = self._graph
+        queue = InputQueue(
+            self._reader,
             self._spec,
             self._readers,
             requests,
@@ -90,16 +90,16 @@ class DaliBackend:
             rows_only=self._rows_only,
             buffers=self._buffers,
         )
-        feed.flow = flow
+        external_source.queue = queue
         try:
-            while (ready := self._next(pipe, flow)) is not None:
+            while (ready := self._next(pipe, queue)) is not None:
                 yield ready
         finally:
-            feed.flow = None
-            flow.cancel()
-            self._settle(pipe, flow)
+            external_source.queue = None
+            queue.cancel()
+            self._drain(pipe, queue)
 
-    def _settle(self, pipe: Any, flow: "Flow") -> None:
+    def _drain(self, pipe: Any, queue: "InputQueue") -> None:
         """Let DALI finish what was begun, so that the graph can serve the next epoch."""
         try:
             while self._graph is not None:
@@ -107,48 +107,48 @@ class DaliBackend:
         except StopIteration:
             pipe.reset()
             if self._device.type == "cpu":
-                flow.give_back()
+                queue.recycle()
         except (RuntimeError, IndexError):
-            self._bury(flow)
+            self._discard(queue)
 
-    def _bury(self, flow: "Flow") -> None:
+    def _discard(self, queue: "InputQueue") -> None:
         # After an error the pipeline is lost. Its threads may still read the inputs in place, which
         # therefore stay until the backend is closed or fails again.
         self._graph = None
-        self._dead = flow
+        self._failed = queue
 
-    def _next(self, pipe: Any, flow: "Flow") -> tuple[Request, Tensor] | None:
+    def _next(self, pipe: Any, queue: "InputQueue") -> tuple[Request, Tensor] | None:
         try:
             outputs = self._run_once(pipe)
         except StopIteration:
             return None
         except PipelineError:
-            self._bury(flow)
+            self._discard(queue)
             raise
         except (RuntimeError, IndexError) as error:
-            self._bury(flow)
-            raise self._explain(error, flow) from error
-        request = self._checked(flow, outputs[1:])
+            self._discard(queue)
+            raise self._explain(error, queue) from error
+        request = self._checked(queue, outputs[1:])
         return request, torch.utils.dlpack.from_dlpack(outputs[0].as_tensor())
 
-    def _checked(self, flow: "Flow", shapes: Any) -> Request:
+    def _checked(self, queue: "InputQueue", shapes: Any) -> Request:
         """The request of the outputs at hand; its images must have the sizes of the table.
 
         One that is larger would be cut without complaint, somewhere else than intended.
         """
-        request, inputs = flow.take()
-        for found in shapes:
-            wrong = np.flatnonzero((np.asarray(found.as_tensor()) != inputs.sizes).any(axis=1))
+        request, inputs = queue.take()
+        for shape in shapes:
+            wrong = np.flatnonzero((np.asarray(shape.as_tensor()) != inputs.sizes).any(axis=1))
             if wrong.size:
-                self._bury(flow)
-                one = int(request.ids[wrong[0]])
-                height, width = np.asarray(found.as_tensor())[wrong[0]].tolist()
+                self._discard(queue)
+                sample = int(request.ids[wrong[0]])
+                height, width = np.asarray(shape.as_tensor())[wrong[0]].tolist()
                 tall, wide = request.sizes[wrong[0]].tolist()
                 raise PipelineError(
-                    f"{self._source.describe(one)}: decodes to {height} x {width}, the sample "
+                    f"{self._reader.describe(sample)}: decodes to {height} x {width}, the sample "
                     f"table says {tall} x {wide} (height x width); run `lmcl-shard verify --deep`",
                     exit_code=3,
-                    ids=(one,),
+                    ids=(sample,),
                 )
         return request
 
@@ -158,42 +158,44 @@ class DaliBackend:
             return pipe.run(torch.cuda.current_stream(self._device))
         return pipe.run()
 
-    def _explain(self, error: Exception, flow: "Flow") -> PipelineError:
+    def _explain(self, error: Exception, queue: "InputQueue") -> PipelineError:
         """DALI names a place in the batch at best; decode what was in flight to find the image."""
         wrong = [
-            (int(one), reason)
-            for request, encoded in flow.in_flight()
-            for one, reason in _find_damaged(request, encoded, self._spec)
+            (sample, reason)
+            for request, encoded in queue.in_flight()
+            for sample, reason in _find_damaged(request, encoded, self._spec)
         ]
         if not wrong:
-            return self._explain_singly(error, flow)
+            return self._explain_singly(error, queue)
         first, reason = wrong[0]
         more = f" ({len(wrong) - 1} more in the same batches)" if len(wrong) > 1 else ""
         return PipelineError(
-            f"{self._source.describe(first)}: {reason}{more}; run `lmcl-shard verify --deep`; "
+            f"{self._reader.describe(first)}: {reason}{more}; run `lmcl-shard verify --deep`; "
             f"{LEAVE_OUT}",
             exit_code=3,
-            ids=tuple(one for one, _ in wrong),
+            ids=tuple(sample for sample, _ in wrong),
         )
 
-    def _explain_singly(self, error: Exception, flow: "Flow") -> PipelineError:
+    def _explain_singly(self, error: Exception, queue: "InputQueue") -> PipelineError:
         """Pillow decodes everything that was in flight: ask DALI itself, one image at a time."""
         way_out = 'set runtime.backend = "torch" (of a Loader: backend="torch")'
-        for request, inputs in flow.in_flight():
+        for request, inputs in queue.in_flight():
             for row, data in enumerate(inputs.encoded):
                 try:
                     decode_alone(data, device=self._device, decode=self._decode)
                 except RuntimeError as refusal:
-                    one = int(request.ids[row])
+                    sample = int(request.ids[row])
                     return PipelineError(
-                        f"{self._source.describe(one)}: DALI cannot decode it, though Pillow can: "
-                        f"{_tail(refusal)}; store the image anew and pack the set again, or "
+                        f"{self._reader.describe(sample)}: DALI cannot decode it, though Pillow "
+                        f"can: {_tail(refusal)}; store the image anew and pack the set again, or "
                         f"{way_out}",
                         exit_code=3,
-                        ids=(one,),
+                        ids=(sample,),
                     )
-        ids = tuple(int(one) for request, _ in flow.in_flight()[:1] for one in request.ids)
-        where = f" of {self._source.describe(ids[0])} and {len(ids) - 1} more" if ids else ""
+        ids = tuple(
+            sample for request, _ in queue.in_flight()[:1] for sample in request.ids.tolist()
+        )
+        where = f" of {self._reader.describe(ids[0])} and {len(ids) - 1} more" if ids else ""
         return PipelineError(
             f"DALI failed on the batch{where}, though it decodes each image alone: {_tail(error)}; "
             f"{way_out} and report the message",
@@ -204,7 +206,7 @@ class DaliBackend:
         """Free DALI's threads and buffers."""
         self._graph = None
         self._readers.shutdown(cancel_futures=True)
-        self._dead = None
+        self._failed = None
 
 
 def _find_damaged(request: Request, inputs: Inputs, spec: ViewSpec) -> Iterator[tuple[int, str]]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from pipeline.backends.dali_inputs import Feed
+from pipeline.backends.dali_inputs import ExternalSource
 from pipeline.request import ViewSpec
 
 Decode = Literal["cpu", "mixed"]
@@ -15,7 +15,7 @@ Decode = Literal["cpu", "mixed"]
 
 def build_graph(
     spec: ViewSpec, *, device: torch.device, decode: Decode, num_threads: int, prefetch: int
-) -> tuple[Any, Feed]:
+) -> tuple[Any, ExternalSource]:
     """A pipeline (source, decoder, then all crops or the whole image) and what feeds it.
 
     The first one of a process settles how DALI gets its memory, unless the environment has.
@@ -25,7 +25,7 @@ def build_graph(
     # Blocks of a megabyte and more come from DALI's pool and not from malloc, which gives them back
     # to the system and faults them in again: 113 page faults, 9 % of the time per image at batch 8.
     os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", str(1 << 20))
-    feed = Feed()
+    external_source = ExternalSource()
     pipe = Pipeline(
         batch_size=spec.batch_size,
         num_threads=num_threads,
@@ -33,21 +33,30 @@ def build_graph(
         prefetch_queue_depth=prefetch,
     )
     with pipe:
-        shape, views = _whole_view(feed, spec, decode) if spec.whole else _crops(feed, spec, decode)
+        shape, views = (
+            _whole_view(external_source, spec, decode)
+            if spec.whole
+            else _crops(external_source, spec, decode)
+        )
         if decode == "mixed":
             # Looking at a shape would make the host wait for the GPU.
             pipe.set_outputs(views)
         else:
             pipe.set_outputs(views.gpu() if device.type == "cuda" else views, shape[:2])
     pipe.build()
-    return pipe, feed
+    return pipe, external_source
 
 
-def _inputs(feed: Feed, dtypes: list[Any], ndims: list[int]) -> Any:
+def _inputs(external_source: ExternalSource, dtypes: list[Any], ndims: list[int]) -> Any:
     from nvidia.dali import fn
 
     return fn.external_source(
-        source=feed, num_outputs=len(dtypes), batch=True, no_copy=True, dtype=dtypes, ndim=ndims
+        source=external_source,
+        num_outputs=len(dtypes),
+        batch=True,
+        no_copy=True,
+        dtype=dtypes,
+        ndim=ndims,
     )
 
 
@@ -89,18 +98,20 @@ def decodes_rows_only(spec: ViewSpec, decode: Decode) -> bool:
     return decode == "cpu" and not spec.whole and not spec.scales
 
 
-def _crops(feed: Feed, spec: ViewSpec, decode: Decode) -> tuple[Any, Any]:
+def _crops(external_source: ExternalSource, spec: ViewSpec, decode: Decode) -> tuple[Any, Any]:
     from nvidia.dali import fn, types
 
     dtypes, ndims = [types.UINT8, types.INT32, types.INT32], [1, 2, 1]
     if spec.scales:
-        encoded, corners, indices, targets = _inputs(feed, [*dtypes, types.FLOAT], [*ndims, 1])
+        encoded, corners, indices, targets = _inputs(
+            external_source, [*dtypes, types.FLOAT], [*ndims, 1]
+        )
         image = _decoded(encoded, decode)
         shape = image.shape(dtype=types.INT64)
         image = fn.resize(image, size=targets, interp_type=types.INTERP_TRIANGULAR, antialias=True)
     elif decodes_rows_only(spec, decode):
         encoded, corners, indices, starts, extents = _inputs(
-            feed, [*dtypes, types.INT32, types.INT32], [*ndims, 1, 1]
+            external_source, [*dtypes, types.INT32, types.INT32], [*ndims, 1, 1]
         )
         image = fn.decoders.image_slice(
             encoded,
@@ -112,7 +123,7 @@ def _crops(feed: Feed, spec: ViewSpec, decode: Decode) -> tuple[Any, Any]:
         )
         shape = fn.peek_image_shape(encoded)
     else:
-        encoded, corners, indices = _inputs(feed, dtypes, ndims)
+        encoded, corners, indices = _inputs(external_source, dtypes, ndims)
         image = _decoded(encoded, decode)
         shape = image.shape(dtype=types.INT64)
     # One operator cuts all views: it pastes them under each other on a canvas, which is the batch's
@@ -129,10 +140,10 @@ def _crops(feed: Feed, spec: ViewSpec, decode: Decode) -> tuple[Any, Any]:
     return shape, fn.reshape(canvas, shape=(views, size, size, 3))
 
 
-def _whole_view(feed: Feed, spec: ViewSpec, decode: Decode) -> tuple[Any, Any]:
+def _whole_view(external_source: ExternalSource, spec: ViewSpec, decode: Decode) -> tuple[Any, Any]:
     from nvidia.dali import fn, types
 
-    (encoded,) = _inputs(feed, [types.UINT8], [1])
+    (encoded,) = _inputs(external_source, [types.UINT8], [1])
     image = _decoded(encoded, decode)
     small = fn.resize(
         image,

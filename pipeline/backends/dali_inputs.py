@@ -1,4 +1,4 @@
-"""How requests become DALI's inputs: read ahead by threads, kept alive while DALI reads them."""
+"""Prefetching DALI's inputs: read ahead by threads, kept alive while DALI reads them."""
 
 import functools
 import threading
@@ -12,16 +12,16 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 
 from pipeline.errors import LEAVE_OUT, PipelineError
-from pipeline.frames import frame_pixels, is_endless_jpeg, wants_preparing, wrap_ppm
+from pipeline.frames import frame_pixels, is_endless_jpeg, needs_preparation, wrap_ppm
 from pipeline.request import Request, ViewSpec
-from pipeline.shard_reader import Source
+from pipeline.shard_reader import ShardReader
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """The arrays of one request; DALI reads them in place, so they must outlive its work."""
 
-    buffer: UInt8[np.ndarray, " _room"]
+    buffer: UInt8[np.ndarray, " _bytes"]
     """Memory that most of `encoded` lies in."""
     encoded: list[UInt8[np.ndarray, " _size"]]
     corners: Int32[np.ndarray, "b v 2"]
@@ -36,48 +36,48 @@ class Inputs:
     """Height and width after `max_side`."""
 
 
-class Feed:
-    """What DALI calls for inputs; the flow behind it changes with every epoch."""
+class ExternalSource:
+    """The callback of `fn.external_source`; the queue behind it changes with every epoch."""
 
     def __init__(self) -> None:
-        self.flow: Flow | None = None
+        self.queue: InputQueue | None = None
 
     def __call__(self) -> tuple[Any, ...]:
         """The arrays of the next request, in the order of the graph's inputs."""
-        if self.flow is None:
+        if self.queue is None:
             raise StopIteration
-        return self.flow.feed()
+        return self.queue.next_inputs()
 
 
-class Flow:
-    """Requests on their way: being read, then inside DALI, then taken."""
+class InputQueue:
+    """Prefetch queue of the requests: being read, then inside DALI, then delivered."""
 
     def __init__(
         self,
-        source: Source,
+        reader: ShardReader,
         spec: ViewSpec,
         readers: ThreadPoolExecutor,
         requests: Iterator[Request],
         *,
         ahead: int,
         rows_only: bool,
-        buffers: deque[UInt8[np.ndarray, " _room"]],
+        buffers: deque[UInt8[np.ndarray, " _bytes"]],
     ) -> None:
-        self._source = source
+        self._reader = reader
         self._spec = spec
         self._rows_only = rows_only
         self._readers = readers
         self._requests = requests
         self._ahead = ahead + 1
         self._reading: deque[tuple[Request, Future[Inputs]]] = deque()
-        self._inside: deque[tuple[Request, Inputs]] = deque()
+        self._submitted: deque[tuple[Request, Inputs]] = deque()
         # On a GPU an output may be handed out before its inputs were read: keep some longer.
-        self._spent: deque[Inputs] = deque()
-        self._kept = ahead + 2
+        self._delivered: deque[Inputs] = deque()
+        self._held_back = ahead + 2
         self._free = buffers
         self._lock = threading.Lock()
 
-    def feed(self) -> tuple[Any, ...]:
+    def next_inputs(self) -> tuple[Any, ...]:
         """Hand the next request to DALI and start reading one more.
 
         Raises:
@@ -89,7 +89,7 @@ class Flow:
                 request = next(self._requests, None)
                 if request is None:
                     break
-                self._source.prefetch(request.ids)
+                self._reader.prefetch(request.ids)
                 job = self._readers.submit(self._read, request)
                 self._reading.append((request, job))
             if not self._reading:
@@ -100,7 +100,7 @@ class Flow:
         finally:
             # An error holds this frame, and the job the error: a circle around DALI's threads.
             del job
-        self._inside.append((request, inputs))
+        self._submitted.append((request, inputs))
         if self._spec.whole:
             return (inputs.encoded,)
         arrays: tuple[Any, ...] = (inputs.encoded, inputs.corners, _indices(self._spec))
@@ -113,24 +113,24 @@ class Flow:
             buffer = self._free.popleft()
         except IndexError:
             buffer = None
-        return _read_inputs(self._source, request, self._spec, buffer, rows_only=self._rows_only)
+        return _read_inputs(self._reader, request, self._spec, buffer, rows_only=self._rows_only)
 
     def take(self) -> tuple[Request, Inputs]:
         """The request that DALI's next output belongs to, and what it was made from."""
-        request, inputs = self._inside.popleft()
-        self._spent.append(inputs)
-        if len(self._spent) > self._kept:
-            self._free.append(self._spent.popleft().buffer)
+        request, inputs = self._submitted.popleft()
+        self._delivered.append(inputs)
+        if len(self._delivered) > self._held_back:
+            self._free.append(self._delivered.popleft().buffer)
         return request, inputs
 
     def in_flight(self) -> list[tuple[Request, Inputs]]:
         """What DALI has not given back yet, oldest first."""
-        return list(self._inside)
+        return list(self._submitted)
 
-    def give_back(self) -> None:
+    def recycle(self) -> None:
         """Offer the memory of all inputs for new ones, once DALI has finished with them."""
-        self._free.extend(inputs.buffer for inputs in self._spent)
-        self._spent.clear()
+        self._free.extend(inputs.buffer for inputs in self._delivered)
+        self._delivered.clear()
 
     def cancel(self) -> None:
         """Read no more."""
@@ -142,27 +142,27 @@ class Flow:
 @functools.lru_cache(maxsize=8)
 def _indices(spec: ViewSpec) -> Int32[np.ndarray, "b v"]:
     """multi_paste takes all views of an image from that image's place in the batch."""
-    places = np.arange(spec.batch_size, dtype=np.int32)
-    return np.ascontiguousarray(np.repeat(places[:, None], spec.views, axis=1))
+    rows = np.arange(spec.batch_size, dtype=np.int32)
+    return np.ascontiguousarray(np.repeat(rows[:, None], spec.views, axis=1))
 
 
 def _read_inputs(
-    source: Source,
+    reader: ShardReader,
     request: Request,
     spec: ViewSpec,
-    buffer: UInt8[np.ndarray, " _room"] | None,
+    buffer: UInt8[np.ndarray, " _bytes"] | None,
     *,
     rows_only: bool,
 ) -> Inputs:
-    room = source.room(request.ids)
-    if buffer is None or buffer.size < room:
+    needed = reader.buffer_bytes(request.ids)
+    if buffer is None or buffer.size < needed:
         # A quarter more than needed now, so that most later batches fit in as well.
-        buffer = np.empty(room + room // 4, dtype=np.uint8)
-    encoded = source.read(request.ids, into=buffer)
+        buffer = np.empty(needed + needed // 4, dtype=np.uint8)
+    encoded = reader.read(request.ids, into=buffer)
     sizes, targets = request.sizes.copy(), request.targets.copy()
     least = 1 if spec.whole else spec.size
-    for row in np.flatnonzero(wants_preparing(encoded, sizes, targets, least)).tolist():
-        pixels = _prepare(source, request, row, encoded[row], least)
+    for row in np.flatnonzero(needs_preparation(encoded, sizes, targets, least)).tolist():
+        pixels = _prepare(reader, request, row, encoded[row], least)
         encoded[row] = wrap_ppm(pixels)
         sizes[row] = targets[row] = pixels.shape[:2]
     starts, extents = np.zeros_like(sizes), sizes.copy()
@@ -197,16 +197,16 @@ def _rows_needed(
 
 
 def _prepare(
-    source: Source, request: Request, row: int, data: UInt8[np.ndarray, " _size"], crop: int
+    reader: ShardReader, request: Request, row: int, data: UInt8[np.ndarray, " _size"], crop: int
 ) -> UInt8[np.ndarray, "y x 3"]:
     height, width = request.sizes[row].tolist()
     tall, wide = request.targets[row].tolist()
     try:
         return frame_pixels(data.tobytes(), size=(height, width), target=(tall, wide), crop=crop)
     except PipelineError as error:
-        one = int(request.ids[row])
+        sample = int(request.ids[row])
         raise PipelineError(
-            f"{source.describe(one)}: {error}; run `lmcl-shard verify --deep`; {LEAVE_OUT}",
+            f"{reader.describe(sample)}: {error}; run `lmcl-shard verify --deep`; {LEAVE_OUT}",
             exit_code=3,
-            ids=(one,),
+            ids=(sample,),
         ) from error

@@ -1,4 +1,4 @@
-"""Which backend, how many threads: what depends on the machine, in one place."""
+"""Choice of backend and number of decoding threads: what depends on the machine."""
 
 import importlib.util
 import os
@@ -10,16 +10,16 @@ from pipeline.errors import PipelineError
 BackendName = Literal["auto", "dali", "torch"]
 
 
-def choose_backend(asked: BackendName) -> tuple[Literal["dali", "torch"], str]:
+def choose_backend(name: BackendName) -> tuple[Literal["dali", "torch"], str]:
     """The backend to use and why.
 
     Raises:
         PipelineError: If DALI was asked for by name and is not installed.
     """
-    if asked == "torch":
+    if name == "torch":
         return "torch", "asked for"
     installed = _has_dali()
-    if asked == "dali":
+    if name == "dali":
         if not installed:
             raise PipelineError(
                 "backend 'dali' was asked for, but DALI is not installed; "

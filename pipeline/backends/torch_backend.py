@@ -19,7 +19,7 @@ from pipeline.decode import resize_rgb
 from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.frames import frame_pixels
 from pipeline.request import Request, ViewSpec
-from pipeline.shard_reader import Source
+from pipeline.shard_reader import ShardReader
 
 
 class TorchBackend:
@@ -29,14 +29,14 @@ class TorchBackend:
 
     def __init__(
         self,
-        source: Source,
+        reader: ShardReader,
         spec: ViewSpec,
         *,
         device: torch.device,
         num_threads: int,
         prefetch: int,
     ) -> None:
-        self._source = source
+        self._reader = reader
         self._spec = spec
         self._device = device
         self._prefetch = prefetch
@@ -69,7 +69,7 @@ class TorchBackend:
         spec = self._spec
         shape = (spec.batch_size, spec.views, spec.size, spec.size, 3)
         crops = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        self._source.prefetch(request.ids)
+        self._reader.prefetch(request.ids)
         target = crops.numpy()
         jobs = [
             self._pool.submit(self._fill, request, row, target[row])
@@ -85,8 +85,8 @@ class TorchBackend:
         return request, crops.to(self._device, non_blocking=True)
 
     def _fill(self, request: Request, row: int, out: UInt8[np.ndarray, "v s s 3"]) -> None:
-        (data,) = self._source.read(request.ids[row : row + 1])
-        spec, one = self._spec, int(request.ids[row])
+        (data,) = self._reader.read(request.ids[row : row + 1])
+        spec, sample = self._spec, int(request.ids[row])
         height, width = request.sizes[row].tolist()
         tall, wide = request.targets[row].tolist()
         least = 1 if spec.whole else spec.size
@@ -96,10 +96,10 @@ class TorchBackend:
             )
         except PipelineError as error:
             raise PipelineError(
-                f"{self._source.describe(one)}: {error}; run `lmcl-shard verify --deep`; "
+                f"{self._reader.describe(sample)}: {error}; run `lmcl-shard verify --deep`; "
                 f"{LEAVE_OUT}",
                 exit_code=3,
-                ids=(one,),
+                ids=(sample,),
             ) from error
         if spec.whole:
             out[0] = resize_rgb(frame, spec.size, spec.size)

@@ -25,9 +25,9 @@ BACKENDS = ["dali", "torch"]
 
 def _salient(shard_set: ShardSet, crops: CropConfig) -> SaliencyTable:
     table = shard_set.samples
-    room = frame_sizes(table.height, table.width, crops) - crops.size
+    span = frame_sizes(table.height, table.width, crops) - crops.size
     boxes = np.full((len(table), 4), crops.size, dtype=np.int32)
-    boxes[:, :2] = room // 3
+    boxes[:, :2] = span // 3
     return SaliencyTable(ids=table.id, boxes=boxes)
 
 

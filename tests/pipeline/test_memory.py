@@ -37,7 +37,7 @@ with Loader(shard_set, split.train, num_threads=1, **options) as loader:
     for step in range(loader.steps):
         request = loader.request(0, step)
         assert shard_set.samples.mos[request.ids].size == len(request.ids)
-        assert loader._source.room(request.ids) > 0
+        assert loader._reader.buffer_bytes(request.ids) > 0
         assert (shard_set.samples.shard[request.ids] >= 0).all()
         seen += int(request.valid.sum())
 assert shard_set.ids().size == len(shard_set)

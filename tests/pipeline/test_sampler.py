@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import sampler as order_module
-from pipeline.sampler import Order, permute, permute_by_rounds
+from pipeline import sampler as sampler_module
+from pipeline.sampler import DistributedSampler, permute, permute_by_rounds
 
 sizes = st.integers(1, 300)
 batches = st.integers(1, 17)
@@ -15,7 +15,7 @@ worlds = st.integers(1, 9)
 seeds = st.integers(0, 2**63)
 
 
-def _whole_epoch(order: Order, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def _whole_epoch(order: DistributedSampler, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """[steps, world, b] places and their validity."""
     dealt = [
         [order.batch(epoch=epoch, step=step, rank=rank) for rank in range(order.world_size)]
@@ -31,7 +31,7 @@ def _whole_epoch(order: Order, epoch: int) -> tuple[np.ndarray, np.ndarray]:
 def test_every_sample_appears_exactly_once_per_epoch(
     n: int, batch: int, world: int, seed: int, epoch: int
 ) -> None:
-    order = Order(samples=n, batch_size=batch, world_size=world, seed=seed)
+    order = DistributedSampler(samples=n, batch_size=batch, world_size=world, seed=seed)
     places, valid = _whole_epoch(order, epoch)
     assert sorted(places[valid].tolist()) == list(range(n))
 
@@ -39,7 +39,7 @@ def test_every_sample_appears_exactly_once_per_epoch(
 @settings(deadline=None)
 @given(n=sizes, batch=batches, world=worlds)
 def test_padding_fills_the_last_step_only_and_evenly(n: int, batch: int, world: int) -> None:
-    order = Order(samples=n, batch_size=batch, world_size=world, seed=3)
+    order = DistributedSampler(samples=n, batch_size=batch, world_size=world, seed=3)
     places, valid = _whole_epoch(order, 0)
     assert valid[:-1].all()
     assert valid.size - valid.sum() < batch * world
@@ -54,8 +54,8 @@ def test_padding_fills_the_last_step_only_and_evenly(n: int, batch: int, world: 
 def test_the_global_order_does_not_know_the_world_size(
     n: int, batch: int, world: int, seed: int
 ) -> None:
-    alone = Order(samples=n, batch_size=batch * world, seed=seed)
-    together = Order(samples=n, batch_size=batch, world_size=world, seed=seed)
+    alone = DistributedSampler(samples=n, batch_size=batch * world, seed=seed)
+    together = DistributedSampler(samples=n, batch_size=batch, world_size=world, seed=seed)
     assert alone.steps == together.steps
     for step in range(alone.steps):
         one, _ = alone.batch(epoch=5, step=step, rank=0)
@@ -65,7 +65,11 @@ def test_the_global_order_does_not_know_the_world_size(
 
 def test_epochs_and_seeds_have_different_orders() -> None:
     orders = {
-        tuple(Order(samples=50, batch_size=50, seed=seed).batch(epoch=epoch, step=0, rank=0)[0])
+        tuple(
+            DistributedSampler(samples=50, batch_size=50, seed=seed).batch(
+                epoch=epoch, step=0, rank=0
+            )[0]
+        )
         for seed in range(3)
         for epoch in range(3)
     }
@@ -73,7 +77,7 @@ def test_epochs_and_seeds_have_different_orders() -> None:
 
 
 def test_without_shuffling_the_splits_own_order_is_kept() -> None:
-    order = Order(samples=7, batch_size=4, shuffle=False)
+    order = DistributedSampler(samples=7, batch_size=4, shuffle=False)
     assert order.batch(epoch=9, step=1, rank=0)[0].tolist() == [4, 5, 6, 0]
     assert order.batch(epoch=9, step=1, rank=0)[1].tolist() == [True, True, True, False]
 
@@ -82,26 +86,26 @@ def test_without_shuffling_the_splits_own_order_is_kept() -> None:
 def test_an_order_of_nothing_is_refused(name: str) -> None:
     sizes = {"samples": 5, "batch_size": 5, "world_size": 5, name: 0}
     with pytest.raises(ValueError, match=f"{name} of an order is 0"):
-        Order(**sizes)
+        DistributedSampler(**sizes)
 
 
 @pytest.mark.parametrize(("step", "rank"), [(-1, 0), (3, 0), (0, 2), (0, -1)])
 def test_a_step_or_rank_beyond_the_end_is_refused(step: int, rank: int) -> None:
-    order = Order(samples=10, batch_size=2, world_size=2)
+    order = DistributedSampler(samples=10, batch_size=2, world_size=2)
     with pytest.raises(ValueError, match="was asked of"):
         order.batch(epoch=0, step=step, rank=rank)
 
 
 @settings(deadline=None)
 @given(n=st.integers(1, 5000), key=st.integers(0, 2**64 - 1))
-def test_the_keyed_permutation_is_a_bijection(n: int, key: int) -> None:
+def test_the_pseudorandom_permutation_is_a_bijection(n: int, key: int) -> None:
     image = permute_by_rounds(np.arange(n), n, key=key)
     assert np.array_equal(np.sort(image), np.arange(n))
 
 
 @settings(max_examples=3, deadline=None)
-@given(n=st.integers(order_module.TABLE_LIMIT, 3 * order_module.TABLE_LIMIT))
-def test_the_keyed_permutation_of_millions_is_a_bijection(n: int) -> None:
+@given(n=st.integers(sampler_module.TABLE_LIMIT, 3 * sampler_module.TABLE_LIMIT))
+def test_the_pseudorandom_permutation_of_millions_is_a_bijection(n: int) -> None:
     image = permute(np.arange(n), n, key=n)
     assert np.array_equal(np.bincount(image, minlength=n), np.ones(n, dtype=np.int64))
 
@@ -134,7 +138,7 @@ def test_neighbours_do_not_stay_together(permutation: object) -> None:
 
 def test_a_hundred_million_samples_cost_no_memory_and_little_time() -> None:
     tracemalloc.start()
-    order = Order(samples=100_000_000, batch_size=64, world_size=8, seed=1)
+    order = DistributedSampler(samples=100_000_000, batch_size=64, world_size=8, seed=1)
     began = time.process_time()
     seen = [order.batch(epoch=0, step=order.steps - 1 - step, rank=7)[0] for step in range(20)]
     spent = (time.process_time() - began) / 20

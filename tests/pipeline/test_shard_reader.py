@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.shard_reader import Source
+from pipeline.shard_reader import ShardReader
 from shards.read import ShardSet, open_set
 
 Pack = Callable[..., ShardSet]
@@ -27,20 +27,20 @@ def _tar(shard_set: ShardSet, index: int) -> Path:
 def test_bytes_are_those_that_were_packed(
     packed: ShardSet, mixed_images: list[tuple[str, bytes]]
 ) -> None:
-    with Source(packed) as source:
-        read = source.read(np.array([11, 0, 5, 5]))
+    with ShardReader(packed) as reader:
+        read = reader.read(np.array([11, 0, 5, 5]))
     assert [data.tobytes() for data in read] == [mixed_images[id][1] for id in (11, 0, 5, 5)]
 
 
 def test_several_threads_read_what_one_reads(packed: ShardSet) -> None:
     ids = np.arange(12)
-    with Source(packed) as source:
-        expected = [data.tobytes() for data in source.read(ids)]
+    with ShardReader(packed) as reader:
+        expected = [data.tobytes() for data in reader.read(ids)]
         wrong: list[int] = []
 
         def read_often(seed: int) -> None:
             for id in np.random.default_rng(seed).integers(0, 12, 200).tolist():
-                if source.read(np.array([id]))[0].tobytes() != expected[id]:
+                if reader.read(np.array([id]))[0].tobytes() != expected[id]:
                     wrong.append(id)
 
         threads = [threading.Thread(target=read_often, args=(seed,)) for seed in range(4)]
@@ -53,68 +53,74 @@ def test_several_threads_read_what_one_reads(packed: ShardSet) -> None:
 
 def test_a_shard_cut_off_before_use_is_named(packed: ShardSet) -> None:
     os.truncate(_tar(packed, 1), _tar(packed, 1).stat().st_size - 1000)
-    with Source(packed) as source, pytest.raises(PipelineError, match=r"toy-000001.tar") as caught:
-        source.read(np.array([4]))
+    with (
+        ShardReader(packed) as reader,
+        pytest.raises(PipelineError, match=r"toy-000001.tar") as caught,
+    ):
+        reader.read(np.array([4]))
     assert caught.value.exit_code == 3
 
 
 def test_a_shard_cut_off_while_in_use_is_an_error_and_no_crash(packed: ShardSet) -> None:
-    with Source(packed) as source:
-        source.read(np.array([4]))
+    with ShardReader(packed) as reader:
+        reader.read(np.array([4]))
         os.truncate(_tar(packed, 1), int(packed.samples.offset[7]) + 10)
         with pytest.raises(
             PipelineError, match=r"toy: sample 7 \(image 7.webp\).*10 of its \d+ bytes"
         ):
-            source.read(np.array([7]))
+            reader.read(np.array([7]))
 
 
 def test_a_vanished_shard_is_missing_input(packed: ShardSet) -> None:
     _tar(packed, 2).unlink()
-    with Source(packed) as source, pytest.raises(PipelineError, match=r"toy-000002.tar") as caught:
-        source.read(np.array([8]))
+    with (
+        ShardReader(packed) as reader,
+        pytest.raises(PipelineError, match=r"toy-000002.tar") as caught,
+    ):
+        reader.read(np.array([8]))
     assert caught.value.exit_code == 4
 
 
 def test_a_shard_that_vanishes_in_use_serves_its_epoch_and_is_missed_in_the_next(
     packed: ShardSet,
 ) -> None:
-    with Source(packed) as source:
-        expected = source.read(np.array([8]))[0].tobytes()
+    with ShardReader(packed) as reader:
+        expected = reader.read(np.array([8]))[0].tobytes()
         _tar(packed, 2).unlink()
-        assert source.read(np.array([8]))[0].tobytes() == expected
-        source.recheck()
+        assert reader.read(np.array([8]))[0].tobytes() == expected
+        reader.recheck()
         with pytest.raises(PipelineError, match=r"toy-000002\.tar"):
-            source.read(np.array([8]))
+            reader.read(np.array([8]))
 
 
 def test_a_shard_of_other_layout_is_recognised_by_its_headers(packed: ShardSet) -> None:
     first, second = _tar(packed, 0), _tar(packed, 1)
     data = second.read_bytes()[: first.stat().st_size]
     first.write_bytes(data.ljust(first.stat().st_size, b"\0"))
-    with Source(packed) as source, pytest.raises(PipelineError, match="replaced by another"):
-        source.read(np.arange(4))
+    with ShardReader(packed) as reader, pytest.raises(PipelineError, match="replaced by another"):
+        reader.read(np.arange(4))
 
 
 def test_a_shard_replaced_in_use_is_refused_at_the_next_epoch(packed: ShardSet) -> None:
     path = _tar(packed, 0)
-    with Source(packed) as source:
-        source.read(np.array([0]))
+    with ShardReader(packed) as reader:
+        reader.read(np.array([0]))
         data = bytearray(path.read_bytes())
         data[int(packed.samples.offset[0]) + 40] ^= 1
         path.with_suffix(".new").write_bytes(data)
         path.with_suffix(".new").replace(path)
         with pytest.raises(PipelineError, match="replaced while in use") as caught:
-            source.recheck()
+            reader.recheck()
     assert caught.value.exit_code == 3
 
 
 def test_a_shard_rewritten_with_the_same_bytes_goes_on(packed: ShardSet) -> None:
     path = _tar(packed, 0)
-    with Source(packed) as source:
-        expected = source.read(np.array([0]))[0].tobytes()
+    with ShardReader(packed) as reader:
+        expected = reader.read(np.array([0]))[0].tobytes()
         path.write_bytes(path.read_bytes())
-        source.recheck()
-        assert source.read(np.array([0]))[0].tobytes() == expected
+        reader.recheck()
+        assert reader.read(np.array([0]))[0].tobytes() == expected
 
 
 def test_damaged_bytes_are_found_by_their_checksum(packed: ShardSet) -> None:
@@ -122,8 +128,8 @@ def test_damaged_bytes_are_found_by_their_checksum(packed: ShardSet) -> None:
     data = bytearray(path.read_bytes())
     data[int(packed.samples.offset[6]) + int(packed.samples.size[6]) // 2] ^= 1
     path.write_bytes(data)
-    with Source(packed) as source:
-        assert np.flatnonzero(~source.intact(np.arange(12))).tolist() == [6]
+    with ShardReader(packed) as reader:
+        assert np.flatnonzero(~reader.intact(np.arange(12))).tolist() == [6]
 
 
 def test_few_files_stay_open(
@@ -132,8 +138,8 @@ def test_few_files_stay_open(
     monkeypatch.setattr("pipeline.shard_reader._MAX_OPEN", 3)
     shard_set = pack(mixed_images, samples_per_shard=2)
     before = len(os.listdir("/proc/self/fd"))
-    with Source(shard_set) as source:
-        source.read(np.arange(37))
+    with ShardReader(shard_set) as reader:
+        reader.read(np.arange(37))
         assert len(os.listdir("/proc/self/fd")) - before <= 3
     assert len(os.listdir("/proc/self/fd")) <= before
 
@@ -145,11 +151,11 @@ def test_remote_shards_are_fetched_ahead_and_read_through_the_cache(
     memory = fsspec.filesystem("memory")
     memory.put(packed.root, "/pipeline-set", recursive=True)
     remote = open_set("memory://pipeline-set", cache=tmp_path / "cache")
-    with Source(remote) as source:
-        source.prefetch(np.arange(12))
-        read = source.read(np.arange(12))
+    with ShardReader(remote) as reader:
+        reader.prefetch(np.arange(12))
+        read = reader.read(np.arange(12))
         assert [data.tobytes() for data in read] == [data for _, data in mixed_images[:12]]
         for copy in (tmp_path / "cache").rglob("*.tar"):
             os.utime(copy)
-        source.recheck()
-        assert source.read(np.array([3]))[0].tobytes() == mixed_images[3][1]
+        reader.recheck()
+        assert reader.read(np.array([3]))[0].tobytes() == mixed_images[3][1]
