@@ -22,7 +22,7 @@ from shards.datasets.registry import Reader, SourceOptions, open_source, readers
 from shards.errors import ShardError
 from shards.info import contact_sheet, describe_set
 from shards.read import ShardSet, open_set
-from shards.sample import Score
+from shards.score_scale import ScoreScale
 from shards.splits.dedupe import drop_twins, find_twins, signatures
 from shards.splits.import_splits import import_splits
 from shards.splits.split import PARTS, Split, make_splits, write_split
@@ -422,7 +422,7 @@ def _set_name(given: str | None) -> str | None:
     return given
 
 
-def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> Score | None:
+def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> ScoreScale | None:
     if score_range is None:
         if lower_is_better:
             raise click.UsageError("--lower-is-better needs --score-range LOW HIGH as well")
@@ -432,7 +432,7 @@ def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> Sc
         raise click.UsageError(
             f"--score-range needs two finite numbers, LOW < HIGH, got {low:g} {high:g}"
         )
-    return Score(
+    return ScoreScale(
         kind="dmos" if lower_is_better else "mos",
         low=low,
         high=high,

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from shards.errors import ShardError
-from shards.sample import Facts, Member, Score
+from shards.sample import Facts, Member
+from shards.score_scale import ScoreScale
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -64,7 +65,7 @@ class Manifest:
     """Program and version that wrote it."""
     name: str
     """The set's short name."""
-    score: Score | None
+    score: ScoreScale | None
     """Scale of `mos`; None for a set without labels."""
     num_samples: int
     """Usable images, i.e. rows that were not rejected."""

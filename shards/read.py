@@ -20,8 +20,8 @@ from shards.cache import DEFAULT_BYTES, Cache, default_folder
 from shards.columns import COLUMNS, ColumnFiles, table_key
 from shards.errors import ShardError
 from shards.manifest import MANIFEST, SAMPLES, Manifest, decode
-from shards.sample import Score
 from shards.sample_table import SampleRow, SampleTable
+from shards.score_scale import ScoreScale
 from shards.store import Store
 
 _OPEN_FILES = 64
@@ -93,7 +93,7 @@ class ShardSet:
         return self.manifest.name
 
     @property
-    def score(self) -> Score | None:
+    def score(self) -> ScoreScale | None:
         """Scale of `samples.mos`; None for a set without labels."""
         return self.manifest.score
 

@@ -1,49 +1,16 @@
 """What a data set yields: labelled images, the scale of their score, and facts about the set.
 
-A newcomer's trap: `mos` is always the raw score in the set's own scale and direction; only
-`Score.to_unit` turns it into "higher is better, 0 to 1", and it never clips.
+A newcomer's trap: `mos` is always the raw score in the set's own scale and direction
+(`shards.ScoreScale`).
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from shards.score_scale import ScoreScale
 
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """The scale of a set's raw scores."""
-
-    kind: Literal["mos", "dmos"]
-    """Mean opinion score, or difference to the reference's."""
-    low: float
-    """Lower end of the set's own range."""
-    high: float
-    """Upper end of the set's own range."""
-    higher_is_better: bool
-    """Direction of the raw score; a column called `dmos` may well be a MOS (KADID-10k)."""
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"a score range needs low < high, got {self.low} .. {self.high}")
-
-    def to_unit(self, raw: NDArray[Any]) -> NDArray[np.float64]:
-        """Raw scores as "higher is better", 0 at the worse end of the range and 1 at the better.
-
-        A raw score outside the range leaves [0, 1]; nothing is clipped. NaN stays NaN.
-        """
-        unit = (np.asarray(raw, np.float64) - self.low) / (self.high - self.low)
-        return unit if self.higher_is_better else 1.0 - unit
-
-    def from_unit(self, unit: NDArray[Any]) -> NDArray[np.float64]:
-        """The inverse of `to_unit`."""
-        values = np.asarray(unit, np.float64)
-        if not self.higher_is_better:
-            values = 1.0 - values
-        return self.low + values * (self.high - self.low)
+Score = ScoreScale  # until the readers say ScoreScale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +81,7 @@ class Member:
 
     name: str
     """Name of the original set."""
-    score: Score | None
+    score: ScoreScale | None
     """Its own scale, before it was brought to 0..1."""
     first_id: int
     """First id of its samples here."""
@@ -128,7 +95,7 @@ class DataSet:
 
     name: str
     """Short name, used in keys and file names: a-z, 0-9, - and _."""
-    score: Score | None
+    score: ScoreScale | None
     """Scale of the labels; None for a set without labels."""
     samples: Callable[[], Iterator[Sample]]
     """Lists the samples, in the same order every time; files are looked at, not opened."""

@@ -27,8 +27,9 @@ from shards.manifest import (
     encode,
 )
 from shards.read import ShardSet, open_set
-from shards.sample import Facts, Score
+from shards.sample import Facts
 from shards.sample_table import SCHEMA, write_parquet
+from shards.score_scale import ScoreScale
 from shards.splits.split import load_split, make_splits, write_split
 
 _PER_SHARD = 2000
@@ -111,7 +112,7 @@ def write_synthetic(root: Path, *, samples: int) -> None:
         format_version=FORMAT_VERSION,
         producer="lmcl bench manifest",
         name="synthetic",
-        score=Score(kind="mos", low=0.0, high=100.0, higher_is_better=True),
+        score=ScoreScale(kind="mos", low=0.0, high=100.0, higher_is_better=True),
         num_samples=samples,
         num_rejected=0,
         shards=shards,

@@ -25,10 +25,11 @@ from lmcl.inference.batch_job import ScoringOptions, score_items
 from lmcl.inference.inputs import list_items
 from lmcl.inference.scorer import Precision, Scorer
 from lmcl.models.encoder import EncoderConfig
-from lmcl.models.pretrained import ModelCard, ReleasedModel, ScoreScale, build_model
+from lmcl.models.pretrained import ModelCard, ReleasedModel, build_model
 from lmcl.models.quality_model import DecoderConfig
 from lmcl.models.saliency import SaliencyConfig
 from pipeline.boxes import CropConfig
+from shards import ScoreScale
 
 SIDE = 512
 

@@ -103,6 +103,6 @@ def _across(scope: Scope) -> str:
         else "; the training set is not here, so shared images were not looked for"
     )
     return (
-        f"trained on {scope.trained_on} ({scope.trained_scale.label}), tested on "
-        f"{scope.tested_on} ({scope.scale.label}): {scope.direction}{left}"
+        f"trained on {scope.trained_on} ({scope.trained_scale.description}), tested on "
+        f"{scope.tested_on} ({scope.scale.description}): {scope.direction}{left}"
     )

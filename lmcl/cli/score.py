@@ -112,7 +112,7 @@ def command(
         better = "higher" if scorer.scale.higher_is_better else "lower"
         click.echo(
             f"{output}: {summary.rows} rows ({summary.failed} failed, {summary.reused} kept), "
-            f"scale {scorer.scale.label}, {better} is better"
+            f"scale {scorer.scale_label}, {better} is better"
         )
         _after(items, scorer, output, below=below, move_to=move_to, dry_run=dry_run, sheet=sheet)
     if summary.failed:
@@ -141,7 +141,7 @@ def _after(
         return
     rows = list(read_rows(output))
     if sheet is not None:
-        count = write_sheet(rows, items, sheet, scale=scorer.scale.label)
+        count = write_sheet(rows, items, sheet, scale=scorer.scale_label)
         click.echo(f"{sheet}: {count} images, worst first")
     if below is None:
         return

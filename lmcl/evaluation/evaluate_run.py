@@ -28,13 +28,13 @@ from lmcl.evaluation.scope import (
     ON_TRAIN,
     ON_VAL,
     WHOLE,
-    Scale,
     Scope,
     SplitFigures,
 )
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import ModelCard, load_model
 from lmcl.utils.files import write_atomic
+from shards import ScoreScale
 from shards.errors import ShardError
 from shards.manifest import MANIFEST
 from shards.read import ShardSet, open_set
@@ -311,17 +311,8 @@ def _scope(shard_set: ShardSet, card: ModelCard, asked: Asked, name: str) -> Sco
         part=name,
         trained_on=card.training_set,
         # Without labels predictions stay in [0, 1], higher = better.
-        scale=Scale(low=0.0, high=1.0)
-        if score is None
-        else Scale(
-            kind=score.kind,
-            low=score.low,
-            high=score.high,
-            higher_is_better=score.higher_is_better,
-        ),
-        trained_scale=Scale(
-            kind=own.kind, low=own.low, high=own.high, higher_is_better=own.higher_is_better
-        ),
+        scale=score or ScoreScale(kind="", low=0.0, high=1.0, higher_is_better=True),
+        trained_scale=own,
         images=0,
         protocol=asked.protocol,
         mapping=ON_THEMSELVES if asked.protocol == WHOLE else _OF_SPLITS[asked.fit_on or "train"],

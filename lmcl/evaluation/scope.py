@@ -6,46 +6,19 @@ the direction is stated for the reader and never applied a second time.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 
 import msgspec
 
 from lmcl.errors import LmclError
 from lmcl.evaluation.metrics import LogisticMapping
+from shards import ScoreScale
 
 WHOLE = "whole"
 """The protocol of most papers across sets: every labelled image of the other set, once."""
 ON_THEMSELVES = "fitted on the judged images themselves"
 ON_TRAIN = "fitted on each split's train part, applied to its test part"
 ON_VAL = "fitted on each split's val part, applied to its test part"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scale:
-    """The scale scores and predictions stand in."""
-
-    kind: str = ""
-    """mos, dmos, or empty if unknown."""
-    low: float = math.nan
-    """Lower end of the set's own range; NaN if unknown."""
-    high: float = math.nan
-    """Upper end."""
-    higher_is_better: bool = True
-    """False for DMOS sets in which larger means worse."""
-
-    @property
-    def name(self) -> str:
-        """How the scores are called on axes."""
-        return self.kind.upper() or "score"
-
-    @property
-    def label(self) -> str:
-        """As a sentence's end, e.g. `MOS 1 to 5, higher is better`."""
-        if not math.isfinite(self.low + self.high):
-            return "scale not recorded"
-        better = "higher" if self.higher_is_better else "lower"
-        return f"{self.name} {self.low:g} to {self.high:g}, {better} is better"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,9 +51,9 @@ class Scope:
     """train, val, test or all."""
     trained_on: str
     """Set the model comes from."""
-    scale: Scale
+    scale: ScoreScale
     """Of the tested set: predictions were brought to it by both ranges and directions."""
-    trained_scale: Scale
+    trained_scale: ScoreScale
     """Of the model's own set."""
     images: int
     """Images judged, unlabelled ones included."""

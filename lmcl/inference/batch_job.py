@@ -87,7 +87,7 @@ def score_items(scorer: Scorer, items: Sequence[Item], options: ScoringOptions) 
     state = PartialState(cpu=scorer.device.type == "cpu")
     check_output(options.output)
     layout = Layout(
-        scale=scorer.scale.label,
+        scale=scorer.scale_label,
         higher_is_better=scorer.scale.higher_is_better,
         box=options.box,
         crops=options.crops,
@@ -206,7 +206,7 @@ def _note(scorer: Scorer, options: ScoringOptions) -> dict[str, str]:
     crops = scorer.card.crops
     return {
         "model": scorer.fingerprint,
-        "scale": scorer.scale.label,
+        "scale": scorer.scale_label,
         "crops": f"{crops.evaluation} x {crops.size}, {crops.evaluation_layout}",
         "max_side": str(crops.max_side),
         "precision": scorer.precision,

@@ -51,27 +51,6 @@ _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 """Formats of several frames or pages; an MPO's second picture belongs to its first."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scale:
-    """The scale a model answers in: that of the set it was trained on."""
-
-    training_set: str
-    kind: str
-    low: float
-    high: float
-    higher_is_better: bool
-
-    @property
-    def label(self) -> str:
-        """As it stands in scores files, e.g. `koniq10k mos 0..100`."""
-        return f"{self.training_set} {self.kind} {self.low:g}..{self.high:g}"
-
-    def from_quality(self, quality: float) -> float:
-        """From [0, 1], higher = better, to this scale."""
-        share = quality if self.higher_is_better else 1.0 - quality
-        return self.low + share * (self.high - self.low)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedImage:
     """An image as the model wants it; everything that needs the processor but not the model."""
@@ -131,17 +110,16 @@ class Scorer:
             to_bfloat16(self.model, self.device)
         self.fingerprint = fingerprint
         self._one_large = threading.Lock()
-        score = released.card.score
-        self.scale = Scale(
-            training_set=released.card.training_set,
-            kind=score.kind,
-            low=score.low,
-            high=score.high,
-            higher_is_better=score.higher_is_better,
-        )
+        self.scale = released.card.score
+        self.training_set = released.card.training_set
         # Pillow refuses 12,000 x 9,000 photographs by default; our own limit stands instead.
         Image.MAX_IMAGE_PIXELS = MOST_PIXELS
         self.batch_images = 16 if self.device.type == "cuda" else 1
+
+    @property
+    def scale_label(self) -> str:
+        """The training set and its scale, as in scores files: `koniq10k mos 0..100`."""
+        return f"{self.training_set} {self.scale.label}"
 
     def score(
         self, images: "Image.Image | np.ndarray | Tensor | str | Path | bytes | Sequence[object]"
@@ -229,9 +207,9 @@ class Scorer:
         quality = float(np.mean(np.asarray(crops, dtype=np.float64)))
         boxes = prepared.boxes.tolist()
         return ImageScore(
-            score=self.scale.from_quality(quality),
+            score=float(self.scale.from_unit(quality)),
             quality=quality,
-            crops=tuple(self.scale.from_quality(c) for c in crops),
+            crops=tuple(self.scale.from_unit(np.asarray(crops)).tolist()),
             boxes=tuple((b[0], b[1], b[2], b[3]) for b in boxes),
             salient=self._salient(prepared) if prepared.view.size else None,
         )

@@ -6,7 +6,6 @@ was trained on. Nothing is unpickled and no network is used.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import torch
@@ -17,19 +16,10 @@ from lmcl.models.encoder import EncoderConfig
 from lmcl.models.quality_model import MEAN, STD, DecoderConfig, QualityModel
 from lmcl.models.saliency import SaliencyConfig
 from pipeline.boxes import CropConfig
+from shards import ScoreScale
 from shards.files import atomic_folder, atomic_path
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreScale:
-    """The scale in which a model answers: its training set's own."""
-
-    kind: Literal["mos", "dmos"]
-    low: float
-    high: float
-    higher_is_better: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -305,7 +305,7 @@ def _set_facts(c: Comparison, names: Sequence[str]) -> str:
     for name in names:
         here = [e for e in c.matrix if e.column == name]
         across = [e for e in here if not e.own]
-        scale = next((e.scale for e in here if math.isfinite(e.scale.low)), here[0].scale)
+        scale = next((e.scale for e in here if e.scale.is_known), here[0].scale)
         turned = sorted({f"from {e.trained_on}: {e.direction}" for e in across})
         counts = sorted({e.n for e in across})
         which = sorted({e.rule if e.splits > 1 else "all images" for e in across})
@@ -313,7 +313,7 @@ def _set_facts(c: Comparison, names: Sequence[str]) -> str:
         judged = f"{', '.join(which)}, {counts[0]} images" if across else UNKNOWN
         cells = [
             escape(name),
-            escape(scale.label),
+            escape(scale.description),
             escape(judged + (f", {left} training images left out" if left else "")),
             escape("; ".join(turned)) or UNKNOWN,
             escape("; ".join(sorted({e.mapping for e in across}))) or UNKNOWN,

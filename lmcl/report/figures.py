@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcl.evaluation.scope import Scale
 from lmcl.report.analysis import Analysis
 from lmcl.report.run import Curves
 from lmcl.report.svg import (
@@ -19,6 +18,7 @@ from lmcl.report.svg import (
     polyline,
     text,
 )
+from shards import ScoreScale
 
 MOST_POINTS = 4000
 """More points than this slow the page down; a seeded sample is drawn and the caption says so."""
@@ -33,7 +33,7 @@ def drawn_rows(a: Analysis) -> NDArray[np.int64]:
     return np.sort(chosen).astype(np.int64)
 
 
-def score_shares(mos: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
+def score_shares(mos: NDArray[np.float64], scale: ScoreScale) -> NDArray[np.float64]:
     """Place of each score in the range of the scores, 0 = worst, 1 = best."""
     kept = mos[np.isfinite(mos)]
     if len(kept) == 0 or float(np.ptp(kept)) == 0.0:

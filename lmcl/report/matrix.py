@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmcl.evaluation.scope import ON_THEMSELVES, WHOLE, Scale
+from lmcl.evaluation.scope import ON_THEMSELVES, WHOLE
 from lmcl.report.analysis import Analysis, Other
+from shards.score_scale import UNKNOWN_SCALE, ScoreScale
 
 FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fit4", "rmse_fit4")
 _UNRECORDED = "not recorded"
@@ -40,7 +41,7 @@ class Entry:
     plcc_raw: float
     plcc_fit4: float
     rmse_fit4: float
-    scale: Scale
+    scale: ScoreScale
     """Of the tested set; figures are about predictions in this scale and direction."""
     direction: str
     """Whether the model's direction had to be turned for the tested set."""
@@ -121,7 +122,7 @@ def _other(model: str, a: Analysis, other: Other) -> Entry:
         splits=len(scope.splits) if scope and scope.splits else 1,
         n=min(s.n for s in scope.splits) if scope and scope.splits else e.n,
         **figures,
-        scale=scope.scale if scope else Scale(),
+        scale=scope.scale if scope else UNKNOWN_SCALE,
         direction=scope.direction if scope else f"direction {_UNRECORDED}",
         mapping=scope.mapping if scope else ON_THEMSELVES,
         left_out=scope.left_out if scope else 0,

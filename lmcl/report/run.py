@@ -7,14 +7,15 @@ import tomllib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmcl.errors import LmclError
 from lmcl.evaluation.predictions import Predictions, read_predictions
-from lmcl.evaluation.scope import Scale, Scope, read_scope
+from lmcl.evaluation.scope import Scope, read_scope
+from shards.score_scale import UNKNOWN_SCALE, Kind, ScoreScale
 
 _PARTS = ("test", "val", "train")
 
@@ -42,7 +43,7 @@ class RunData:
     """By part, or by data set for cross-set evaluations."""
     scopes: Mapping[str, Scope]
     """Where `lmcl eval` wrote down what a predictions file is about; by its name."""
-    scale: Scale
+    scale: ScoreScale
     config: Mapping[str, str]
     """Flattened configuration: `train.seed` -> `123`."""
     environment: Mapping[str, str]
@@ -126,19 +127,17 @@ def _headline_part(predictions: Mapping[str, Predictions], asked: str) -> str:
     return next(iter(predictions))
 
 
-def _scale(protocol: Mapping[str, str]) -> Scale:
-    def number(name: str) -> float:
-        try:
-            return float(protocol.get(name, ""))
-        except ValueError:
-            return math.nan
-
-    return Scale(
-        kind=protocol.get("score.kind", ""),
-        low=number("score.low"),
-        high=number("score.high"),
-        higher_is_better=protocol.get("score.higher_is_better", "true") != "false",
-    )
+def _scale(protocol: Mapping[str, str]) -> ScoreScale:
+    kind, direction = protocol.get("score.kind", ""), protocol.get("score.higher_is_better", "true")
+    try:
+        return ScoreScale(
+            kind=cast(Kind, kind if kind in get_args(Kind) else ""),
+            low=float(protocol["score.low"]),
+            high=float(protocol["score.high"]),
+            higher_is_better=direction != "false",
+        )
+    except (KeyError, ValueError):
+        return UNKNOWN_SCALE
 
 
 def _read_json(path: Path, missing: list[str], what: str) -> dict[str, Any]:

@@ -262,7 +262,7 @@ def _other_words(a: Analysis, other: Other) -> str:
     scope = other.scope
     if scope is None:
         return f'<td class="text">{UNKNOWN}</td>'
-    words = [scope.scale.label, scope.direction, f"mapping {scope.mapping}"]
+    words = [scope.scale.description, scope.direction, f"mapping {scope.mapping}"]
     if scope.splits:
         middle = float(np.median([math.nan if s.srcc is None else s.srcc for s in scope.splits]))
         words.append(f"median SRCC of {len(scope.splits)} splits {shown(middle)}")

@@ -200,7 +200,7 @@ def _matrix_lines(c: Comparison) -> list[str]:
         *(
             f"| {e.trained_on} ({e.model}) | {e.column}{', own test part' if e.own else ''} | "
             f"{e.n} | {shown(e.srcc)} | {shown(e.plcc_raw)} | {shown(e.plcc_fit4)} | "
-            f"{e.scale.label}; {e.direction} | {e.mapping} |"
+            f"{e.scale.description}; {e.direction} | {e.mapping} |"
             for e in c.matrix
         ),
     ]

@@ -15,7 +15,7 @@ from lmcl.evaluation.results import (
     to_pretty_json,
     write_pictures,
 )
-from lmcl.models.pretrained import ModelCard, ScoreScale, save_model
+from lmcl.models.pretrained import ModelCard, save_model
 from lmcl.models.quality_model import QualityModel
 from lmcl.training.checkpoint import load_tensors
 from lmcl.training.trainer import Run, best_path, judged_model
@@ -155,12 +155,7 @@ def _card(run: Run, evaluation: Evaluation) -> ModelCard:
         decoder=config.decoder,
         crops=config.crops,
         saliency=config.saliency,
-        score=ScoreScale(
-            kind=score.kind,
-            low=score.low,
-            high=score.high,
-            higher_is_better=score.higher_is_better,
-        ),
+        score=score,
         training_set=run.shard_set.name,
         split=config.data.split,
         split_hash=run.split.hash,

@@ -16,11 +16,12 @@ from shards.build.plan import ShardSize
 from shards.errors import ShardError
 from shards.manifest import SPLITS, Manifest
 from shards.read import ShardSet
-from shards.sample import DataSet, Facts, Member, Sample, Score
+from shards.sample import DataSet, Facts, Member, Sample
 from shards.sample_table import NO_LEVEL, SampleRow
+from shards.score_scale import ScoreScale
 from shards.store import Store
 
-UNIT = Score(kind="mos", low=0.0, high=1.0, higher_is_better=True)
+UNIT = ScoreScale(kind="mos", low=0.0, high=1.0, higher_is_better=True)
 
 
 def reshard(

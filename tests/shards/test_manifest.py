@@ -6,7 +6,8 @@ import pytest
 from shards.errors import ShardError
 from shards.manifest import Manifest, ShardInfo, decode, encode
 from shards.read import ShardSet
-from shards.sample import Facts, Score
+from shards.sample import Facts
+from shards.score_scale import ScoreScale
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def manifest() -> Manifest:
         format_version=1,
         producer="test",
         name="a",
-        score=Score(kind="mos", low=0.0, high=1.0, higher_is_better=True),
+        score=ScoreScale(kind="mos", low=0.0, high=1.0, higher_is_better=True),
         num_samples=2,
         num_rejected=1,
         shards=(shard,),

@@ -217,10 +217,11 @@ def test_equal_images_are_named(
 
 
 def test_scores_outside_the_range_are_a_note(tmp_path: Path, table: Callable[..., DataSet]) -> None:
-    from shards.sample import Score
 
     table()
-    narrow = Score(kind="mos", low=0.0, high=1.0, higher_is_better=True)
+    from shards.score_scale import ScoreScale
+
+    narrow = ScoreScale(kind="mos", low=0.0, high=1.0, higher_is_better=True)
     dataset = open_table(tmp_path / "mine.csv", images=tmp_path / "mine", score=narrow)
     build(dataset, tmp_path / "o", workers=1)
     assert "9 scores leave the set's range 0 .. 1" in said(verify(tmp_path / "o"))

@@ -23,7 +23,7 @@ from shards.datasets.demo import write_demo
 from shards.datasets.table import open_table
 from shards.datasets.unlabelled import open_unlabelled
 from shards.read import open_set
-from shards.sample import Score
+from shards.score_scale import ScoreScale
 from shards.splits.split import load_split, make_splits, write_split
 
 
@@ -52,7 +52,7 @@ def turned(tmp_path_factory, demo_set: Path) -> Path:
         writer.writerow(["path", "score", "group"])
         writer.writerows((p, round(125.0 - 25.0 * s, 4), g) for p, s, g in rows)
     shards = demo_set.parent / "turned"
-    score = Score(kind="dmos", low=0.0, high=100.0, higher_is_better=False)
+    score = ScoreScale(kind="dmos", low=0.0, high=100.0, higher_is_better=False)
     dataset = open_table(table, images=images, name="turned", score=score)
     build(dataset, shards, workers=1)
     for split in make_splits(open_set(shards), repeats=2):

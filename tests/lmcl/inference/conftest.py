@@ -10,10 +10,11 @@ from PIL import Image
 
 from lmcl.inference.scorer import Scorer, open_scorer
 from lmcl.models.encoder import EncoderConfig
-from lmcl.models.pretrained import ModelCard, ScoreScale, build_model, save_model
+from lmcl.models.pretrained import ModelCard, build_model, save_model
 from lmcl.models.quality_model import DecoderConfig
 from lmcl.models.saliency import SaliencyConfig
 from pipeline.boxes import CropConfig
+from shards import ScoreScale
 
 
 def card(**changes) -> ModelCard:

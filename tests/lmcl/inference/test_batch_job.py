@@ -111,7 +111,7 @@ def test_resuming_a_finished_file_adds_what_is_new_and_retries_what_failed(
 
 def test_another_model_does_not_continue_a_file(scorer, photos, tmp_path, make_model) -> None:
     from lmcl.inference.scorer import open_scorer
-    from lmcl.models.pretrained import ScoreScale
+    from shards import ScoreScale
 
     items = list_items([str(photos)])[:2]
     score_items(scorer, items, job(tmp_path / "s.csv"))

@@ -17,11 +17,12 @@ from lmcl.errors import LmclError
 from lmcl.inference.export import NO_IMAGES, TOLERANCE, Compared, export
 from lmcl.inference.scorer import Scorer, open_scorer
 from lmcl.models.encoder import EncoderConfig
-from lmcl.models.pretrained import ModelCard, ScoreScale, build_model, save_model
+from lmcl.models.pretrained import ModelCard, build_model, save_model
 from lmcl.models.quality_model import DecoderConfig
 from lmcl.models.saliency import SaliencyConfig
 from lmcl.training.setup import fit
 from pipeline.boxes import CropConfig
+from shards import ScoreScale
 from shards.read import open_set
 from shards.splits.split import load_split
 

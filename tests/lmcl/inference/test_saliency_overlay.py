@@ -14,10 +14,11 @@ from lmcl.errors import LmclError
 from lmcl.inference.saliency_overlay import draw_all, image_saliency, overlay
 from lmcl.inference.scorer import open_scorer
 from lmcl.models.encoder import EncoderConfig
-from lmcl.models.pretrained import ModelCard, ScoreScale, build_model, load_model, save_model
+from lmcl.models.pretrained import ModelCard, build_model, load_model, save_model
 from lmcl.models.quality_model import DecoderConfig
 from lmcl.models.saliency import SaliencyConfig
 from pipeline.boxes import CropConfig
+from shards import ScoreScale
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import lmcl
 from lmcl.errors import LmclError
 from lmcl.inference.scorer import MOST_PIXELS, Scorer, load
 from lmcl.models.encoder import EncoderConfig
-from lmcl.models.pretrained import ScoreScale
 from pipeline.boxes import CropConfig
+from shards import ScoreScale
 
 VIT = EncoderConfig(name="vit_tiny_patch16_224", width=48, depth=2, heads=3)
 
@@ -20,7 +20,7 @@ def test_the_three_lines_of_the_readme(model_folder: Path, photos: Path) -> None
     model = lmcl.load(model_folder, device="cpu")
     score = model.score(photos / "img.00.jpg")
     assert isinstance(score, float)
-    assert model.scale.label == "demo mos 0..100"
+    assert model.scale_label == "demo mos 0..100"
     assert model.scale.higher_is_better
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lmcl.models.encoder import EncoderConfig
-from lmcl.models.pretrained import ModelCard, ScoreScale, build_model, load_model, save_model
+from lmcl.models.pretrained import ModelCard, build_model, load_model, save_model
 from lmcl.models.quality_model import DecoderConfig, QualityModel
 from lmcl.models.saliency import SaliencyConfig
 from pipeline.boxes import CropConfig
+from shards import ScoreScale
 
 CARD = ModelCard(
     encoder=EncoderConfig(name="conv-vit", width=48, depth=2, heads=3, patch=16),

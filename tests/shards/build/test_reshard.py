@@ -11,7 +11,8 @@ from shards.build.plan import ShardSize
 from shards.build.reshard import reshard
 from shards.errors import ShardError
 from shards.read import ShardSet, open_set
-from shards.sample import DataSet, Score
+from shards.sample import DataSet
+from shards.score_scale import ScoreScale
 from shards.splits.split import load_split, make_splits, write_split
 from shards.verify import verify
 
@@ -39,7 +40,7 @@ def test_resharding_to_the_same_size_gives_the_same_bytes(packed: ShardSet, tmp_
 def test_merged_sets_share_one_scale_and_keep_their_own(
     packed: ShardSet, tmp_path: Path, table: Callable[..., DataSet]
 ) -> None:
-    scale = Score(kind="dmos", low=0.0, high=10.0, higher_is_better=False)
+    scale = ScoreScale(kind="dmos", low=0.0, high=10.0, higher_is_better=False)
     build(dataclasses.replace(table(8, name="other"), score=scale), tmp_path / "o", workers=1)
     other = open_set(tmp_path / "o")
     reshard([packed, other], tmp_path / "both", name="both", workers=1)
