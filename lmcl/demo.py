@@ -16,7 +16,8 @@ from shards.build.build import build
 from shards.build.plan import ShardSize
 from shards.datasets.demo import open_demo, write_demo
 from shards.read import open_set
-from shards.splits.split import make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import write_split
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
 from pipeline.errors import PipelineError
-from shards.build.pack import key_of
 from shards.errors import ShardError
+from shards.layout import key_of
 from shards.read import ShardSet
 
 _TAR_BLOCK = 512

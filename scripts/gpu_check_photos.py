@@ -67,7 +67,8 @@ def make_demo(folder: Path) -> None:
     from shards.build.build import build
     from shards.datasets.demo import open_demo, write_demo
     from shards.read import open_set
-    from shards.splits.split import make_splits, write_split
+    from shards.splits.draw import make_splits
+    from shards.splits.split import write_split
 
     labels = write_demo(folder.with_name(f"{folder.name}-images"), contents=4)
     build(open_demo(labels.parent), folder, workers=1)

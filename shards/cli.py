@@ -24,8 +24,9 @@ from shards.info import contact_sheet, describe_set
 from shards.read import ShardSet, open_set
 from shards.score_scale import ScoreScale
 from shards.splits.dedupe import drop_twins, find_twins, signatures
+from shards.splits.draw import make_splits
 from shards.splits.import_splits import import_splits
-from shards.splits.split import PARTS, Split, make_splits, write_split
+from shards.splits.split import PARTS, Split, write_split
 from shards.verify import verify as verify_set
 
 _SHOWN = 5

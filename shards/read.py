@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.build.pack import STATE
 from shards.cache import DEFAULT_BYTES, Cache, default_folder
 from shards.columns import COLUMNS, ColumnFiles, table_key
 from shards.errors import ShardError
+from shards.layout import STATE
 from shards.manifest import MANIFEST, SAMPLES, Manifest, decode
 from shards.sample_table import SampleRow, SampleTable
 from shards.score_scale import ScoreScale

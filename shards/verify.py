@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 
 from shards.build.image import inspect
-from shards.build.pack import STATE, key_of
 from shards.cache import file_sha256
 from shards.errors import ShardError
+from shards.layout import STATE, index_name, key_of
 from shards.manifest import MANIFEST, REJECTED, SAMPLES, SPLITS, ShardInfo, ids_hash
 from shards.read import ShardSet, open_set
 from shards.splits.split import load_split
@@ -303,7 +303,7 @@ class _Check:
             self.add("member", where, "its JSON member describes another image than the table")
 
     def _dali_index(self, shard: ShardInfo) -> None:
-        name = shard.name.removesuffix(".tar") + ".idx"
+        name = index_name(shard.name)
         if not self._set.store.exists(name):
             return
         lines = self._set.store.read(name).decode("ascii", "replace").splitlines()
@@ -344,7 +344,7 @@ class _Check:
         store = self._set.store
         known = {MANIFEST, SAMPLES, REJECTED}
         for shard in self._set.manifest.shards:
-            known |= {shard.name, shard.name.removesuffix(".tar") + ".idx"}
+            known |= {shard.name, index_name(shard.name)}
         for name in store.names():
             if name not in known:
                 self.add(

@@ -30,7 +30,8 @@ from shards.read import ShardSet, open_set
 from shards.sample import Facts
 from shards.sample_table import SCHEMA, write_parquet
 from shards.score_scale import ScoreScale
-from shards.splits.split import load_split, make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import load_split, write_split
 
 _PER_SHARD = 2000
 _PER_PIECE = 131_072

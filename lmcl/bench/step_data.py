@@ -10,7 +10,8 @@ from lmcl.bench.loader_data import KINDS, ImageKind, make_image
 from shards.build.build import build
 from shards.datasets.table import open_table
 from shards.read import open_set
-from shards.splits.split import make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import write_split
 
 _DISTINCT = 12
 _JUDGED = 2

@@ -38,7 +38,8 @@ from shards import ScoreScale
 from shards.errors import ShardError
 from shards.manifest import MANIFEST
 from shards.read import ShardSet, open_set
-from shards.splits.split import Protocol, Split, load_split, make_splits
+from shards.splits.draw import make_splits
+from shards.splits.split import Protocol, Split, load_split
 
 logger = logging.getLogger(__name__)
 

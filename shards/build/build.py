@@ -24,20 +24,19 @@ import pyarrow as pa
 from shards.build.decode_budget import PIXELS_AT_ONCE, lock_file
 from shards.build.executor import Engine, run_jobs
 from shards.build.pack import (
-    STATE,
     PackOptions,
     Rejected,
     ShardJob,
     ShardRecord,
     read_record,
     read_rows,
-    shard_stem,
 )
 from shards.build.plan import Plan, ShardSize, jobs_of, make_plan
 from shards.build.retry import keep_good_shards
 from shards.columns import COLUMNS
 from shards.errors import ShardError
 from shards.files import remove_stale_temporaries
+from shards.layout import STATE, index_name, shard_stem
 from shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -237,21 +236,16 @@ def _finish(dataset: DataSet, plan: Plan, store: Store, records: Sequence[ShardR
         members=dataset.members,
     )
     # All that the manifest vouches for is on disk before the manifest is.
-    store.settle(index_name(shard) for shard in shards)
+    store.settle(index_name(shard.name) for shard in shards)
     store.write(MANIFEST, encode(manifest))
     remove_leftovers(store, shards, dataset.name)
     return manifest
 
 
-def index_name(shard: ShardInfo) -> str:
-    """File name of a shard's DALI index."""
-    return shard.name.removesuffix(".tar") + ".idx"
-
-
 def remove_leftovers(store: Store, shards: Sequence[ShardInfo], name: str) -> None:
     """Remove the records of the build, and shards of an earlier one that no longer belong."""
     kept = {shard.name for shard in shards}
-    kept |= {index_name(shard) for shard in shards}
+    kept |= {index_name(shard.name) for shard in shards}
     ours = re.compile(re.escape(name) + r"-\d{6,}\.(tar|idx)")
     for file in store.names():
         if ours.fullmatch(file) and file not in kept:

@@ -27,14 +27,12 @@ from shards.build.image import (
     inspect,
 )
 from shards.errors import ShardError
+from shards.layout import STATE, key_of, shard_stem
 from shards.manifest import ShardInfo
 from shards.sample import Sample
 from shards.sample_table import NO_LEVEL, SampleRow, group_key, to_arrow
 from shards.store import Store
 from shards.tar import Member, TarWriter
-
-STATE = ".build"
-"""Folder of an unfinished build's records; gone when the manifest is written."""
 
 _RECORD = b"lmcl-record"
 
@@ -101,16 +99,6 @@ class ShardRecord:
     shard: ShardInfo | None
     """None if every image was rejected: no empty shard is ever written."""
     rejected: tuple[Rejected, ...]
-
-
-def shard_stem(set_name: str, index: int) -> str:
-    """File name of a shard without its ending."""
-    return f"{set_name}-{index:06d}"
-
-
-def key_of(set_name: str, id: int) -> str:
-    """Name of a sample's members inside the tar, without endings: never the original name."""
-    return f"{set_name}-{id:08d}"
 
 
 def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord:

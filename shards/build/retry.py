@@ -3,8 +3,9 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.build.pack import ShardRecord, shard_stem, write_record
+from shards.build.pack import ShardRecord, write_record
 from shards.errors import ShardError
+from shards.layout import shard_stem
 from shards.manifest import MANIFEST, SAMPLES, Manifest, decode, ids_hash
 from shards.sample import DataSet
 from shards.store import Store

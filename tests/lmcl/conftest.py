@@ -10,7 +10,8 @@ from lmcl.config import Config, load_config
 from shards.build.build import build
 from shards.datasets.demo import open_demo, write_demo
 from shards.read import open_set
-from shards.splits.split import make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import write_split
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,8 @@ import pytest
 
 from lmcl.bench.manifest import write_synthetic
 from shards.read import open_set
-from shards.splits.split import make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import write_split
 
 # Opens a set, loads a split of it and goes through the order and the boxes of an epoch, as a rank
 # does, without decoding. Private_Dirty is what no other process shares and no page cache holds.

@@ -15,7 +15,8 @@ from shards.errors import ShardError
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
 from shards.sample_table import SCHEMA, SampleTable
-from shards.splits.split import Protocol, load_split, make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import Protocol, load_split, write_split
 
 NUMBERS = (
     "ok", "shard", "offset", "size", "width", "height", "mos", "mos_std", "group_key", "level",

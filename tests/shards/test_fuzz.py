@@ -37,7 +37,8 @@ from shards.errors import ShardError
 from shards.manifest import decode
 from shards.read import ShardSet, open_set
 from shards.sample_table import SCHEMA, SampleRow, SampleTable, to_arrow
-from shards.splits.split import PARTS, load_split, make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import PARTS, load_split, write_split
 from shards.tar import read_members
 
 # Shared out over the nine tests below.

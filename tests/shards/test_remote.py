@@ -18,7 +18,8 @@ from shards.cache import Cache
 from shards.errors import ShardError
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
-from shards.splits.split import load_split, make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import load_split, write_split
 from shards.store import Store
 from shards.verify import verify
 

@@ -16,7 +16,8 @@ from shards.datasets.table import open_table
 from shards.errors import ShardError
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
-from shards.splits.split import make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import write_split
 from shards.verify import Verification, verify
 
 

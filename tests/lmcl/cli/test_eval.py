@@ -24,7 +24,8 @@ from shards.datasets.table import open_table
 from shards.datasets.unlabelled import open_unlabelled
 from shards.read import open_set
 from shards.score_scale import ScoreScale
-from shards.splits.split import load_split, make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import load_split, write_split
 
 
 @pytest.fixture(scope="module")

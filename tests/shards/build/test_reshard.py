@@ -13,7 +13,8 @@ from shards.errors import ShardError
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
 from shards.score_scale import ScoreScale
-from shards.splits.split import load_split, make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import load_split, write_split
 from shards.verify import verify
 
 

@@ -10,7 +10,8 @@ from shards.datasets.demo_contents import render
 from shards.datasets.table import open_table
 from shards.read import ShardSet, open_set
 from shards.splits.dedupe import drop_twins, find_twins, perceptual_hash, signatures
-from shards.splits.split import load_split, make_splits, write_split
+from shards.splits.draw import make_splits
+from shards.splits.split import load_split, write_split
 
 
 def content(seed: int) -> Image.Image:
