@@ -2,7 +2,7 @@
 
     model = lmcl.load("runs/x/model")
     model.score("photo.jpg")
-    model.scale.label
+    model.scale.description
 
 Crops lie where the image's size says (never at random), every forward pass has the same shape
 whatever stands in the batch, and the mean over crops is taken in float64.
