@@ -21,6 +21,10 @@ class CropBatch:
     """Rows of the set's sample table."""
     valid: Bool[Tensor, " b"]
     """False marks padding, which no loss and no metric may count."""
+    images: int
+    """Images that count on this rank: rows 0 to `images` - 1 are valid, the rest is padding."""
+    images_of_all_ranks: int
+    """Images that count on all ranks in this step."""
     epoch: int
     """Epoch the batch belongs to."""
     step: int

@@ -279,6 +279,8 @@ class Loader:
             mos=put(np.asarray(unit, dtype=np.float32)),
             ids=put(request.ids),
             valid=put(request.valid),
+            images=int(request.valid.sum()),
+            images_of_all_ranks=self._order.images(step=request.step),
             epoch=epoch,
             step=request.step,
         )

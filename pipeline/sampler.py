@@ -49,6 +49,11 @@ class DistributedSampler:
         """Steps of an epoch, the same for every rank; the last one may need padding."""
         return math.ceil(self.samples / (self.batch_size * self.world_size))
 
+    def images(self, *, step: int) -> int:
+        """Images of a step over all ranks, padding left out."""
+        together = self.batch_size * self.world_size
+        return min(together, self.samples - step * together)
+
     def batch(
         self, *, epoch: int, step: int, rank: int
     ) -> tuple[Int64[np.ndarray, " b"], Bool[np.ndarray, " b"]]:

@@ -28,7 +28,7 @@ from lmcl.config import Config
 from lmcl.models.preprocess import Preprocessing, autocast
 from lmcl.training.checkpoint import Position
 from lmcl.training.setup import make_student, prepare
-from lmcl.training.trainer import Run, run_saliency_pass, train_epoch, training_crops
+from lmcl.training.trainer import Trainer, training_crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,37 +69,36 @@ class OurLoop:
     def __init__(self, config: Config, folder: Path, device: torch.device) -> None:
         gc.collect()
         memory = PeakMemory(device)
-        run = prepare(config, folder, resume="", progress=False)
-        self._run, self._epoch, self._device = run, 0, device
+        trainer = prepare(config, folder, resume="", progress=False)
+        self._trainer, self._epoch, self._device = trainer, 0, device
         self._watch = Stopwatch(device)
-        _watch_run(run, self._watch)
-        self.steps = run.loader.steps
-        self.preprocessing = run.preprocessing
+        _watch_trainer(trainer, self._watch)
+        self.steps = trainer.loader.steps
+        self.preprocessing = trainer.preprocessing
         self._looks = training_crops(config).salient
         self.round()
         self.peak_bytes = memory.read()
 
     def round(self) -> Round:
         """An epoch, and the teacher's look before it as far as it falls to one epoch."""
-        run = self._run
-        run.position = Position(epoch=self._epoch, step=0)
+        trainer = self._trainer
+        trainer.progress.position = Position(epoch=self._epoch, step=0)
         began = time.process_time()
         saliency = self._look() if self._looks else 0.0
         looked = time.process_time()
         self._watch.start(Part.LOGGING)
-        train_epoch(run, self._epoch)
+        trainer.train_epoch(self._epoch)
         spent = self._watch.stop()
-        share = saliency / run.config.saliency.every
+        share = saliency / trainer.config.saliency.every
         self._epoch += 1
         return Round(
             spent=Spent(total=spent.total + share, parts={**spent.parts, Part.SALIENCY: share}),
-            cpu=time.process_time() - looked + (looked - began) / run.config.saliency.every,
+            cpu=time.process_time() - looked + (looked - began) / trainer.config.saliency.every,
         )
 
     def close(self) -> None:
         """End the loader's threads."""
-        self._run.metrics_logger.close()
-        self._run.loader.close()
+        self._trainer.close()
 
     def _look(self) -> float:
         """Wall-clock seconds of a pass over all training images."""
@@ -107,8 +106,8 @@ class OurLoop:
         synchronize(on_gpu)
         began = time.perf_counter()
         # Whatever saliency.every says, this epoch's pass is made: its cost is divided by it.
-        self._run.saliency = None
-        run_saliency_pass(self._run, self._epoch)
+        self._trainer.progress.saliency = None
+        self._trainer.run_saliency_pass(self._epoch)
         synchronize(on_gpu)
         return time.perf_counter() - began
 
@@ -262,16 +261,16 @@ class _Watched(nn.Module):
         return output
 
 
-def _watch_run(run: Run, watch: Stopwatch) -> None:
+def _watch_trainer(trainer: Trainer, watch: Stopwatch) -> None:
     """Let the parts of a run report to the stopwatch; none of them behaves otherwise."""
-    run.student = _Watched(run.student, watch)
-    run.grad_cache = dataclasses.replace(run.grad_cache, student=run.student)
-    _surround(run.teacher, "embed", watch, during=Part.FORWARD, after=Part.OBJECTIVE)
-    _surround(run.teacher, "update_after_step", watch, during=Part.TEACHER, after=Part.LOGGING)
-    _surround(run.accelerator, "backward", watch, during=Part.OBJECTIVE, after=Part.OPTIMISER)
-    for owner, name in ((run.accelerator, "clip_grad_norm_"), (run.optimizer, "step")):
+    trainer.student = _Watched(trainer.student, watch)
+    trainer.grad_cache = dataclasses.replace(trainer.grad_cache, student=trainer.student)
+    _surround(trainer.teacher, "embed", watch, during=Part.FORWARD, after=Part.OBJECTIVE)
+    _surround(trainer.teacher, "update_after_step", watch, during=Part.TEACHER, after=Part.LOGGING)
+    _surround(trainer.accelerator, "backward", watch, during=Part.OBJECTIVE, after=Part.OPTIMISER)
+    for owner, name in ((trainer.accelerator, "clip_grad_norm_"), (trainer.optimizer, "step")):
         _surround(owner, name, watch, during=Part.OPTIMISER, after=Part.OPTIMISER)
-    batches = run.loader.epoch
+    batches = trainer.loader.epoch
 
     def epoch(*arguments: Any, **options: Any) -> Iterator[Any]:
         watch.enter(Part.WAIT)
@@ -281,7 +280,7 @@ def _watch_run(run: Run, watch: Stopwatch) -> None:
             watch.enter(Part.WAIT)
         watch.enter(Part.LOGGING)
 
-    run.loader.epoch = epoch  # type: ignore[method-assign]
+    trainer.loader.epoch = epoch  # type: ignore[method-assign]
 
 
 def _surround(owner: object, name: str, watch: Stopwatch, *, during: Part, after: Part) -> None:

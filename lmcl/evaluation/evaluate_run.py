@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from lmcl.config import Config, load_config
-from lmcl.distributed import RankContext
+from lmcl.distributed import make_rank_context
 from lmcl.errors import LmclError
 from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate, fit_mapping
-from lmcl.evaluation.predict import PartPredictions, predict
+from lmcl.evaluation.predict import PartPredictions, PixelSource, predict
 from lmcl.evaluation.predictions import Predictions, read_predictions
 from lmcl.evaluation.results import (
     evaluate_predictions,
@@ -31,7 +31,7 @@ from lmcl.evaluation.scope import (
     Scope,
     SplitFigures,
 )
-from lmcl.models.preprocess import Preprocessing
+from lmcl.models.preprocess import PRECISIONS, Preprocessing
 from lmcl.models.pretrained import ModelCard, load_model
 from lmcl.utils.files import write_atomic
 from shards import ScoreScale
@@ -47,11 +47,6 @@ _PARTS = ("train", "val", "test")
 FitPart = Literal["test", "val", "train"]
 _OF_SPLITS: dict[FitPart, str] = {"test": ON_THEMSELVES, "val": ON_VAL, "train": ON_TRAIN}
 PROTOCOLS = (WHOLE, "70-10-20", "80-20", "official", "k-fold")
-_PRECISION: dict[Literal["no", "bf16", "fp16"], torch.dtype] = {
-    "no": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +100,10 @@ def evaluate_run(
     config = load_config(run / "config.toml")
     released = load_model(run / "model")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    context = _make_context(accelerator, config, progress)
+    runtime = config.runtime
+    context = make_rank_context(
+        accelerator, backend=runtime.backend, threads=runtime.threads, progress=progress
+    )
     shard_set = _open(asked.data, config)
     other = asked.data is not None and not _is_own(shard_set, config, released.card)
     chosen = _chosen(shard_set, asked, config, other=other)
@@ -123,13 +121,13 @@ def evaluate_run(
         )
     both = predict(
         released.model.to(context.device),
-        shard_set,
+        PixelSource(shard_set=shard_set, context=context),
         np.union1d(ids, fit_ids),
         crops=released.card.crops,
         preprocessing=Preprocessing(
             mean=released.card.mean,
             std=released.card.std,
-            precision=_PRECISION[config.runtime.precision],
+            precision=PRECISIONS[config.runtime.precision],
         ),
         context=context,
         batch_size=batch_size,
@@ -156,17 +154,6 @@ def evaluate_run(
         write_atomic(run / "predictions" / f"{stem}.metrics.json", text + b"\n")
     accelerator.wait_for_everyone()
     return found, scope, path
-
-
-def _make_context(accelerator: Accelerator, config: Config, progress: bool) -> RankContext:
-    return RankContext(
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        device=accelerator.device,
-        backend=config.runtime.backend,
-        threads=config.runtime.threads or None,
-        progress=progress and accelerator.is_main_process,
-    )
 
 
 def _open(data: str | None, config: Config) -> ShardSet:

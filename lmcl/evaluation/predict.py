@@ -1,8 +1,9 @@
-"""A model and a part of a set become predictions by sample id, complete and without repeats."""
+"""Predictions and saliency maps of a model over a part of a set, complete and without repeats."""
 
-import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,20 +13,88 @@ from tqdm import tqdm
 
 from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
-from lmcl.features.cache import FeatureCache, FeatureLoader
 from lmcl.models.preprocess import Preprocessing, autocast, preprocess
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import SaliencyConfig, best_window, window_to_box
-from pipeline.boxes import CropConfig, scaled_sizes
+from pipeline.batch import CropBatch
+from pipeline.boxes import CropConfig, SaliencyTable, scaled_sizes
 from pipeline.loader import Loader, Mode
 from shards.read import ShardSet
 
-logger = logging.getLogger(__name__)
+Output = TypeVar("Output")
+
+
+@runtime_checkable
+class CropLoader(Protocol):
+    """What training and evaluation need of a loader; `pipeline.loader.Loader` is one."""
+
+    backend_reason: str
+    """Why this decoder was taken."""
+    wait_s: float
+    """Seconds spent waiting for batches so far."""
+
+    @property
+    def recipe(self) -> str:
+        """Decoder and version (docs/loader.md)."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch, the same on every rank."""
+
+    def epoch(
+        self, epoch: int, *, start: int | None = None, saliency: SaliencyTable | None = None
+    ) -> Iterator[CropBatch]:
+        """The batches of one epoch from step `start` on."""
+
+    def close(self) -> None:
+        """Give back threads and files."""
+
+
+@runtime_checkable
+class CropSource(Protocol):
+    """Where crops for evaluation and saliency come from: decoded pixels, or kept features."""
+
+    @property
+    def shard_set(self) -> ShardSet:
+        """The set the images are of."""
+
+    def open_loader(
+        self, ids: NDArray[np.int64], *, crops: CropConfig, mode: Mode, batch_size: int
+    ) -> CropLoader:
+        """A loader over `ids` in order, `batch_size` images a rank and step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelSource:
+    """Crops decoded from a shard set."""
+
+    shard_set: ShardSet
+    context: RankContext
+
+    def open_loader(
+        self, ids: NDArray[np.int64], *, crops: CropConfig, mode: Mode, batch_size: int
+    ) -> CropLoader:
+        """A loader over `ids` in order; no batch is larger than a rank's share of them."""
+        context = self.context
+        return Loader(
+            self.shard_set,
+            ids,
+            crops=crops,
+            # Padding costs as much as images do.
+            batch_size=min(batch_size, -(-len(ids) // context.world_size)),
+            mode=mode,
+            seed=0,
+            rank=context.rank,
+            world_size=context.world_size,
+            backend=context.backend,
+            device=context.device,
+            num_threads=context.threads,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartPredictions:
-    """What a model says about a part, sorted by id."""
+    """Predictions of a model on a part, sorted by id."""
 
     ids: NDArray[np.int64]
     """[n]"""
@@ -39,7 +108,7 @@ class PartPredictions:
 
 @dataclass(frozen=True, kw_only=True)
 class SaliencyMaps:
-    """Where a model looks, sorted by id."""
+    """Salient crops and CLS attention of a part, sorted by id."""
 
     ids: NDArray[np.int64]
     """[n]"""
@@ -51,7 +120,7 @@ class SaliencyMaps:
 
 @runtime_checkable
 class SaliencyModel(Protocol):
-    """Something that gives CLS attention over whole images: a teacher, or an encoder."""
+    """CLS attention over whole images: a teacher's, or an encoder's."""
 
     def __call__(self, pixels: torch.Tensor, /, *, layers: int) -> torch.Tensor:
         """Attention maps [b, g, g] of normalised views [b, 3, s, s]."""
@@ -59,7 +128,7 @@ class SaliencyModel(Protocol):
 
 def predict(
     model: QualityModel,
-    shard_set: ShardSet,
+    source: CropSource,
     ids: NDArray[np.int64],
     *,
     crops: CropConfig,
@@ -67,48 +136,31 @@ def predict(
     context: RankContext,
     batch_size: int,
     title: str,
-    bank: FeatureCache | None = None,
 ) -> PartPredictions:
-    """Score every image of a part by its deterministic crops; every rank gets the whole result.
-
-    Where `bank` has the cells of the images' evaluation crops, no pixels are read.
+    """Predictions for every image of a part from its evaluation crops, the same on every rank.
 
     Raises:
         LmclError: If the gathered predictions are not exactly the part (exit code 3).
     """
     model.eval()
-    found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
-    with _loader(shard_set, ids, crops, "eval", batch_size, context, bank) as loader:
-        recipe = loader.recipe
-        for batch in _bar(loader, title, context):
-            with torch.no_grad(), autocast(context.device, preprocessing.precision):
-                output = model(preprocess(batch.crops, preprocessing))
+    found = []
+    batches = source.open_loader(ids, crops=crops, mode="eval", batch_size=batch_size)
+    with closing(batches) as loader:
+        for batch, output in _outputs(model, loader, preprocessing, context, title):
             images = len(batch.ids)
             score = output.score.double().reshape(images, -1).mean(dim=1)
             mean = output.embedding.float().reshape(images, -1, output.embedding.shape[-1]).mean(1)
             embedding = torch.nn.functional.normalize(mean, dim=-1)
-            keep = batch.valid
-            found.append(
-                (
-                    batch.ids[keep].cpu().numpy(),
-                    score[keep].cpu().numpy(),
-                    embedding[keep].cpu().numpy(),
-                )
-            )
-    gathered = gather_object(found) if context.world_size > 1 else found
-    all_ids = np.concatenate([item[0] for item in gathered])
-    order = _complete(all_ids, ids, title)
-    return PartPredictions(
-        ids=all_ids[order],
-        score=np.concatenate([item[1] for item in gathered])[order],
-        embedding=np.concatenate([item[2] for item in gathered])[order],
-        decode=recipe,
-    )
+            rows = (batch.ids, score, embedding)
+            found.append(tuple(column[batch.valid].cpu().numpy() for column in rows))
+        recipe = loader.recipe
+    part_ids, scores, embeddings = _gather(found, ids, context, title)
+    return PartPredictions(ids=part_ids, score=scores, embedding=embeddings, decode=recipe)
 
 
 def compute_saliency(
-    looker: SaliencyModel,
-    shard_set: ShardSet,
+    model: SaliencyModel,
+    source: CropSource,
     ids: NDArray[np.int64],
     *,
     saliency: SaliencyConfig,
@@ -117,22 +169,28 @@ def compute_saliency(
     context: RankContext,
     keep_attention: bool,
     title: str,
-    bank: FeatureCache | None = None,
 ) -> SaliencyMaps:
-    """The saliency pass: one squeezed view of every image, dealt to all ranks, gathered once.
+    """Saliency pass: the salient box of every image of a part, the same on every rank.
+
+    One squeezed view of each image is dealt to the ranks, and the boxes are gathered once.
 
     Raises:
         LmclError: If the gathered boxes are not exactly the part (exit code 3).
+
+    Source: [Local Manifold Learning, 2024], section on the teacher's visual saliency.
     """
+
+    def attend(pixels: torch.Tensor) -> torch.Tensor:
+        return model(pixels, layers=saliency.layers)
+
     view = CropConfig(size=saliency.view, max_side=crops.max_side, salient=False)
-    samples = shard_set.samples
-    found: list[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]] = []
-    with _loader(shard_set, ids, view, "global", saliency.batch_size, context, bank) as loader:
-        for batch in _bar(loader, title, context):
-            with torch.no_grad(), autocast(context.device, preprocessing.precision):
-                maps = looker(preprocess(batch.crops, preprocessing), layers=saliency.layers)
+    samples, size = source.shard_set.samples, saliency.batch_size
+    found = []
+    batches = source.open_loader(ids, crops=view, mode="global", batch_size=size)
+    with closing(batches) as loader:
+        for batch, output in _outputs(attend, loader, preprocessing, context, title):
             keep = batch.valid.cpu()
-            maps = maps.float().cpu()[keep]
+            maps = output.float().cpu()[keep]
             shown = batch.ids.cpu()[keep].numpy()
             boxes = window_to_box(
                 best_window(maps, saliency.window).numpy(),
@@ -143,44 +201,19 @@ def compute_saliency(
             )
             kept = maps.numpy() if keep_attention else np.zeros((len(maps), 0, 0), np.float32)
             found.append((shown, boxes, kept))
-    gathered = gather_object(found) if context.world_size > 1 else found
-    all_ids = np.concatenate([item[0] for item in gathered])
-    order = _complete(all_ids, ids, title)
-    return SaliencyMaps(
-        ids=all_ids[order],
-        boxes=np.concatenate([item[1] for item in gathered])[order],
-        attention=np.concatenate([item[2] for item in gathered])[order],
-    )
+    part_ids, boxes, attention = _gather(found, ids, context, title)
+    return SaliencyMaps(ids=part_ids, boxes=boxes, attention=attention)
 
 
-def _loader(
-    shard_set: ShardSet,
-    ids: NDArray[np.int64],
-    crops: CropConfig,
-    mode: Mode,
-    batch_size: int,
+def _outputs(
+    network: Callable[[torch.Tensor], Output],
+    loader: CropLoader,
+    preprocessing: Preprocessing,
     context: RankContext,
-    bank: FeatureCache | None,
-) -> Loader | FeatureLoader:
-    loader = Loader(
-        shard_set,
-        ids,
-        crops=crops,
-        # A batch no larger than the part: padding costs as much as images do.
-        batch_size=min(batch_size, -(-len(ids) // context.world_size)),
-        mode=mode,
-        seed=0,
-        rank=context.rank,
-        world_size=context.world_size,
-        backend=context.backend,
-        device=context.device,
-        num_threads=context.threads,
-    )
-    return FeatureLoader(loader, bank, salient=False, device=context.device) if bank else loader
-
-
-def _bar(loader: Loader | FeatureLoader, title: str, context: RankContext) -> tqdm:
-    return tqdm(
+    title: str,
+) -> Iterator[tuple[CropBatch, Output]]:
+    """Each batch of a pass and what the network makes of it, without gradients."""
+    bar = tqdm(
         loader.epoch(0),
         total=loader.steps,
         desc=title,
@@ -188,11 +221,22 @@ def _bar(loader: Loader | FeatureLoader, title: str, context: RankContext) -> tq
         leave=False,
         disable=None if context.progress else True,
     )
+    for batch in bar:
+        with torch.no_grad(), autocast(context.device, preprocessing.precision):
+            output = network(preprocess(batch.crops, preprocessing))
+        yield batch, output
 
 
-def _complete(found: NDArray[np.int64], asked: NDArray[np.int64], title: str) -> NDArray[np.int64]:
-    """Positions that sort `found` by id, once it is known to be exactly what was asked for."""
-    unique, first = np.unique(found, return_index=True)
+def _gather(
+    found: Sequence[tuple[NDArray[Any], ...]],
+    asked: NDArray[np.int64],
+    context: RankContext,
+    title: str,
+) -> tuple[NDArray[Any], ...]:
+    """Columns of all ranks, ids first, sorted by id once they are known to be what was asked."""
+    gathered = gather_object(found) if context.world_size > 1 else found
+    columns = [np.concatenate(parts) for parts in zip(*gathered, strict=True)]
+    unique, first = np.unique(columns[0], return_index=True)
     if not np.array_equal(unique, np.unique(asked)):
         missing = np.setdiff1d(asked, unique)
         raise LmclError(
@@ -200,4 +244,4 @@ def _complete(found: NDArray[np.int64], asked: NDArray[np.int64], title: str) ->
             f"{missing[:5].tolist()}; run `lmcl-shard verify --deep` on the set",
             exit_code=3,
         )
-    return first
+    return tuple(column[first] for column in columns)

@@ -1,9 +1,9 @@
-"""Make the cells of a frozen stem once, keep them in a file, map them into every run.
+"""Feature cache: run a frozen stem once, keep its features in a file, map them into every run.
 
-A stem that never learns gives the same cells for the same crop in every epoch and under every seed.
+A stem that never learns gives the same features for the same crop in every epoch and under every seed.
 With crops drawn from a pool of places (`crops.pool`) and salient crops that can only lie where the
-teacher's window can (`salient_places`), all of them are known beforehand, and dozens of runs on the
-same images need the pixels once (docs/decisions/0008).
+teacher's window can (`possible_salient_boxes`), all of them are known beforehand, and dozens of
+runs on the same images need the pixels once (docs/decisions/0008).
 """
 
 import hashlib
@@ -41,13 +41,13 @@ from shards.read import ShardSet
 logger = logging.getLogger(__name__)
 
 _IMAGES = 4
-"""Images a batch while cells are made."""
+"""Images a batch while features are computed."""
 _CROPS = 16
 """Crops a forward pass: more of them and their maps no longer stay in a processor's cache."""
 
 
 def check_cacheable(student: QualityModel, *, pool: int | None, flip: bool) -> SqueezeLevels:
-    """The stem whose cells can be kept.
+    """The frozen stem whose features can be kept.
 
     Raises:
         ConfigError: If what a crop looks like to the networks can change during a run.
@@ -72,7 +72,7 @@ def check_cacheable(student: QualityModel, *, pool: int | None, flip: bool) -> S
     return stem
 
 
-def salient_places(
+def possible_salient_boxes(
     extent: Int64[np.ndarray, "n 2"], *, grid: int, saliency: SaliencyConfig, size: int
 ) -> Int32[np.ndarray, "n k 4"]:
     """Every box that `window_to_box` can give for images of these sizes.
@@ -102,7 +102,7 @@ def salient_places(
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCacheBuilder:
-    """What all banks of a run have in common."""
+    """Builder of the feature caches of a run."""
 
     folder: Path
     shard_set: ShardSet
@@ -114,15 +114,15 @@ class FeatureCacheBuilder:
     preprocessing: Preprocessing
     context: RankContext
 
-    def make(self, train: NDArray[np.int64], judged: NDArray[np.int64]) -> FeatureCaches:
-        """All banks of a run, read where they are there already; rank 0 makes the others.
+    def build(self, train: NDArray[np.int64], judged: NDArray[np.int64]) -> FeatureCaches:
+        """All feature caches of a run, read where they are there already; rank 0 makes the others.
 
         Args:
             train: Ids of the train part.
             judged: Ids of all parts that are judged.
         """
         everything = np.union1d(train, judged)
-        views = self._bank("global", everything, self._view_crops(), None)
+        views = self._cache("global", everything, self._view_crops(), None)
         grid = round(views.values.shape[2] ** 0.5)
 
         def places(
@@ -130,7 +130,7 @@ class FeatureCacheBuilder:
         ) -> NDArray[np.int32]:
             size = self.crops.size
             drawn = pool_boxes(ids, frames, size=size, pool=self.crops.pool or 1)
-            salient = salient_places(
+            salient = possible_salient_boxes(
                 self._extent(ids), grid=grid, saliency=self.saliency, size=size
             )
             places = [drawn, salient]
@@ -139,12 +139,12 @@ class FeatureCacheBuilder:
             return np.concatenate(places, axis=1)
 
         return FeatureCaches(
-            train=self._bank("eval", np.unique(train), self.crops, places),
+            train=self._cache("eval", np.unique(train), self.crops, places),
             views=views,
-            judged=self._bank("eval", np.unique(judged), self.crops, None),
+            judged=self._cache("eval", np.unique(judged), self.crops, None),
         )
 
-    def _bank(
+    def _cache(
         self, mode: Mode, ids: NDArray[np.int64], crops: CropConfig, rule: BoxRule | None
     ) -> FeatureCache:
         boxes = self._boxes(mode, ids, crops, rule)
@@ -163,7 +163,7 @@ class FeatureCacheBuilder:
         ) as loader:
             path = self.folder / f"{mode}-{self._key(mode, ids, boxes, crops, loader.recipe)}.npy"
             if not path.is_file() and self.context.is_main:
-                logger.info("%s: cells of %d images x %d places", path, *boxes.shape[:2])
+                logger.info("%s: features of %d images x %d boxes", path, *boxes.shape[:2])
                 self._fill(path, loader, ids, boxes.shape[1])
         _wait(self.context)
         return FeatureCache(ids=ids, boxes=boxes, values=np.load(path, mmap_mode="r"))
@@ -189,33 +189,33 @@ class FeatureCacheBuilder:
             bar = tqdm(
                 loader.epoch(0),
                 total=loader.steps,
-                desc="cells of the frozen stem",
+                desc="features of the frozen stem",
                 unit="batch",
                 leave=False,
                 disable=None if self.context.progress else True,
             )
             for batch in bar:
                 keep = batch.valid.cpu()
-                cells = self._cells(batch)
-                cells = cells.reshape(-1, places, *cells.shape[1:])[keep]
+                features = self._features(batch)
+                features = features.reshape(-1, places, *features.shape[1:])[keep]
                 if values is None:
                     values = np.lib.format.open_memmap(
                         temporary,
                         mode="w+",
-                        dtype=_bits(cells).dtype,
-                        shape=(len(ids), *cells.shape[1:]),
+                        dtype=_bits(features).dtype,
+                        shape=(len(ids), *features.shape[1:]),
                     )
-                    _take_room(temporary, path)
-                values[np.searchsorted(ids, batch.ids.cpu()[keep].numpy())] = _bits(cells)
+                    _preallocate(temporary, path)
+                values[np.searchsorted(ids, batch.ids.cpu()[keep].numpy())] = _bits(features)
             if values is None:
-                raise LmclError(f"{path}: no image to make cells of", exit_code=3)
+                raise LmclError(f"{path}: no image to compute features of", exit_code=3)
             values.flush()
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
     @torch.no_grad()
-    def _cells(self, batch: CropBatch) -> Float[Tensor, "n t c"]:
+    def _features(self, batch: CropBatch) -> Float[Tensor, "n t c"]:
         shown = preprocess(batch.crops, self.preprocessing)
         with autocast(self.context.device, self.preprocessing.precision):
             return torch.cat([self.stem.cells(part).cpu() for part in torch.split(shown, _CROPS)])
@@ -228,13 +228,20 @@ class FeatureCacheBuilder:
         crops: CropConfig,
         recipe: str,
     ) -> str:
-        """Everything the cells depend on, as a file name."""
+        """Everything the features depend on, as a file name."""
         digest = hashlib.sha256(self.shard_set.samples.sha256[ids].tobytes())
         for array in (ids, boxes):
             digest.update(np.ascontiguousarray(array).tobytes())
         for name, tensor in sorted(self.stem.layers.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        rest = (mode, crops.size, crops.max_side, recipe, str(self.preprocessing), self.stem.merges)
+        rest = (
+            mode,
+            crops.size,
+            crops.max_side,
+            recipe,
+            _preprocessing_key(self.preprocessing),
+            self.stem.merges,
+        )
         digest.update(repr(rest).encode())
         return digest.hexdigest()[:20]
 
@@ -246,15 +253,23 @@ class FeatureCacheBuilder:
         return scaled_sizes(samples.height[ids], samples.width[ids], self.crops.max_side)
 
 
-def _take_room(temporary: Path, path: Path) -> None:
-    """A full disk is a sentence now; in the middle of a mapped file it would be a fatal signal."""
+def _preprocessing_key(preprocessing: Preprocessing) -> str:
+    """Part of a cache's file name, spelled as earlier versions did, so that theirs are found."""
+    return (
+        f"Pixels(mean={preprocessing.mean}, std={preprocessing.std}, "
+        f"precision={preprocessing.precision})"
+    )
+
+
+def _preallocate(temporary: Path, path: Path) -> None:
+    """Take the disk space now: a full disk in a mapped file is a fatal signal (SIGBUS)."""
     size = temporary.stat().st_size
     try:
         with temporary.open("rb+") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         raise LmclError(
-            f"{path}: the cells take {size / 1e9:.1f} GB, and there is no room for them ({error}); "
+            f"{path}: the features take {size / 1e9:.1f} GB, and there is no room for them ({error}); "
             "set runtime.cells to a folder on a larger disk, or to '' to see pixels"
         ) from error
 
@@ -264,6 +279,6 @@ def _wait(context: RankContext) -> None:
         torch.distributed.barrier()
 
 
-def _bits(cells: Tensor) -> NDArray[np.generic]:
+def _bits(features: Tensor) -> NDArray[np.generic]:
     """Numpy has no bfloat16."""
-    return (cells.view(torch.int16) if cells.dtype == torch.bfloat16 else cells).numpy()
+    return (features.view(torch.int16) if features.dtype == torch.bfloat16 else features).numpy()

@@ -1,11 +1,12 @@
-"""Cells of a frozen stem in place of pixels: looked up by image and place, dealt out like crops.
+"""Feature cache: features of a frozen stem in place of pixels, looked up by image and box.
 
-A stem that never learns gives the same cells for the same crop in every epoch and under every seed
+A stem that never learns gives the same features for the same crop in every epoch and under every seed
 (docs/decisions/0008). lmcl/features/build.py makes them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,15 +14,17 @@ from jaxtyping import Float, Int32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
 from pipeline.batch import CropBatch
-from pipeline.boxes import SaliencyTable
-from pipeline.loader import Loader
+from pipeline.boxes import CropConfig, SaliencyTable
+from pipeline.loader import Loader, Mode
+from shards.read import ShardSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """The cells of some places of some images."""
+    """Features of some boxes of some images."""
 
     ids: Int64[np.ndarray, " n"]
     """Increasing rows of the set's sample table."""
@@ -33,10 +36,10 @@ class FeatureCache:
     def find(
         self, ids: Int64[np.ndarray, " b"], boxes: Int32[np.ndarray, "b v 4"]
     ) -> Float[Tensor, "b v t c"]:
-        """The cells of each image's boxes.
+        """Features of each image's boxes.
 
         Raises:
-            LmclError: If an image or a place is not in the bank.
+            LmclError: If an image or a place is not in the cache.
         """
         rows = np.searchsorted(self.ids, ids)
         rows = np.minimum(rows, len(self.ids) - 1)
@@ -45,8 +48,8 @@ class FeatureCache:
         if not found.all():
             image, view = np.argwhere(~found)[0]
             raise LmclError(
-                f"the cell bank has nothing for box {tuple(boxes[image, view].tolist())} (y, x, "
-                f"height, width) of sample {ids[image]}; set runtime.cells = '' to see pixels",
+                f"the feature cache has nothing for box {tuple(boxes[image, view].tolist())} (y, "
+                f"x, height, width) of sample {ids[image]}; set runtime.cells = '' to see pixels",
                 exit_code=3,
             )
         picked = torch.from_numpy(self.values[rows[:, None], matches.argmax(-1)])
@@ -55,7 +58,7 @@ class FeatureCache:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCaches:
-    """One bank for each way images are shown."""
+    """One cache for each way images are shown."""
 
     train: FeatureCache
     """Random and salient places of the train part."""
@@ -66,15 +69,15 @@ class FeatureCaches:
 
 
 class FeatureLoader:
-    """A loader's batches with cells from a bank in place of pixels; nothing is decoded."""
+    """A loader's batches with features from a cache in place of pixels; nothing is decoded."""
 
-    def __init__(self, loader: Loader, bank: FeatureCache, *, salient: bool, device: torch.device):
-        self._loader, self._bank = loader, bank
+    def __init__(self, loader: Loader, cache: FeatureCache, *, salient: bool, device: torch.device):
+        self._loader, self._cache = loader, cache
         self._salient, self._device = salient, device
         self.wait_s = 0.0
         """Cells come out of memory: time spent waiting for them is not told apart from a step's."""
         self.recipe = loader.recipe
-        self.backend_reason = f"{loader.backend_reason}; cells of the frozen stem are kept"
+        self.backend_reason = f"{loader.backend_reason}; features of the frozen stem are kept"
 
     @property
     def steps(self) -> int:
@@ -89,8 +92,8 @@ class FeatureLoader:
             request = self._loader.request(
                 epoch, step, saliency=saliency if self._salient else None
             )
-            cells = self._bank.find(request.ids, request.boxes).to(self._device)
-            yield self._loader.batch(request, cells, epoch)
+            features = self._cache.find(request.ids, request.boxes).to(self._device)
+            yield self._loader.batch(request, features, epoch)
 
     def close(self) -> None:
         """Close the loader behind."""
@@ -101,3 +104,29 @@ class FeatureLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@runtime_checkable
+class _PixelSource(Protocol):
+    def open_loader(
+        self, ids: NDArray[np.int64], *, crops: CropConfig, mode: Mode, batch_size: int
+    ) -> Any:
+        """The loader whose ids, boxes and labels are wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSource:
+    """Kept features for saliency passes (mode `global`) and evaluation (mode `eval`)."""
+
+    shard_set: ShardSet
+    pixels: _PixelSource
+    caches: FeatureCaches
+    context: RankContext
+
+    def open_loader(
+        self, ids: NDArray[np.int64], *, crops: CropConfig, mode: Mode, batch_size: int
+    ) -> FeatureLoader:
+        """A loader over `ids` in order; nothing is decoded."""
+        loader = self.pixels.open_loader(ids, crops=crops, mode=mode, batch_size=batch_size)
+        cache = self.caches.views if mode == "global" else self.caches.judged
+        return FeatureLoader(loader, cache, salient=False, device=self.context.device)

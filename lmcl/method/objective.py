@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from kernels import LossOutput, manifold_contrastive_loss
@@ -68,9 +68,9 @@ def objective(
     output: StudentOutput,
     mos: Float[Tensor, " b"],
     ids: Int64[Tensor, " b"],
-    valid: Bool[Tensor, " b"],
     config: ObjectiveConfig,
     *,
+    images: int,
     random: int,
     overlap: Float[Tensor, "b h h"] | None,
     keys: Float[Tensor, "n d"] | None,
@@ -81,9 +81,9 @@ def objective(
     Args:
         output: The student's view of all crops, image-major, the hub (if any) last of each image.
         mos: Targets in [0, 1], higher = better.
-        ids: Sample ids; unique over ranks among valid images.
-        valid: False marks padding, which counts in neither term.
+        ids: Sample ids; unique over ranks among images that count.
         config: Weights and options.
+        images: How many images count, the first ones; the rest is padding, in neither term.
         random: Random crops per image: the ones that are scored and contrasted.
         overlap: IoU of the random crops of each image, if overlap-aware.
         keys: The teacher's embeddings of the same crops, if keys = teacher.
@@ -92,7 +92,7 @@ def objective(
 
     Source: [Local Manifold Learning, 2024]; options are ours (method.md, section 2).
     """
-    error = crop_errors(output.score, mos, valid, random=random)
+    error = crop_errors(output.score, mos, images=images, random=random)
     # A rank whose images are all padding still needs a graph through every weight.
     l1 = error.mean() if len(error) else output.score.sum() * 0.0
     regression = l1 * rank_share
@@ -100,7 +100,7 @@ def objective(
         nothing = torch.zeros_like(l1)
         return Terms(regression, l1.detach(), nothing, nothing, nothing, nothing)
     found = _contrast(
-        output.embedding, ids, valid, config, random=random, overlap=overlap, keys=keys
+        output.embedding, ids, config, images=images, random=random, overlap=overlap, keys=keys
     )
     weight = config.contrastive_weight
     return Terms(
@@ -114,40 +114,39 @@ def objective(
 
 
 def crop_errors(
-    score: Float[Tensor, " n"], mos: Float[Tensor, " b"], valid: Bool[Tensor, " b"], *, random: int
+    score: Float[Tensor, " n"], mos: Float[Tensor, " b"], *, images: int, random: int
 ) -> Float[Tensor, "k h"]:
-    """Absolute error of every random crop of the images that count."""
-    scores = score.reshape(len(mos), -1)[:, :random][valid]
-    return (scores - mos[valid, None]).abs()
+    """Absolute error of every random crop of the first `images` images: those that count."""
+    scores = score.reshape(len(mos), -1)[:images, :random]
+    return (scores - mos[:images, None]).abs()
 
 
 def _contrast(
     embedding: Float[Tensor, "n d"],
     ids: Int64[Tensor, " b"],
-    valid: Bool[Tensor, " b"],
     config: ObjectiveConfig,
     *,
+    images: int,
     random: int,
     overlap: Float[Tensor, "b h h"] | None,
     keys: Float[Tensor, "n d"] | None,
 ) -> LossOutput:
     """Split embeddings into rows and hubs, leave padding out, and call the kernel."""
-    images = len(ids)
-    crops = embedding.reshape(images, -1, embedding.shape[-1])[valid]
+    crops = embedding.reshape(len(ids), -1, embedding.shape[-1])[:images]
     rows = crops[:, :random]
     hubs = crops[:, random]
     teacher_rows = None
     if keys is not None:
-        by_image = keys.reshape(images, -1, keys.shape[-1])[valid]
+        by_image = keys.reshape(len(ids), -1, keys.shape[-1])[:images]
         teacher_rows = by_image[:, :random].flatten(0, 1)
         hubs = by_image[:, random]
     return manifold_contrastive_loss(
         rows.flatten(0, 1),
         hubs,
-        ids[valid].repeat_interleave(random),
+        ids[:images].repeat_interleave(random),
         temperature=config.temperature,
         intra_weight=config.intra_weight,
-        overlap=overlap[valid].flatten(0, 1) if overlap is not None else None,
+        overlap=overlap[:images].flatten(0, 1) if overlap is not None else None,
         include_positive=config.include_positive,
         keys=teacher_rows,
         gather=True,

@@ -1,11 +1,19 @@
 """Preprocessing: pixels or kept features to what a network takes, and autocast."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pipeline.normalize import normalize
+
+PRECISIONS: dict[Literal["no", "bf16", "fp16"], torch.dtype] = {
+    "no": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Values of `runtime.precision`: the type networks compute in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +27,7 @@ class Preprocessing:
 
 
 def preprocess(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What a network takes of a batch: pixels are normalised, kept cells stay as they are."""
+    """What a network takes of a batch: pixels are normalised, kept features stay as they are."""
     if crops.is_floating_point():
         return crops.flatten(0, 1)
     return normalize(crops, mean=preprocessing.mean, std=preprocessing.std, dtype=torch.float32)

@@ -100,6 +100,22 @@ def best_name(epoch: int) -> str:
     return f"best-{epoch:04d}.pt"
 
 
+def best_path(folder: Path, epoch: int) -> Path:
+    """Where the weights of the best epoch, counted from 0, stand in a checkpoints folder."""
+    return folder / best_name(epoch)
+
+
+def save_best(path: Path, weights: dict[str, Any], *, keep_last: int) -> None:
+    """Write the weights of the best epoch so far and drop all but the latest `keep_last`.
+
+    An older checkpoint, should the run fall back to it, names an older best: as many are kept.
+    """
+    save_tensors(path, {"model": weights})
+    for old in list_bests(path.parent)[keep_last:]:
+        old.unlink()
+        digest_path(old).unlink(missing_ok=True)
+
+
 def list_bests(folder: Path) -> list[Path]:
     """Weights of best epochs, the latest first."""
     return sorted(folder.glob("best-*.pt"), reverse=True)

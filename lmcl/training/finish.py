@@ -17,8 +17,8 @@ from lmcl.evaluation.results import (
 )
 from lmcl.models.pretrained import ModelCard, save_model
 from lmcl.models.quality_model import QualityModel
-from lmcl.training.checkpoint import load_tensors
-from lmcl.training.trainer import Run, best_path, judged_model
+from lmcl.training.checkpoint import best_path, load_tensors
+from lmcl.training.trainer import Trainer
 from lmcl.utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -43,111 +43,110 @@ class Outcome:
         )
 
 
-def write_outcome(run: Run) -> Outcome:
+def write_outcome(trainer: Trainer) -> Outcome:
     """Judge the chosen weights on the evaluated part, and write everything a reader needs."""
-    model, epoch = chosen_weights(run)
-    part = run.config.evaluation.part
-    parts = dict.fromkeys([part, *(["val"] if len(run.split.part("val")) else [])])
-    judged = {name: _judge(run, model, name) for name in parts}
-    looked = _look(run, model, part)
+    model, epoch = chosen_weights(trainer)
+    part = trainer.config.evaluation.part
+    parts = dict.fromkeys([part, *(["val"] if len(trainer.split.part("val")) else [])])
+    judged = {name: _predict(trainer, model, name) for name in parts}
+    maps = _compute_saliency(trainer, model, part)
     evaluations = {
-        name: evaluate_predictions(run.shard_set, found) for name, found in judged.items()
+        name: evaluate_predictions(trainer.shard_set, found) for name, found in judged.items()
     }
-    if run.context.is_main:
+    if trainer.context.is_main:
         for name, found in judged.items():
-            boxes = looked if name == part else None
+            boxes = maps if name == part else None
             table = make_prediction_table(
-                run.shard_set, found, name, boxes, max_side=run.config.crops.max_side
+                trainer.shard_set, found, name, boxes, max_side=trainer.config.crops.max_side
             )
-            table.write_csv(run.folder.predictions / f"{name}.csv")
-        _write_metrics(run, judged, evaluations)
-        _write_protocol(run, epoch)
-        save_model(run.folder.model, model, _card(run, evaluations[part]))
-        write_pictures(run.folder.root, run.shard_set, judged[part], looked)
-        _write_report(run)
-    run.accelerator.wait_for_everyone()
+            table.write_csv(trainer.run_dir.predictions / f"{name}.csv")
+        _write_metrics(trainer, judged, evaluations)
+        _write_protocol(trainer, epoch)
+        save_model(trainer.run_dir.model, model, _card(trainer, evaluations[part]))
+        write_pictures(trainer.run_dir.root, trainer.shard_set, judged[part], maps)
+        _write_report(trainer)
+    trainer.accelerator.wait_for_everyone()
     return Outcome(
-        folder=run.folder.root,
+        folder=trainer.run_dir.root,
         part=part,
         evaluation=evaluations[part],
-        is_main=run.context.is_main,
+        is_main=trainer.context.is_main,
     )
 
 
-def chosen_weights(run: Run) -> tuple[QualityModel, int]:
+def chosen_weights(trainer: Trainer) -> tuple[QualityModel, int]:
     """The model to be judged and the epoch it comes from (counted from 0)."""
-    model = judged_model(run)
-    if run.config.evaluation.select == "last" or run.best_epoch < 0:
-        return model, run.config.train.epochs - 1
-    model.load_state_dict(load_tensors(best_path(run.folder, run.best_epoch))["model"])
-    return model, run.best_epoch
+    model = trainer.evaluated_model
+    if trainer.config.evaluation.select == "last" or trainer.progress.best_epoch < 0:
+        return model, trainer.config.train.epochs - 1
+    path = best_path(trainer.run_dir.checkpoints, trainer.progress.best_epoch)
+    model.load_state_dict(load_tensors(path)["model"])
+    return model, trainer.progress.best_epoch
 
 
-def _judge(run: Run, model: QualityModel, part: str) -> PartPredictions:
+def _predict(trainer: Trainer, model: QualityModel, part: str) -> PartPredictions:
     return predict(
         model,
-        run.shard_set,
-        run.split.part(part),
-        crops=run.config.crops,
-        preprocessing=run.preprocessing,
-        context=run.context,
-        batch_size=run.config.evaluation.batch_size,
-        title=f"judging the {part} part",
-        bank=run.banks.judged if run.banks else None,
+        trainer.source,
+        trainer.split.part(part),
+        crops=trainer.config.crops,
+        preprocessing=trainer.preprocessing,
+        context=trainer.context,
+        batch_size=trainer.config.evaluation.batch_size,
+        title=f"evaluating the {part} part",
     )
 
 
-def _look(run: Run, model: QualityModel, part: str) -> SaliencyMaps:
+def _compute_saliency(trainer: Trainer, model: QualityModel, part: str) -> SaliencyMaps:
     return compute_saliency(
         model.encoder.cls_attention,
-        run.shard_set,
-        run.split.part(part),
-        saliency=run.config.saliency,
-        crops=run.config.crops,
-        preprocessing=run.preprocessing,
-        context=run.context,
+        trainer.source,
+        trainer.split.part(part),
+        saliency=trainer.config.saliency,
+        crops=trainer.config.crops,
+        preprocessing=trainer.preprocessing,
+        context=trainer.context,
         keep_attention=True,
-        title=f"where the model looks in the {part} part",
-        bank=run.banks.views if run.banks else None,
+        title=f"saliency maps of the {part} part",
     )
 
 
 def _write_metrics(
-    run: Run, judged: dict[str, PartPredictions], evaluations: dict[str, Evaluation]
+    trainer: Trainer, judged: dict[str, PartPredictions], evaluations: dict[str, Evaluation]
 ) -> None:
-    tree = metrics_tree(run.shard_set, judged, evaluations, run.config.evaluation.part)
-    write_atomic(run.folder.metrics, to_pretty_json(tree))
+    tree = metrics_tree(trainer.shard_set, judged, evaluations, trainer.config.evaluation.part)
+    write_atomic(trainer.run_dir.metrics, to_pretty_json(tree))
 
 
-def _write_protocol(run: Run, epoch: int) -> None:
-    score, split, crops = run.shard_set.score, run.split, run.config.crops
+def _write_protocol(trainer: Trainer, epoch: int) -> None:
+    score, split, crops = trainer.shard_set.score, trainer.split, trainer.config.crops
     selection = (
         f"epoch {epoch + 1}, the highest SRCC on the val part"
-        if run.config.evaluation.select == "best"
+        if trainer.config.evaluation.select == "best"
         else "last epoch, no selection"
     )
     tree = {
-        "set": run.shard_set.name,
-        "split": run.config.data.split,
+        "set": trainer.shard_set.name,
+        "split": trainer.config.data.split,
         "split_hash": split.hash,
         "protocol": split.protocol,
         "selection": selection,
         "epoch": epoch + 1,
-        "model": run.config.evaluation.model,
-        "part": run.config.evaluation.part,
+        "model": trainer.config.evaluation.model,
+        "part": trainer.config.evaluation.part,
         "counts": {name: len(split.part(name)) for name in ("train", "val", "test")},
         "crops": f"{crops.evaluation} x {crops.size} px, {crops.evaluation_layout}, deterministic",
-        "decode": run.loader.recipe,
+        "decode": trainer.loader.recipe,
         "score": msgspec.to_builtins(score),
-        "synthetic": run.shard_set.name == "demo",
-        "note": _SYNTHETIC if run.shard_set.name == "demo" else "",
-        "train_seconds": round(run.seconds, 1),
+        "synthetic": trainer.shard_set.name == "demo",
+        "note": _SYNTHETIC if trainer.shard_set.name == "demo" else "",
+        "train_seconds": round(trainer.progress.seconds, 1),
     }
-    write_atomic(run.folder.root / "protocol.json", to_pretty_json(tree))
+    write_atomic(trainer.run_dir.root / "protocol.json", to_pretty_json(tree))
 
 
-def _card(run: Run, evaluation: Evaluation) -> ModelCard:
-    config, score = run.config, run.shard_set.score
+def _card(trainer: Trainer, evaluation: Evaluation) -> ModelCard:
+    config, score = trainer.config, trainer.shard_set.score
     if score is None:
         raise TypeError("a trained run has a scale")
     return ModelCard(
@@ -156,17 +155,17 @@ def _card(run: Run, evaluation: Evaluation) -> ModelCard:
         crops=config.crops,
         saliency=config.saliency,
         score=score,
-        training_set=run.shard_set.name,
+        training_set=trainer.shard_set.name,
         split=config.data.split,
-        split_hash=run.split.hash,
-        decode=run.loader.recipe,
+        split_hash=trainer.split.hash,
+        decode=trainer.loader.recipe,
         test_srcc=evaluation.srcc,
         test_plcc=evaluation.plcc_raw,
-        note=_SYNTHETIC if run.shard_set.name == "demo" else "",
+        note=_SYNTHETIC if trainer.shard_set.name == "demo" else "",
     )
 
 
-def _write_report(run: Run) -> None:
+def _write_report(trainer: Trainer) -> None:
     from lmcl.report import write_report  # jinja and the page's assets, needed only here
 
-    write_report([run.folder.root], run.folder.root)
+    write_report([trainer.run_dir.root], trainer.run_dir.root)

@@ -1,9 +1,8 @@
-"""From a configuration to a finished run: open the data, build what learns, train, write it up."""
+"""Set-up of a run: open the data, build student, teacher and optimiser, resume, train, finish."""
 
 import logging
-import os
 import tomllib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,13 +12,24 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from kernels.contrastive import choose_backend
-from lmcl.config import Config, binding_differences, flatten, parse_config
-from lmcl.distributed import RankContext
+from lmcl.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    RuntimeConfig,
+    TrainConfig,
+    binding_differences,
+    flatten,
+    parse_config,
+)
+from lmcl.distributed import RankContext, make_rank_context
 from lmcl.errors import ConfigError, LmclError
+from lmcl.evaluation.predict import CropLoader, CropSource, PixelSource
 from lmcl.features.build import FeatureCacheBuilder, check_cacheable
-from lmcl.features.cache import FeatureCaches, FeatureLoader
+from lmcl.features.cache import FeatureLoader, FeatureSource
+from lmcl.method.objective import ObjectiveConfig
 from lmcl.method.teacher import Teacher
-from lmcl.models.preprocess import Preprocessing
+from lmcl.models.preprocess import PRECISIONS, Preprocessing
 from lmcl.models.quality_model import (
     MEAN,
     STD,
@@ -29,8 +39,8 @@ from lmcl.models.quality_model import (
 )
 from lmcl.models.weights import load_weights
 from lmcl.training.checkpoint import (
-    Position,
     State,
+    best_path,
     load_tensors,
     read_checkpoint,
     read_newest,
@@ -41,8 +51,8 @@ from lmcl.training.grad_cache import GradCache, check_divisible
 from lmcl.training.init_from import start_from_model
 from lmcl.training.logger import CollapseWatch, MetricsLogger
 from lmcl.training.run_dir import RunDir
-from lmcl.training.signals import InterruptedRunError, stop_on_signals
-from lmcl.training.trainer import Run, best_path, restore, train, training_crops
+from lmcl.training.signals import InterruptedRunError, StopSignal, stop_on_signals
+from lmcl.training.trainer import Trainer, training_crops
 from lmcl.utils.environment import describe_environment
 from lmcl.utils.files import write_atomic
 from lmcl.utils.trackers import Trackers
@@ -52,11 +62,22 @@ from shards.splits.split import Split, load_split
 
 logger = logging.getLogger(__name__)
 
-_PRECISION = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ONE_RANK_WORKS = timedelta(hours=24)
-"""How long ranks wait for one another: rank 0 alone makes the cells of a set (`runtime.cells`).
+_RANK_TIMEOUT = timedelta(hours=24)
+"""How long ranks wait for one another: rank 0 alone builds the feature cache (`runtime.cells`).
 When a rank dies the launcher ends the others, however long they would wait."""
 _NO_WEIGHT_DECAY = ("cls", "members", "pos_embed", "reg_token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """What a run learns from and is evaluated on."""
+
+    shard_set: ShardSet
+    split: Split
+    loader: CropLoader
+    """Training batches."""
+    source: CropSource
+    """Crops for saliency passes and evaluation."""
 
 
 def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True) -> Outcome:
@@ -77,14 +98,12 @@ def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True
     """
     with stop_on_signals() as stop:
         try:
-            run = prepare(config, output, resume=resume, progress=progress)
-            run.stop = stop
+            trainer = prepare(config, output, resume=resume, progress=progress, stop=stop)
             try:
-                train(run)
-                return write_outcome(run)
+                trainer.train()
+                return write_outcome(trainer)
             finally:
-                run.metrics_logger.close()
-                run.loader.close()
+                trainer.close()
         except InterruptedRunError:
             # Any rank may be the only one that was signalled outside the steps.
             RunDir(output).mark_interrupted()
@@ -93,8 +112,7 @@ def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True
 
 def plan(config: Config, output: Path) -> str:
     """What `fit` would do, in words: counts, steps, crops; nothing is written."""
-    shard_set = open_set(config.data.root, cache=_cache(config))
-    split = load_split(shard_set, config.data.split)
+    shard_set, split = _open_split(config.data)
     counts = ", ".join(f"{name} {len(split.part(name))}" for name in ("train", "val", "test"))
     steps = -(-len(split.part("train")) // config.train.batch_size)
     crops = training_crops(config)
@@ -109,79 +127,27 @@ def plan(config: Config, output: Path) -> str:
     )
 
 
-def prepare(config: Config, output: Path, *, resume: str, progress: bool) -> Run:
-    """Everything a run needs, at the position it starts from."""
-    if config.runtime.precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError(
-            "runtime.precision = 'fp16' needs a GPU, and there is none here; set it to 'bf16' or "
-            "'no'"
-        )
-    accelerator = Accelerator(
-        # Without this a machine without a GPU is taken for a single process (decision 0005).
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="fp16" if config.runtime.precision == "fp16" else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_ONE_RANK_WORKS)],
-    )
-    context = _make_context(accelerator, config, progress=progress)
-    if not context.is_main:
-        logging.getLogger("lmcl").setLevel(logging.WARNING)  # every rank says its own errors only
-    shard_set = open_set(config.data.root, cache=_cache(config))
-    split = load_split(shard_set, config.data.split)
+def prepare(
+    config: Config, output: Path, *, resume: str, progress: bool, stop: StopSignal | None = None
+) -> Trainer:
+    """A trainer at the position it starts from, on this rank."""
+    accelerator, context = _make_ranks(config, progress=progress)
+    shard_set, split = _open_split(config.data)
     _check_data(config, shard_set, split, context)
-    folder = RunDir(output)
+    run_dir = RunDir(output)
     if context.is_main:
-        folder.create_or_check(config, resume=bool(resume))
+        run_dir.create_or_check(config, resume=bool(resume))
     accelerator.wait_for_everyone()
     student = make_student(config, accelerator.device)
-    _check_backend(config, student)
+    _check_loss(config.objective, student, PRECISIONS[config.runtime.precision])
     start_from_model(student, config, shard_set=shard_set, split=split)
     teacher = Teacher(student, config.teacher)
-    if config.runtime.micro_batch:
-        check_divisible(student)
-    if config.runtime.gradient_checkpointing:
-        enable_gradient_checkpointing(student.encoder)
-    if config.runtime.compile:
-        student.compile()
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(student, config), lr=config.schedule.lr, betas=config.train.betas
-    )
-    wrapped, prepared = accelerator.prepare(student, optimizer)
-    loader = _training_loader(config, shard_set, split, context)
-    if loader.skipped.size:
-        split = _without_damaged(split, loader)
-        _check_data(config, shard_set, split, context)
-    banks = _banks(config, shard_set, split, context, student)
-    run = Run(
-        config=config,
-        folder=folder,
-        accelerator=accelerator,
-        context=context,
-        preprocessing=_make_preprocessing(config),
-        shard_set=shard_set,
-        split=split,
-        student=wrapped,
-        core=student,
-        teacher=teacher,
-        grad_cache=_make_grad_cache(config, wrapped, teacher, accelerator, context),
-        optimizer=prepared,
-        loader=_with_cells(loader, banks, config, context),
-        metrics_logger=_make_metrics_logger(config, folder, context),
-        banks=banks,
-        position=Position(epoch=0, step=0),
-    )
-    state = _state_to_resume(folder, resume)
-    if state is not None:
-        _check_state(run, state)
-        restore(run, state)
-        if context.is_main and resume != "auto":
-            _bring_best(run, Path(resume).parent)
-        accelerator.wait_for_everyone()
-        logger.info("resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step)
-    if context.is_main:
-        _write_environment(run)
-        if state is None:
-            folder.rewind_log(epoch=0, step=0)
-    return run
+    _apply_runtime(student, config.runtime)
+    data = _make_data(config, shard_set, split, context, student)
+    trainer = _make_trainer(config, run_dir, accelerator, context, data, student, teacher)
+    trainer.stop = stop or trainer.stop
+    _resume(trainer, resume)
+    return trainer
 
 
 def make_student(config: Config, device: torch.device) -> QualityModel:
@@ -195,66 +161,82 @@ def make_student(config: Config, device: torch.device) -> QualityModel:
     )
     load_weights(student.encoder, config.encoder)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    select_attention_impl(student, device, _PRECISION[config.runtime.precision])
+    select_attention_impl(student, device, PRECISIONS[config.runtime.precision])
     return student
 
 
-def _check_backend(config: Config, student: QualityModel) -> None:
+def _make_ranks(config: Config, *, progress: bool) -> tuple[Accelerator, RankContext]:
+    """Accelerate's view of this process, and ours.
+
+    Raises:
+        ConfigError: If precision or batch size do not suit the machine or the number of ranks.
+    """
+    precision, images = config.runtime.precision, config.train.batch_size
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError(
+            "runtime.precision = 'fp16' needs a GPU, and there is none here; set it to 'bf16' or "
+            "'no'"
+        )
+    accelerator = Accelerator(
+        # Without this a machine without a GPU is taken for a single process (decision 0005).
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="fp16" if precision == "fp16" else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_RANK_TIMEOUT)],
+    )
+    world = accelerator.num_processes
+    if images % world:
+        raise ConfigError(
+            f"train.batch_size is {images} images over all ranks, which {world} "
+            f"processes cannot share evenly; choose a multiple of {world}"
+        )
+    runtime = config.runtime
+    context = make_rank_context(
+        accelerator, backend=runtime.backend, threads=runtime.threads, progress=progress
+    )
+    if not context.is_main:
+        logging.getLogger("lmcl").setLevel(logging.WARNING)  # every rank says its own errors only
+    return accelerator, context
+
+
+def _open_split(data: DataConfig) -> tuple[ShardSet, Split]:
+    shard_set = open_set(data.root, cache=Path(data.cache) if data.cache else None)
+    return shard_set, load_split(shard_set, data.split)
+
+
+def _check_loss(objective: ObjectiveConfig, student: QualityModel, precision: torch.dtype) -> None:
     """Whether the loss can run here as asked, said before the first step asks for it."""
-    if config.objective.contrastive_weight == 0:
+    if objective.contrastive_weight == 0:
         return
     device = next(student.parameters()).device
     # On a GPU autocast's dtype reaches the loss, elsewhere float32.
-    precision = _PRECISION[config.runtime.precision] if device.type == "cuda" else torch.float32
-    rows = torch.empty(1, student.encoder.width, device=device, dtype=precision)
+    dtype = precision if device.type == "cuda" else torch.float32
+    rows = torch.empty(1, student.encoder.width, device=device, dtype=dtype)
     try:
-        choose_backend(rows, config.objective.backend)
+        choose_backend(rows, objective.backend)
     except ValueError as error:
         raise ConfigError(f"objective.{error}") from error
 
 
-def _make_context(accelerator: Accelerator, config: Config, *, progress: bool) -> RankContext:
-    world = accelerator.num_processes
-    if config.train.batch_size % world:
-        raise ConfigError(
-            f"train.batch_size is {config.train.batch_size} images over all ranks, which {world} "
-            f"processes cannot share evenly; choose a multiple of {world}"
-        )
-    local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    threads = config.runtime.threads or max(1, (os.cpu_count() or 1) // local)
-    return RankContext(
-        rank=accelerator.process_index,
-        world_size=world,
-        device=accelerator.device,
-        backend=config.runtime.backend,
-        threads=threads,
-        progress=progress and accelerator.is_main_process,
-    )
-
-
 def _check_data(config: Config, shard_set: ShardSet, split: Split, context: RankContext) -> None:
+    """Refuse a set, a split and a configuration that do not fit each other."""
     where = f"{config.data.root}, split {config.data.split!r}"
+    _check_labels(where, shard_set, split)
+    _check_parts(where, split, config.evaluation)
+    _check_batch_size(where, len(split.part("train")), config.train, context)
+    view, longest = config.saliency.view, config.crops.max_side
+    if longest is not None and view > longest:
+        raise ConfigError(
+            f"saliency.view is {view} pixels, larger than crops.max_side {longest}; lower "
+            "saliency.view"
+        )
+
+
+def _check_labels(where: str, shard_set: ShardSet, split: Split) -> None:
     if shard_set.score is None:
         raise LmclError(
             f"{where}: the set has no scores, so nothing can be learned from it; `lmcl score` "
             "gives it some",
             exit_code=3,
-        )
-    if not len(split.part("train")):
-        raise LmclError(f"{where}: the train part is empty; make a split with one", exit_code=3)
-    if not len(split.part(config.evaluation.part)):
-        raise LmclError(
-            f"{where}: the {config.evaluation.part} part is empty; set evaluation.part to another "
-            "one or make a split with `lmcl-shard split`",
-            exit_code=3,
-        )
-    world, images = context.world_size, len(split.part("train"))
-    # One image a rank is always allowed: padding fills what is missing, and counts nowhere.
-    most = -(-images // world) * world
-    if config.train.batch_size > most:
-        raise ConfigError(
-            f"train.batch_size is {config.train.batch_size} images, but {where} has {images} to "
-            f"train on; set it to at most {most}"
         )
     for part in ("train", "val", "test"):
         unlabelled = split.part(part)[np.isnan(shard_set.unit_mos()[split.part(part)])]
@@ -264,45 +246,54 @@ def _check_data(config: Config, shard_set: ShardSet, split: Split, context: Rank
                 f"{unlabelled[:5].tolist()}); leave them out of the split or give them one",
                 exit_code=3,
             )
-    if config.evaluation.select == "best" and not len(split.part("val")):
+
+
+def _check_parts(where: str, split: Split, evaluation: EvaluationConfig) -> None:
+    if not len(split.part("train")):
+        raise LmclError(f"{where}: the train part is empty; make a split with one", exit_code=3)
+    if not len(split.part(evaluation.part)):
+        raise LmclError(
+            f"{where}: the {evaluation.part} part is empty; set evaluation.part to another "
+            "one or make a split with `lmcl-shard split`",
+            exit_code=3,
+        )
+    if evaluation.select == "best" and not len(split.part("val")):
         raise ConfigError(
             f"{where}: evaluation.select = 'best' needs a val part, and this split has none; set "
             "evaluation.select = 'last', or make one with `lmcl-shard split --val-fraction 0.1`"
         )
-    view = config.saliency.view
-    if config.crops.max_side is not None and view > config.crops.max_side:
+
+
+def _check_batch_size(where: str, images: int, train: TrainConfig, context: RankContext) -> None:
+    world = context.world_size
+    # One image a rank is always allowed: padding fills what is missing, and counts nowhere.
+    most = -(-images // world) * world
+    if train.batch_size > most:
         raise ConfigError(
-            f"saliency.view is {view} pixels, larger than crops.max_side "
-            f"{config.crops.max_side}; lower saliency.view"
+            f"train.batch_size is {train.batch_size} images, but {where} has {images} to "
+            f"train on; set it to at most {most}"
         )
 
 
-def _banks(
+def _apply_runtime(student: QualityModel, runtime: RuntimeConfig) -> None:
+    """Trade memory for time, and compile, as the configuration asks."""
+    if runtime.micro_batch:
+        check_divisible(student)
+    if runtime.gradient_checkpointing:
+        enable_gradient_checkpointing(student.encoder)
+    if runtime.compile:
+        student.compile()
+
+
+def _make_data(
     config: Config, shard_set: ShardSet, split: Split, context: RankContext, student: QualityModel
-) -> FeatureCaches | None:
-    if not config.runtime.cells:
-        return None
-    maker = FeatureCacheBuilder(
-        folder=Path(config.runtime.cells),
-        shard_set=shard_set,
-        stem=check_cacheable(student, pool=config.crops.pool, flip=config.train.flip),
-        crops=config.crops,
-        saliency=config.saliency,
-        has_centre=config.objective.hub == "centre",
-        preprocessing=_make_preprocessing(config),
-        context=context,
-    )
-    judged = np.union1d(split.part("val"), split.part(config.evaluation.part))
-    return maker.make(split.part("train"), judged)
-
-
-def _training_loader(
-    config: Config, shard_set: ShardSet, split: Split, context: RankContext
-) -> Loader:
-    return Loader(
+) -> _Data:
+    """Training batches, and crops for saliency and evaluation: pixels, or kept features."""
+    crops = training_crops(config)
+    loader = Loader(
         shard_set,
         split.part("train"),
-        crops=training_crops(config),
+        crops=crops,
         batch_size=config.train.batch_size // context.world_size,
         mode="train",
         seed=config.train.seed,
@@ -313,12 +304,34 @@ def _training_loader(
         num_threads=context.threads,
         on_error=config.runtime.on_error,
     )
+    if loader.skipped.size:
+        split = _without_damaged(split, loader)
+        _check_data(config, shard_set, split, context)
+    pixels = PixelSource(shard_set=shard_set, context=context)
+    if not config.runtime.cells:
+        return _Data(shard_set=shard_set, split=split, loader=loader, source=pixels)
+    stem = check_cacheable(student, pool=config.crops.pool, flip=config.train.flip)
+    builder = FeatureCacheBuilder(
+        folder=Path(config.runtime.cells),
+        shard_set=shard_set,
+        stem=stem,
+        crops=config.crops,
+        saliency=config.saliency,
+        has_centre=config.objective.hub == "centre",
+        preprocessing=_make_preprocessing(config.runtime),
+        context=context,
+    )
+    evaluated = np.union1d(split.part("val"), split.part(config.evaluation.part))
+    caches = builder.build(split.part("train"), evaluated)
+    cached = FeatureLoader(loader, caches.train, salient=crops.salient, device=context.device)
+    source = FeatureSource(shard_set=shard_set, pixels=pixels, caches=caches, context=context)
+    return _Data(shard_set=shard_set, split=split, loader=cached, source=source)
 
 
 def _without_damaged(split: Split, loader: Loader) -> Split:
     """The split with those of its train part that the loader kept.
 
-    Everything else that goes over the train part, the teacher's look for one, then does the same.
+    Everything else that goes over the train part, the saliency pass for one, then does the same.
     """
     shown = ", ".join(str(one) for one in loader.skipped[:8].tolist())
     logger.warning(
@@ -332,13 +345,34 @@ def _without_damaged(split: Split, loader: Loader) -> Split:
     return replace(split, train=loader.ids)
 
 
-def _with_cells(
-    loader: Loader, banks: FeatureCaches | None, config: Config, context: RankContext
-) -> Loader | FeatureLoader:
-    if banks is None:
-        return loader
-    salient = training_crops(config).salient
-    return FeatureLoader(loader, banks.train, salient=salient, device=context.device)
+def _make_trainer(
+    config: Config,
+    run_dir: RunDir,
+    accelerator: Accelerator,
+    context: RankContext,
+    data: _Data,
+    student: QualityModel,
+    teacher: Teacher,
+) -> Trainer:
+    optimizer = _make_optimizer(student, config.train, lr=config.schedule.lr)
+    wrapped, optimizer = accelerator.prepare(student, optimizer)
+    return Trainer(
+        config=config,
+        run_dir=run_dir,
+        accelerator=accelerator,
+        context=context,
+        preprocessing=_make_preprocessing(config.runtime),
+        shard_set=data.shard_set,
+        split=data.split,
+        student=wrapped,
+        core=student,
+        teacher=teacher,
+        grad_cache=_make_grad_cache(config, wrapped, teacher, accelerator, context),
+        optimizer=optimizer,
+        loader=data.loader,
+        source=data.source,
+        metrics_logger=_make_metrics_logger(config, run_dir, context),
+    )
 
 
 def _make_grad_cache(
@@ -354,7 +388,7 @@ def _make_grad_cache(
         student=student,
         key_teacher=teacher if has_teacher_keys else None,
         accelerator=accelerator,
-        preprocessing=_make_preprocessing(config),
+        preprocessing=_make_preprocessing(config.runtime),
         context=context,
         flip=config.train.flip,
         micro_batch=config.runtime.micro_batch,
@@ -362,76 +396,101 @@ def _make_grad_cache(
     )
 
 
-def _make_metrics_logger(config: Config, folder: RunDir, context: RankContext) -> MetricsLogger:
+def _make_metrics_logger(config: Config, run_dir: RunDir, context: RankContext) -> MetricsLogger:
     names = config.runtime.trackers if context.is_main else ()
     return MetricsLogger(
-        folder,
-        Trackers(names, folder.root, settings=flatten(config)),
+        run_dir,
+        Trackers(names, run_dir.root, settings=flatten(config)),
         CollapseWatch(limit=config.runtime.collapse_steps),
         enabled=context.is_main,
         progress=context.progress,
     )
 
 
-def _make_preprocessing(config: Config) -> Preprocessing:
-    return Preprocessing(mean=MEAN, std=STD, precision=_PRECISION[config.runtime.precision])
+def _make_preprocessing(runtime: RuntimeConfig) -> Preprocessing:
+    return Preprocessing(mean=MEAN, std=STD, precision=PRECISIONS[runtime.precision])
 
 
-def _parameter_groups(student: QualityModel, config: Config) -> list[dict[str, object]]:
+def _make_optimizer(
+    student: QualityModel, train: TrainConfig, *, lr: float
+) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(_parameter_groups(student, train), lr=lr, betas=train.betas)
+
+
+def _parameter_groups(student: QualityModel, train: TrainConfig) -> list[dict[str, object]]:
     """Weights with and without decay, and the stem apart with its own learning rate."""
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if not parameter.requires_grad:
             continue
-        spared = parameter.ndim <= 1 or any(part in name for part in _NO_WEIGHT_DECAY)
-        groups.setdefault((name.startswith("encoder.stem.layers."), spared), []).append(parameter)
+        has_no_decay = parameter.ndim <= 1 or any(part in name for part in _NO_WEIGHT_DECAY)
+        groups.setdefault((name.startswith("encoder.stem.layers."), has_no_decay), []).append(
+            parameter
+        )
     return [
         {
             "params": parameters,
-            "weight_decay": 0.0 if spared else config.train.weight_decay,
-            "lr_scale": config.train.stem_lr_scale if stem else 1.0,
+            "weight_decay": 0.0 if has_no_decay else train.weight_decay,
+            "lr_scale": train.stem_lr_scale if is_stem else 1.0,
         }
-        for (stem, spared), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (is_stem, has_no_decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def _state_to_resume(folder: RunDir, resume: str) -> State | None:
+def _resume(trainer: Trainer, resume: str) -> None:
+    """Put the trainer where the asked checkpoint was taken, and write down the machine."""
+    state = _state_to_resume(trainer.run_dir, resume)
+    context = trainer.context
+    if state is not None:
+        _check_state(trainer, state)
+        trainer.restore_checkpoint(state)
+        if context.is_main and resume != "auto":
+            _copy_best(trainer, Path(resume).parent)
+        trainer.accelerator.wait_for_everyone()
+        logger.info("resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step)
+    if context.is_main:
+        _write_environment(trainer)
+        if state is None:
+            trainer.run_dir.rewind_log(epoch=0, step=0)
+
+
+def _state_to_resume(run_dir: RunDir, resume: str) -> State | None:
     if not resume:
         return None
     if resume == "auto":
-        return read_newest(folder.checkpoints)
+        return read_newest(run_dir.checkpoints)
     return read_checkpoint(Path(resume))
 
 
-def _bring_best(run: Run, origin: Path) -> None:
+def _copy_best(trainer: Trainer, origin: Path) -> None:
     """A run that goes on in another folder takes the weights of its best epoch along.
 
     Raises:
         LmclError: If they are not where the checkpoint came from (exit code 4).
     """
-    target = best_path(run.folder, run.best_epoch)
-    if run.best_epoch < 0 or target.exists():
+    epoch = trainer.progress.best_epoch
+    target = best_path(trainer.run_dir.checkpoints, epoch)
+    if epoch < 0 or target.exists():
         return
-    source = origin / target.name
     try:
-        weights = load_tensors(source)
+        weights = load_tensors(origin / target.name)
     except LmclError as error:
         raise LmclError(
-            f"the checkpoint's best epoch is {run.best_epoch + 1}, and its weights are not beside "
+            f"the checkpoint's best epoch is {epoch + 1}, and its weights are not beside "
             f"it ({error}); copy the whole checkpoints folder, or resume in the run's own",
             exit_code=4,
         ) from error
     save_tensors(target, weights)
 
 
-def _check_state(run: Run, state: State) -> None:
+def _check_state(trainer: Trainer, state: State) -> None:
     """Refuse a checkpoint of another experiment or other data.
 
     Raises:
         ConfigError: With exit code 5.
     """
     theirs = parse_config(tomllib.loads(state.config), where="the checkpoint's configuration")
-    changed = binding_differences(run.config, theirs)
+    changed = binding_differences(trainer.config, theirs)
     if changed:
         raise ConfigError(
             f"the checkpoint is of another configuration (asked / found there): "
@@ -439,25 +498,21 @@ def _check_state(run: Run, state: State) -> None:
             "in another --output",
             exit_code=5,
         )
-    if state.data and state.data != run.split.hash:
+    if state.data and state.data != trainer.split.hash:
         raise ConfigError(
-            f"the checkpoint was trained on other data than {run.config.data.root}, split "
-            f"{run.split.name!r}: the set's names or the parts differ; name the set it was trained "
-            "on, or start a new run in another --output",
+            f"the checkpoint was trained on other data than {trainer.config.data.root}, split "
+            f"{trainer.split.name!r}: the set's names or the parts differ; name the set it was "
+            "trained on, or start a new run in another --output",
             exit_code=5,
         )
 
 
-def _cache(config: Config) -> Path | None:
-    return Path(config.data.cache) if config.data.cache else None
-
-
-def _write_environment(run: Run) -> None:
+def _write_environment(trainer: Trainer) -> None:
     found = describe_environment(
-        device=str(run.accelerator.device),
-        world_size=run.context.world_size,
-        decode=run.loader.recipe,
+        device=str(trainer.accelerator.device),
+        world_size=trainer.context.world_size,
+        decode=trainer.loader.recipe,
     )
-    logger.info("decoding with %s: %s", run.loader.recipe, run.loader.backend_reason)
+    logger.info("decoding with %s: %s", trainer.loader.recipe, trainer.loader.backend_reason)
     text = msgspec.json.format(msgspec.json.encode(found), indent=2)
-    write_atomic(run.folder.root / "environment.json", text + b"\n")
+    write_atomic(trainer.run_dir.root / "environment.json", text + b"\n")

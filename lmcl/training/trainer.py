@@ -1,7 +1,8 @@
-"""The training loop, readable aloud: look, cut, see, compute_loss, learn, follow.
+"""Trainer: refresh the salient boxes, then per batch forward, loss, backward, update the teacher.
 
-Every epoch the teacher looks at all training images; every step the loader cuts their crops, the
-student sees them, the objective compares, the optimiser learns and the teacher follows.
+Every epoch the teacher computes the saliency of all training images; every step the loader cuts
+their crops, the student embeds and scores them, the objective compares, the optimiser updates the
+student and the teacher follows by its moving average (method.md, steps 2 to 6).
 """
 
 import dataclasses
@@ -9,19 +10,18 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float
 from torch import Tensor
 
 from lmcl.config import Config, dump_config
 from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
 from lmcl.evaluation.metrics import plcc, srcc
-from lmcl.evaluation.predict import compute_saliency, predict
-from lmcl.features.cache import FeatureCaches, FeatureLoader
+from lmcl.evaluation.predict import CropLoader, CropSource, compute_saliency, predict
 from lmcl.method.lr_schedule import learning_rate
 from lmcl.method.objective import Terms, crop_errors, objective
 from lmcl.method.teacher import Teacher
@@ -31,11 +31,9 @@ from lmcl.models.saliency import make_table
 from lmcl.training.checkpoint import (
     Position,
     State,
-    best_name,
-    digest_path,
+    best_path,
     drop_checkpoints_after,
-    list_bests,
-    save_tensors,
+    save_best,
     write_checkpoint,
 )
 from lmcl.training.grad_cache import ForwardResult, GradCache
@@ -45,78 +43,60 @@ from lmcl.training.signals import InterruptedRunError, StopSignal
 from lmcl.utils.files import write_atomic
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, SaliencyTable, box_iou, centre_boxes, frame_sizes
-from pipeline.loader import Loader
 from shards.read import ShardSet
 from shards.splits.split import Split
 
 logger = logging.getLogger(__name__)
 
+_L1, _EMBEDDING, _LOSS, _GRADIENT = 8, 4, 2, 1
+"""What is not finite on a rank, as the bits of one number."""
+
 
 @dataclass(kw_only=True)
-class Run:
-    """One training in progress: what is fixed, what learns, and where it stands."""
+class Progress:
+    """How far a run is: what a checkpoint holds beside weights."""
 
-    config: Config
-    folder: RunDir
-    accelerator: Accelerator
-    context: RankContext
-    preprocessing: Preprocessing
-    shard_set: ShardSet
-    split: Split
-    student: torch.nn.Module
-    """What is trained, wrapped for several ranks where there are any."""
-    core: QualityModel
-    """The student without wrapping; shares its weights."""
-    teacher: Teacher
-    grad_cache: GradCache
-    optimizer: torch.optim.Optimizer
-    loader: Loader | FeatureLoader
-    metrics_logger: MetricsLogger
-    banks: FeatureCaches | None
-    """Cells of the frozen stem in place of pixels, where they are kept."""
     position: Position
-    stop: StopSignal = field(default_factory=StopSignal)
+    """The next step to take."""
     saliency: SaliencyTable | None = None
+    """Salient boxes in force; None before the first saliency pass."""
     best_srcc: float = math.nan
+    """Highest SRCC on the val part so far; NaN before the first."""
     best_epoch: int = -1
+    """Its epoch, from 0; -1 before the first."""
     seconds: float = 0.0
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self.config.train.epochs * self.loader.steps
-
-    @property
-    def steps_done(self) -> int:
-        """Optimiser steps behind the run's position."""
-        return self.position.epoch * self.loader.steps + self.position.step
+    """Time spent in training steps, resumed parts included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepStats:
-    """What all ranks know of a step before the objective is taken; the same on each."""
+    """Figures of one step over all ranks; the same on each."""
 
     images: int
     """Images that count."""
     l1: float
     """Mean absolute error of their random crops."""
+    contrastive: float
+    """Contrastive loss in nats; 0 when switched off, as are the three after it."""
+    intra_share: float
+    intra_similarity: float
+    positive_similarity: float
+    grad_norm: float
+    """Of the gradient over all ranks, before clipping."""
     stop: bool
     """Some rank was asked to stop."""
     broken: tuple[int, ...]
-    """Ranks whose scores, labels or embeddings are not finite."""
+    """Ranks with scores, labels, embeddings, a loss or a gradient that is not finite."""
     broken_term: str
-    """Which term that spoils: `l1` (scores, labels) or `contrastive` (embeddings alone)."""
+    """The first of `l1` (scores, labels), `contrastive` and `gradient` that is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
     """What one optimiser step did."""
 
-    terms: Terms
-    agreed: StepStats
+    stats: StepStats
     lr: float
-    grad_norm: float | None
-    """Of the gradient over all ranks, before clipping; None if clipping is off."""
 
 
 def training_crops(config: Config) -> CropConfig:
@@ -129,316 +109,380 @@ def training_crops(config: Config) -> CropConfig:
     return crops
 
 
-def train(run: Run) -> None:
-    """Run all epochs that remain, writing checkpoints; returns when the last one is done.
+@dataclass(kw_only=True)
+class Trainer:
+    """Training of one student and its teacher on one part of one set.
 
-    Raises:
-        InterruptedRunError: If a signal asked the run to stop; a checkpoint was written.
-        LmclError: If the loss or its gradient is not finite; the batch's keys are saved.
+    Source: [Local Manifold Learning, 2024], mutual learning of student and teacher.
     """
-    with run.stop.deferred():
-        for epoch in range(run.position.epoch, run.config.train.epochs):
-            if training_crops(run.config).salient:
-                refresh_salient_boxes(run, epoch)
-            last = train_epoch(run, epoch)
-            run.teacher.update_after_epoch(run.core)
-            validate(run, epoch, last)
-            run.position = Position(epoch=epoch + 1, step=0)
-            save(run)
-            if _anyone_asked_to_stop(run):
-                raise _stopped(run)
 
+    config: Config
+    run_dir: RunDir
+    accelerator: Accelerator
+    context: RankContext
+    preprocessing: Preprocessing
+    shard_set: ShardSet
+    split: Split
+    student: torch.nn.Module
+    """What is trained, wrapped for several ranks where there are any."""
+    core: QualityModel
+    """The student without wrapping; shares its weights."""
+    teacher: Teacher
+    grad_cache: GradCache
+    optimizer: torch.optim.Optimizer
+    loader: CropLoader
+    """Training batches."""
+    source: CropSource
+    """Crops for saliency passes and evaluation."""
+    metrics_logger: MetricsLogger
+    stop: StopSignal = field(default_factory=StopSignal)
+    progress: Progress = field(default_factory=lambda: Progress(position=Position(epoch=0, step=0)))
 
-def refresh_salient_boxes(run: Run, epoch: int) -> None:
-    """Say where each training image's hub lies: where the teacher looks, or in the middle."""
-    if run.config.objective.hub == "salient":
-        run_saliency_pass(run, epoch)
-    elif run.saliency is None:
-        ids, samples = np.unique(run.split.part("train")), run.shard_set.samples
-        frames = frame_sizes(samples.height[ids], samples.width[ids], run.config.crops)
-        run.saliency = SaliencyTable(
-            ids=ids, boxes=centre_boxes(frames, size=run.config.crops.size)
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.config.train.epochs * self.loader.steps
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps behind the run's position."""
+        return self.progress.position.epoch * self.loader.steps + self.progress.position.step
+
+    @property
+    def evaluated_model(self) -> QualityModel:
+        """Whose weights are evaluated: the student's or the teacher's."""
+        return self.teacher.model if self.config.evaluation.model == "teacher" else self.core
+
+    def train(self) -> None:
+        """Train all epochs that remain, writing checkpoints.
+
+        Raises:
+            InterruptedRunError: If a signal asked the run to stop; a checkpoint was written.
+            LmclError: If the loss or its gradient is not finite; the batch's ids are saved.
+        """
+        with self.stop.deferred():
+            for epoch in range(self.progress.position.epoch, self.config.train.epochs):
+                if training_crops(self.config).salient:
+                    self.refresh_salient_boxes(epoch)
+                last = self.train_epoch(epoch)
+                self.teacher.update_after_epoch(self.core)
+                self.validate(epoch, last)
+                self.progress.position = Position(epoch=epoch + 1, step=0)
+                self.save_checkpoint()
+                if self._is_stop_requested():
+                    raise self._interrupted()
+
+    def close(self) -> None:
+        """End trackers, loader threads and open files."""
+        self.metrics_logger.close()
+        self.loader.close()
+
+    def refresh_salient_boxes(self, epoch: int) -> None:
+        """Salient box of every training image: the teacher's, or the one in the middle."""
+        if self.config.objective.hub == "salient":
+            self.run_saliency_pass(epoch)
+        elif self.progress.saliency is None:
+            ids, samples = np.unique(self.split.part("train")), self.shard_set.samples
+            crops = self.config.crops
+            frames = frame_sizes(samples.height[ids], samples.width[ids], crops)
+            boxes = centre_boxes(frames, size=crops.size)
+            self.progress.saliency = SaliencyTable(ids=ids, boxes=boxes)
+
+    def run_saliency_pass(self, epoch: int) -> None:
+        """Compute the teacher's salient boxes, unless this epoch keeps the old ones."""
+        settings, progress = self.config.saliency, self.progress
+        is_kept = progress.position.step > 0 or epoch % settings.every
+        if progress.saliency is not None and is_kept:
+            return
+        maps = compute_saliency(
+            self.teacher.cls_attention,
+            self.source,
+            self.split.part("train"),
+            saliency=settings,
+            crops=self.config.crops,
+            preprocessing=self.preprocessing,
+            context=self.context,
+            keep_attention=False,
+            title=f"epoch {epoch + 1}: saliency pass",
+        )
+        progress.saliency = make_table(maps.ids, maps.boxes)
+        if self.context.is_main:
+            progress.saliency.write(self.run_dir.saliency / f"epoch-{epoch:02d}.parquet")
+
+    def train_epoch(self, epoch: int) -> StepEntry | None:
+        """Take the steps of one epoch that remain; the last one's entry, if any was left."""
+        self.student.train()
+        config, progress, entry = self.config, self.progress, None
+        started, before = time.monotonic(), progress.seconds
+        waited, seen = self.loader.wait_s, 0
+        bar = self.metrics_logger.epoch(
+            epoch,
+            epochs=config.train.epochs,
+            images=len(self.split.part("train")),
+            seen=progress.position.step * config.train.batch_size,
+            steps_done=self.steps_done,
+        )
+        with bar:
+            for batch in self.loader.epoch(
+                epoch, start=progress.position.step, saliency=progress.saliency
+            ):
+                out = self.step(batch)
+                progress.position = Position(epoch=epoch, step=batch.step + 1)
+                progress.seconds = before + time.monotonic() - started
+                spent = max(progress.seconds - before, 1e-9)
+                seen += out.stats.images
+                wait = (self.loader.wait_s - waited) / spent
+                entry = self._entry(batch, out, rate=seen / spent, wait=wait)
+                self.metrics_logger.step(entry, done=self.steps_done, steps=self.steps)
+                self._checkpoint_within_epoch(batch, out)
+        return entry
+
+    def step(self, batch: CropBatch) -> StepOutput:
+        """One optimiser step: forward, loss, backward, update (method.md, steps 4 to 6).
+
+        The host waits for the device once, in `reduce_step_stats`.
+
+        Raises:
+            LmclError: If a rank met a number that is not finite; no weight was changed.
+        """
+        lr = self.set_learning_rate(batch)
+        forward = self.grad_cache.forward(batch)
+        terms = self.compute_loss(batch, forward)
+        self.grad_cache.backward(batch, forward, terms.loss)
+        grad_norm = self.clip_gradient()
+        stats = self.reduce_step_stats(batch, forward, terms, grad_norm)
+        if stats.broken:
+            raise self._not_finite(batch, stats)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.teacher.update_after_step(self.core, steps_per_epoch=self.loader.steps)
+        return StepOutput(stats=stats, lr=lr)
+
+    def set_learning_rate(self, batch: CropBatch) -> float:
+        """Give the optimiser this step's learning rate."""
+        rate = learning_rate(
+            self.config.schedule,
+            step=batch.epoch * self.loader.steps + batch.step,
+            steps_per_epoch=self.loader.steps,
+            epochs=self.config.train.epochs,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        return rate
+
+    def compute_loss(self, batch: CropBatch, forward: ForwardResult) -> Terms:
+        """The objective of a batch: regression and contrastive terms."""
+        goal, random = self.config.objective, self.config.crops.random
+        return objective(
+            forward.output,
+            batch.mos,
+            batch.ids,
+            goal,
+            images=batch.images,
+            random=random,
+            overlap=box_iou(batch.boxes[:, :random]) if goal.overlap_aware else None,
+            keys=forward.keys,
+            rank_share=self.context.world_size * batch.images / batch.images_of_all_ranks,
+        )
+
+    def clip_gradient(self) -> Float[Tensor, ""]:
+        """Scale the gradient down to `train.clip`, if there is one; its norm before."""
+        if self.config.train.clip:
+            norm: Tensor = self.accelerator.clip_grad_norm_(
+                self.student.parameters(), self.config.train.clip
+            )
+            return norm
+        gradients = [value.grad for value in self.student.parameters() if value.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def reduce_step_stats(
+        self, batch: CropBatch, forward: ForwardResult, terms: Terms, grad_norm: Float[Tensor, ""]
+    ) -> StepStats:
+        """Sum one small vector over all ranks: errors, figures, requests to stop, accidents.
+
+        A rank that met a number that is not finite must not leave the others waiting for it in the
+        next exchange, so all learn of it here and stop together. The one place of a step where
+        the host waits for the device.
+        """
+        random = self.config.crops.random
+        score = forward.output.score.detach()
+        total = crop_errors(score, batch.mos, images=batch.images, random=random).double().sum()
+        has_l1 = torch.isfinite(total)
+        flags = torch.zeros(self.context.world_size, dtype=torch.float64, device=total.device)
+        flags[self.context.rank] = (
+            _L1 * ~has_l1
+            + _EMBEDDING * ~torch.isfinite(forward.output.embedding.detach()).all()
+            + _LOSS * ~torch.isfinite(terms.loss.detach())
+            # A scaler of float16 skips steps whose gradient overflows by itself.
+            + _GRADIENT * ~(torch.isfinite(grad_norm) | (self.accelerator.scaler is not None))
+        )
+        figures = torch.stack([*(value.double() for value in terms[2:]), grad_norm.double()])
+        if not self.context.is_main:
+            # Contrastive figures and the gradient are of all ranks: rank 0's count.
+            figures = torch.zeros_like(figures)
+        stop = torch.full_like(total, self.stop.requested)
+        mine = torch.stack([torch.where(has_l1, total, 0.0), stop])
+        summed: Tensor = self.accelerator.reduce(torch.cat([mine, figures, flags]), reduction="sum")
+        error, stops, contrastive, share, within, positive, norm, *accidents = summed.tolist()
+        broken, term = _find_broken([int(flag) for flag in accidents])
+        return StepStats(
+            images=batch.images_of_all_ranks,
+            l1=error / (batch.images_of_all_ranks * random),
+            contrastive=contrastive,
+            intra_share=share,
+            intra_similarity=within,
+            positive_similarity=positive,
+            grad_norm=norm,
+            stop=stops > 0,
+            broken=broken,
+            broken_term=term,
+        )
+
+    def validate(self, epoch: int, last: StepEntry | None) -> None:
+        """Predict the val part, if there is one; keep the weights of the best epoch."""
+        ids = self.split.part("val")
+        value = value_plcc = None
+        if len(ids):
+            found = predict(
+                self.evaluated_model,
+                self.source,
+                ids,
+                crops=self.config.crops,
+                preprocessing=self.preprocessing,
+                context=self.context,
+                batch_size=self.config.evaluation.batch_size,
+                title=f"epoch {epoch + 1}: validation",
+            )
+            mos = self.shard_set.unit_mos()[found.ids]
+            value, value_plcc = srcc(found.score, mos), plcc(found.score, mos)
+            best = self.progress.best_srcc
+            if value > best or (math.isnan(best) and not math.isnan(value)):
+                self.progress.best_srcc, self.progress.best_epoch = value, epoch
+                self._save_best()
+        entry = EpochEntry(
+            epoch=epoch, time_s=self.progress.seconds, val_srcc=value, val_plcc=value_plcc
+        )
+        self.metrics_logger.epoch_end(entry, last, done=(epoch + 1) * self.loader.steps)
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the run's position; ranks hold the same state, rank 0 writes."""
+        if self.context.is_main:
+            progress, scaler = self.progress, self.accelerator.scaler
+            table = progress.saliency
+            state = State(
+                position=progress.position,
+                config=dump_config(self.config),
+                data=self.split.hash,
+                student=self.core.state_dict(),
+                teacher=self.teacher.model.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                scaler=scaler.state_dict() if scaler else {},
+                saliency_ids=torch.from_numpy(table.ids if table else np.zeros(0, np.int64)),
+                saliency_boxes=torch.from_numpy(
+                    table.boxes if table else np.zeros((0, 4), np.int32)
+                ),
+                best_srcc=progress.best_srcc,
+                best_epoch=progress.best_epoch,
+                seconds=progress.seconds,
+                collapsed_steps=self.metrics_logger.watch.streak,
+            )
+            write_checkpoint(
+                self.run_dir.checkpoints, state, keep_last=self.config.runtime.keep_last
+            )
+        self.accelerator.wait_for_everyone()
+
+    def restore_checkpoint(self, state: State) -> None:
+        """Put the run where the checkpoint was taken."""
+        self.core.load_state_dict(state.student)
+        self.teacher.model.load_state_dict(state.teacher)
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.accelerator.scaler and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        ids, boxes = state.saliency_ids.numpy(), state.saliency_boxes.numpy()
+        self.progress = Progress(
+            position=state.position,
+            saliency=SaliencyTable(ids=ids, boxes=boxes) if len(ids) else None,
+            best_srcc=state.best_srcc,
+            best_epoch=state.best_epoch,
+            seconds=state.seconds,
+        )
+        self.metrics_logger.watch.streak = state.collapsed_steps
+        if self.context.is_main:
+            drop_checkpoints_after(self.run_dir.checkpoints, state.position)
+            self.run_dir.rewind_log(epoch=state.position.epoch, step=state.position.step)
+
+    def _save_best(self) -> None:
+        if self.context.is_main:
+            weights = self.evaluated_model.state_dict()
+            path = best_path(self.run_dir.checkpoints, self.progress.best_epoch)
+            save_best(path, weights, keep_last=self.config.runtime.keep_last)
+
+    def _checkpoint_within_epoch(self, batch: CropBatch, out: StepOutput) -> None:
+        """Write a checkpoint if one is due after this step, or the run was asked to stop."""
+        every, done = self.config.runtime.checkpoint_steps, batch.step + 1
+        is_due = every and done % every == 0 and done != self.loader.steps
+        if out.stats.stop or is_due:
+            self.save_checkpoint()
+        if out.stats.stop:
+            raise self._interrupted()
+
+    def _is_stop_requested(self) -> bool:
+        asked = torch.tensor(float(self.stop.requested), device=self.context.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+
+    def _interrupted(self) -> InterruptedRunError:
+        position = self.progress.position
+        return InterruptedRunError(
+            f"{self.run_dir.root}: stopped as asked at epoch {position.epoch + 1}, step "
+            f"{position.step}; the checkpoint is written, and --resume auto goes on from there"
+        )
+
+    def _not_finite(self, batch: CropBatch, stats: StepStats) -> LmclError:
+        """Save the ids of this rank's batch, if it is to blame, and name what happened where."""
+        root = self.run_dir.root
+        if self.context.rank in stats.broken:
+            write_atomic(
+                root / f"nonfinite-rank{self.context.rank}.txt",
+                "\n".join(map(str, batch.ids.tolist())) + "\n",
+            )
+        term = stats.broken_term
+        what = term if term == "gradient" else f"{term} term"
+        ranks = ", ".join(map(str, stats.broken))
+        files = ", ".join(f"nonfinite-rank{rank}.txt" for rank in stats.broken)
+        return LmclError(
+            f"{root}: the {what} is not finite at epoch {batch.epoch}, step "
+            f"{batch.step}, rank {ranks}; the sample ids of the batch are in {files}. Lower "
+            "schedule.lr or raise objective.temperature, set runtime.precision = 'no', or look at "
+            "these images with `lmcl-shard verify --deep`"
+        )
+
+    def _entry(self, batch: CropBatch, out: StepOutput, *, rate: float, wait: float) -> StepEntry:
+        stats, weight = out.stats, self.config.objective.contrastive_weight
+        return StepEntry(
+            epoch=batch.epoch,
+            step=batch.step,
+            images=stats.images,
+            loss=(1 - weight) * stats.l1 + weight * stats.contrastive,
+            l1=stats.l1,
+            contrastive=stats.contrastive,
+            intra_share=stats.intra_share,
+            intra_similarity=stats.intra_similarity,
+            positive_similarity=stats.positive_similarity,
+            grad_norm=stats.grad_norm if self.config.train.clip else None,
+            lr=out.lr,
+            images_per_s=round(rate, 2),
+            data_wait=round(wait, 4),
+            time_s=round(self.progress.seconds, 3),
         )
 
 
-def run_saliency_pass(run: Run, epoch: int) -> None:
-    """Refresh the salient box of every training image, unless this epoch keeps the old ones."""
-    settings = run.config.saliency
-    if run.saliency is not None and (run.position.step > 0 or epoch % settings.every):
-        return
-    looked = compute_saliency(
-        run.teacher.cls_attention,
-        run.shard_set,
-        run.split.part("train"),
-        saliency=settings,
-        crops=run.config.crops,
-        preprocessing=run.preprocessing,
-        context=run.context,
-        keep_attention=False,
-        title=f"epoch {epoch + 1}: teacher looks",
-        bank=run.banks.views if run.banks else None,
-    )
-    run.saliency = make_table(looked.ids, looked.boxes)
-    if run.context.is_main:
-        run.saliency.write(run.folder.saliency / f"epoch-{epoch:02d}.parquet")
+def _find_broken(flags: list[int]) -> tuple[tuple[int, ...], str]:
+    """Ranks to blame for a number that is not finite, and the first term that it spoils.
 
-
-def train_epoch(run: Run, epoch: int) -> StepEntry | None:
-    """The steps of one epoch, from where the run stands; the last one's entry, if any was left."""
-    run.student.train()
-    config, entry = run.config, None
-    started, before, waited, seen = time.monotonic(), run.seconds, run.loader.wait_s, 0
-    bar = run.metrics_logger.epoch(
-        epoch,
-        epochs=config.train.epochs,
-        images=len(run.split.part("train")),
-        seen=run.position.step * config.train.batch_size,
-        steps_done=run.steps_done,
-    )
-    with bar:
-        for batch in run.loader.epoch(epoch, start=run.position.step, saliency=run.saliency):
-            out = step(run, batch)
-            run.position = Position(epoch=epoch, step=batch.step + 1)
-            run.seconds = before + time.monotonic() - started
-            spent = max(run.seconds - before, 1e-9)
-            seen += out.agreed.images
-            wait = (run.loader.wait_s - waited) / spent
-            entry = _entry(run, batch, out, rate=seen / spent, wait=wait)
-            run.metrics_logger.step(entry, done=run.steps_done, steps=run.steps)
-            if out.agreed.stop:
-                save(run)
-                raise _stopped(run)
-            every = config.runtime.checkpoint_steps
-            last = batch.step + 1 == run.loader.steps
-            if every and (batch.step + 1) % every == 0 and not last:
-                save(run)
-    return entry
-
-
-def step(run: Run, batch: CropBatch) -> StepOutput:
-    """See the crops, compute_loss, learn, and let the teacher follow (method.md, steps 4 to 6)."""
-    lr = _set_rate(run, batch)
-    seen = run.grad_cache.forward(batch)
-    agreed = reduce_step_stats(run, batch, seen)
-    if agreed.broken:
-        raise _not_finite(run, batch, agreed.broken, agreed.broken_term)
-    terms = compute_loss(run, batch, seen, images=agreed.images)
-    if not torch.isfinite(terms.loss):
-        # The contrastive term is one value over all ranks, so all of them stop here.
-        raise _not_finite(run, batch, tuple(range(run.context.world_size)), "contrastive")
-    run.grad_cache.backward(batch, seen, terms.loss)
-    grad_norm = _clip(run)
-    # Ranks hold the same gradient, so all of them stop here. A scaler skips overflows by itself.
-    if run.accelerator.scaler is None and not math.isfinite(grad_norm):
-        raise _not_finite(run, batch, tuple(range(run.context.world_size)), "gradient")
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.teacher.update_after_step(run.core, steps_per_epoch=run.loader.steps)
-    shown = grad_norm if run.config.train.clip else None
-    return StepOutput(terms=terms, agreed=agreed, lr=lr, grad_norm=shown)
-
-
-def reduce_step_stats(run: Run, batch: CropBatch, seen: ForwardResult) -> StepStats:
-    """One tiny all-reduce: images, errors, wishes and accidents of all ranks.
-
-    A rank that met a number that is not finite must not leave the others waiting for it in the
-    next exchange, so all learn of it here and stop together.
+    Scores, labels and embeddings are a rank's own; the loss and the gradient are of all ranks.
     """
-    random = run.config.crops.random
-    errors = crop_errors(seen.output.score.detach(), batch.mos, batch.valid, random=random)
-    total = errors.double().sum()
-    is_finite = torch.isfinite(total)
-    has_directions = torch.isfinite(seen.output.embedding.detach()).all()
-    here = torch.zeros(3 + run.context.world_size, dtype=torch.float64, device=run.context.device)
-    here[0] = batch.valid.sum()
-    here[1] = torch.where(is_finite, total, 0.0)
-    here[2] = run.stop.requested
-    here[3 + run.context.rank] = 2 * ~is_finite + 1 * ~has_directions
-    summed: Tensor = run.accelerator.reduce(here, reduction="sum")
-    images, error, stop, *broken = summed.tolist()
-    return StepStats(
-        images=int(images),
-        l1=error / (images * random),
-        stop=stop > 0,
-        broken=tuple(rank for rank, flag in enumerate(broken) if flag),
-        broken_term="l1" if any(flag >= 2 for flag in broken) else "contrastive",
-    )
-
-
-def compute_loss(run: Run, batch: CropBatch, seen: ForwardResult, *, images: int) -> Terms:
-    """The objective on what the student saw; `images` count over all ranks."""
-    goal, random = run.config.objective, run.config.crops.random
-    return objective(
-        seen.output,
-        batch.mos,
-        batch.ids,
-        batch.valid,
-        goal,
-        random=random,
-        overlap=box_iou(batch.boxes[:, :random]) if goal.overlap_aware else None,
-        keys=seen.keys,
-        rank_share=run.context.world_size * int(batch.valid.sum()) / images,
-    )
-
-
-def validate(run: Run, epoch: int, last: StepEntry | None) -> None:
-    """Judge the val part, if there is one; remember the weights of the best epoch."""
-    ids = run.split.part("val")
-    value = value_plcc = None
-    if len(ids):
-        judged = predict(
-            judged_model(run),
-            run.shard_set,
-            ids,
-            crops=run.config.crops,
-            preprocessing=run.preprocessing,
-            context=run.context,
-            batch_size=run.config.evaluation.batch_size,
-            title=f"epoch {epoch + 1}: validation",
-            bank=run.banks.judged if run.banks else None,
-        )
-        mos = run.shard_set.unit_mos()[judged.ids]
-        value, value_plcc = srcc(judged.score, mos), plcc(judged.score, mos)
-        if value > run.best_srcc or (math.isnan(run.best_srcc) and not math.isnan(value)):
-            run.best_srcc, run.best_epoch = value, epoch
-            _keep_best(run)
-    entry = EpochEntry(epoch=epoch, time_s=run.seconds, val_srcc=value, val_plcc=value_plcc)
-    run.metrics_logger.epoch_end(entry, last, done=(epoch + 1) * run.loader.steps)
-
-
-def judged_model(run: Run) -> QualityModel:
-    """Whose weights are evaluated."""
-    return run.teacher.model if run.config.evaluation.model == "teacher" else run.core
-
-
-def save(run: Run) -> None:
-    """Write a checkpoint of the run's position; all ranks hold the same state, rank 0 writes."""
-    if run.context.is_main:
-        table = run.saliency
-        state = State(
-            position=run.position,
-            config=dump_config(run.config),
-            data=run.split.hash,
-            student=run.core.state_dict(),
-            teacher=run.teacher.model.state_dict(),
-            optimizer=run.optimizer.state_dict(),
-            scaler=run.accelerator.scaler.state_dict() if run.accelerator.scaler else {},
-            saliency_ids=torch.from_numpy(table.ids if table else np.zeros(0, np.int64)),
-            saliency_boxes=torch.from_numpy(table.boxes if table else np.zeros((0, 4), np.int32)),
-            best_srcc=run.best_srcc,
-            best_epoch=run.best_epoch,
-            seconds=run.seconds,
-            collapsed_steps=run.metrics_logger.watch.streak,
-        )
-        write_checkpoint(run.folder.checkpoints, state, keep_last=run.config.runtime.keep_last)
-    run.accelerator.wait_for_everyone()
-
-
-def restore(run: Run, state: State) -> None:
-    """Put the run where the checkpoint was taken."""
-    run.core.load_state_dict(state.student)
-    run.teacher.model.load_state_dict(state.teacher)
-    run.optimizer.load_state_dict(state.optimizer)
-    if run.accelerator.scaler and state.scaler:
-        run.accelerator.scaler.load_state_dict(state.scaler)
-    if len(state.saliency_ids):
-        run.saliency = SaliencyTable(
-            ids=state.saliency_ids.numpy(), boxes=state.saliency_boxes.numpy()
-        )
-    run.position = state.position
-    run.best_srcc, run.best_epoch = state.best_srcc, state.best_epoch
-    run.seconds = state.seconds
-    run.metrics_logger.watch.streak = state.collapsed_steps
-    if run.context.is_main:
-        drop_checkpoints_after(run.folder.checkpoints, state.position)
-        run.folder.rewind_log(epoch=state.position.epoch, step=state.position.step)
-
-
-def _set_rate(run: Run, batch: CropBatch) -> float:
-    """Give the optimiser this step's learning rate."""
-    rate = learning_rate(
-        run.config.schedule,
-        step=batch.epoch * run.loader.steps + batch.step,
-        steps_per_epoch=run.loader.steps,
-        epochs=run.config.train.epochs,
-    )
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
-    return rate
-
-
-def _clip(run: Run) -> float:
-    """Scale the gradient down to `train.clip`, if there is one; its norm before."""
-    if run.config.train.clip:
-        return float(
-            run.accelerator.clip_grad_norm_(run.student.parameters(), run.config.train.clip)
-        )
-    found = [value.grad for value in run.student.parameters() if value.grad is not None]
-    return float(torch.nn.utils.get_total_norm(found))
-
-
-def _anyone_asked_to_stop(run: Run) -> bool:
-    asked = torch.tensor(float(run.stop.requested), device=run.context.device)
-    return bool(run.accelerator.reduce(asked, reduction="sum") > 0)
-
-
-def _stopped(run: Run) -> InterruptedRunError:
-    return InterruptedRunError(
-        f"{run.folder.root}: stopped as asked at epoch {run.position.epoch + 1}, step "
-        f"{run.position.step}; the checkpoint is written, and --resume auto goes on from there"
-    )
-
-
-def _not_finite(run: Run, batch: CropBatch, broken: tuple[int, ...], term: str) -> LmclError:
-    """Save the ids of this rank's batch, if it is to blame, and name what happened where."""
-    if run.context.rank in broken:
-        write_atomic(
-            run.folder.root / f"nonfinite-rank{run.context.rank}.txt",
-            "\n".join(map(str, batch.ids.tolist())) + "\n",
-        )
-    what = term if term == "gradient" else f"{term} term"
-    ranks = ", ".join(map(str, broken))
-    files = ", ".join(f"nonfinite-rank{rank}.txt" for rank in broken)
-    return LmclError(
-        f"{run.folder.root}: the {what} is not finite at epoch {batch.epoch}, step "
-        f"{batch.step}, rank {ranks}; the sample ids of the batch are in {files}. Lower "
-        "schedule.lr or raise objective.temperature, set runtime.precision = 'no', or look at "
-        "these images with `lmcl-shard verify --deep`"
-    )
-
-
-def _keep_best(run: Run) -> None:
-    if not run.context.is_main:
-        return
-    weights = judged_model(run).state_dict()
-    save_tensors(best_path(run.folder, run.best_epoch), {"model": weights})
-    # An older checkpoint, should the run fall back to it, names an older best: as many are kept.
-    for old in list_bests(run.folder.checkpoints)[run.config.runtime.keep_last :]:
-        old.unlink()
-        digest_path(old).unlink(missing_ok=True)
-
-
-def best_path(folder: RunDir, epoch: int) -> Path:
-    """Where the weights of the best epoch stand."""
-    return folder.checkpoints / best_name(epoch)
-
-
-def _entry(run: Run, batch: CropBatch, out: StepOutput, *, rate: float, wait: float) -> StepEntry:
-    terms, weight = out.terms, run.config.objective.contrastive_weight
-    contrastive = float(terms.contrastive)
-    return StepEntry(
-        epoch=batch.epoch,
-        step=batch.step,
-        images=out.agreed.images,
-        loss=(1 - weight) * out.agreed.l1 + weight * contrastive,
-        l1=out.agreed.l1,
-        contrastive=contrastive,
-        intra_share=float(terms.intra_share),
-        intra_similarity=float(terms.intra_similarity),
-        positive_similarity=float(terms.positive_similarity),
-        grad_norm=out.grad_norm,
-        lr=out.lr,
-        images_per_s=round(rate, 2),
-        data_wait=round(wait, 4),
-        time_s=round(run.seconds, 3),
-    )
+    own = tuple(rank for rank, flag in enumerate(flags) if flag & (_L1 | _EMBEDDING))
+    if own:
+        return own, "l1" if any(flag & _L1 for flag in flags) else "contrastive"
+    everywhere = tuple(rank for rank, flag in enumerate(flags) if flag)
+    return everywhere, "contrastive" if any(flag & _LOSS for flag in flags) else "gradient"

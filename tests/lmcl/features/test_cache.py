@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lmcl.config import Config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluation.predictions import read_csv
-from lmcl.features.build import salient_places
+from lmcl.features.build import possible_salient_boxes
 from lmcl.features.cache import FeatureCache
 from lmcl.models.saliency import SaliencyConfig, window_to_box
 from lmcl.training.setup import fit
@@ -136,14 +136,14 @@ def test_crops_from_anywhere_cannot_be_kept(tiny: ConfigMaker, tmp_path: Path) -
     size=st.sampled_from([32, 224]),
     data=st.data(),
 )
-def test_every_salient_box_is_among_the_salient_places(
+def test_every_salient_box_is_among_the_possible_salient_boxes(
     extent: tuple[int, int], grid: int, size: int, data: st.DataObject
 ) -> None:
     window = data.draw(st.integers(1, grid))
     at = data.draw(st.tuples(*[st.integers(0, grid - window)] * 2))
     sides = np.array([extent, (size, size)])
     saliency = SaliencyConfig(window=window)
-    places = salient_places(sides, grid=grid, saliency=saliency, size=size)
+    places = possible_salient_boxes(sides, grid=grid, saliency=saliency, size=size)
     box = window_to_box(np.array([at]), sides[:1], grid=grid, window=window, size=size)[0]
     assert (places[0] == box).all(axis=1).any()
 

@@ -19,15 +19,13 @@ def output(views: int = RANDOM + 1, *, seed: int = 0) -> StudentOutput:
     return StudentOutput(embedding, score.requires_grad_())
 
 
-def terms(
-    out: StudentOutput, config: ObjectiveConfig = CONFIG, *, valid: tuple[bool, ...] = (True,) * 3
-) -> Terms:
+def terms(out: StudentOutput, config: ObjectiveConfig = CONFIG, *, images: int = IMAGES) -> Terms:
     return objective(
         out,
         torch.tensor([0.1, 0.5, 0.9]),
         torch.tensor([7, 3, 5]),
-        torch.tensor(valid),
         config,
+        images=images,
         random=RANDOM,
         overlap=None,
         keys=None,
@@ -73,9 +71,9 @@ def test_without_the_contrastive_term_no_hub_is_needed() -> None:
 
 def test_padding_counts_in_neither_term_and_gets_no_gradient() -> None:
     out = output()
-    found = terms(out, valid=(True, False, True))
+    found = terms(out, images=2)
     found.loss.backward()
-    padding = slice(RANDOM + 1, 2 * (RANDOM + 1))
+    padding = slice(2 * (RANDOM + 1), 3 * (RANDOM + 1))
     assert out.embedding.grad is not None
     assert out.embedding.grad[padding].abs().max() == 0
     assert out.score.grad is not None
@@ -84,7 +82,7 @@ def test_padding_counts_in_neither_term_and_gets_no_gradient() -> None:
 
 def test_a_batch_of_nothing_but_padding_has_a_graph_and_no_gradient() -> None:
     out = output()
-    found = terms(out, valid=(False, False, False))
+    found = terms(out, images=0)
     found.loss.backward()
     assert out.score.grad is not None
     assert out.score.grad.abs().max() == 0

@@ -12,26 +12,25 @@ from lmcl.config import Config
 from lmcl.errors import ConfigError
 from lmcl.training.grad_cache import split_images
 from lmcl.training.setup import prepare
-from lmcl.training.trainer import Run, compute_loss, reduce_step_stats, run_saliency_pass
+from lmcl.training.trainer import Trainer
 
 Tiny = Callable[..., Config]
 VIT = ("encoder.name=vit_tiny_patch16_224", "encoder.depth=2")
 
 
-def gradients(run: Run, *, double: bool = False) -> dict[str, torch.Tensor]:
+def gradients(run: Trainer, *, double: bool = False) -> dict[str, torch.Tensor]:
     """Of the run's first batch, by the steps that `engine.step` takes before the optimiser."""
     if run.config.crops.salient:
-        run_saliency_pass(run, 0)
+        run.run_saliency_pass(0)
     if double:
         for model in (run.core, run.teacher.model):
             model.double()
             model.register_forward_pre_hook(lambda _module, inputs: (inputs[0].double(),))
     run.student.train()
     with run.loader:
-        batch = next(iter(run.loader.epoch(0, saliency=run.saliency)))
+        batch = next(iter(run.loader.epoch(0, saliency=run.progress.saliency)))
     seen = run.grad_cache.forward(batch)
-    images = reduce_step_stats(run, batch, seen).images
-    terms = compute_loss(run, batch, seen, images=images)
+    terms = run.compute_loss(batch, seen)
     run.grad_cache.backward(batch, seen, terms.loss)
     return {name: value.grad for name, value in run.core.named_parameters()}
 
@@ -155,7 +154,7 @@ def test_head_embedding_and_loss_are_float32_under_autocast(
         batch = next(iter(run.loader.epoch(0)))
     batch = replace(batch, crops=batch.crops[:, [0, 1, 2, 0]], boxes=batch.boxes[:, [0, 1, 2, 0]])
     output = run.grad_cache.forward(batch)
-    terms = compute_loss(run, batch, output, images=len(batch.ids))
+    terms = run.compute_loss(batch, output)
     assert seen["block"] == (torch.bfloat16 if precision == "bf16" else torch.float32)
     assert seen["head_in"] == seen["head_out"] == torch.float32
     assert output.output.embedding.dtype == output.output.score.dtype == torch.float32

@@ -21,10 +21,9 @@ import torch
 
 from lmcl.config import Config, load_config
 from lmcl.errors import LmclError
-from lmcl.training import trainer as engine
 from lmcl.training.setup import fit, prepare
 from lmcl.training.signals import InterruptedRunError
-from lmcl.training.trainer import Run, compute_loss, reduce_step_stats, run_saliency_pass, step
+from lmcl.training.trainer import Trainer
 from pipeline.batch import CropBatch
 from shards.read import open_set
 from shards.splits.split import load_split, split_from_ids, write_split
@@ -175,7 +174,7 @@ def save_gradients(folder: Path, shards: Path) -> None:
                 model.encoder.vit.patch_embed.register_forward_pre_hook(
                     lambda _module, inputs: (inputs[0].to(torch.get_default_dtype()),)
                 )
-            run_saliency_pass(run, 0)
+            run.run_saliency_pass(0)
             run.student.train()
             for at in (FIRST, LAST):
                 found[f"{dtype}/{name}/{at}"] = gradient(run, at)
@@ -184,11 +183,11 @@ def save_gradients(folder: Path, shards: Path) -> None:
         torch.save(found, folder / "gradients.pt")
 
 
-def gradient(run: Run, at: int) -> dict[str, torch.Tensor]:
+def gradient(run: Trainer, at: int) -> dict[str, torch.Tensor]:
     """What `engine.step` hands the optimiser, without moving the weights."""
-    batch = next(iter(run.loader.epoch(0, start=at, saliency=run.saliency)))
+    batch = next(iter(run.loader.epoch(0, start=at, saliency=run.progress.saliency)))
     seen = run.grad_cache.forward(batch)
-    terms = compute_loss(run, batch, seen, images=reduce_step_stats(run, batch, seen).images)
+    terms = run.compute_loss(batch, seen)
     run.grad_cache.backward(batch, seen, terms.loss)
     found = {name: value.grad.clone() for name, value in run.core.named_parameters()}
     run.optimizer.zero_grad()
@@ -198,15 +197,15 @@ def gradient(run: Run, at: int) -> dict[str, torch.Tensor]:
 
 def meet_accident(folder: Path, shards: Path, name: str) -> None:
     run = prepare(make_config(shards), folder / name, resume="", progress=False)
-    run_saliency_pass(run, 0)
+    run.run_saliency_pass(0)
     run.student.train()
-    batch = next(iter(run.loader.epoch(0, saliency=run.saliency)))
+    batch = next(iter(run.loader.epoch(0, saliency=run.progress.saliency)))
     if run.context.rank == 1 and name == "gradient-accident":
         run.core.panel.head.weight.register_hook(lambda gradient: gradient * torch.nan)
     elif run.context.rank == 1:
         batch = dataclasses.replace(batch, mos=torch.full_like(batch.mos, torch.nan))
     with pytest.raises(LmclError) as error:
-        step(run, batch)
+        run.step(batch)
     (folder / f"{name}-{run.context.rank}.txt").write_text(str(error.value))
     run.loader.close()
 
@@ -223,12 +222,13 @@ def stop_or_go_on(folder: Path, shards: Path) -> None:
     is_second = (folder / "run").exists()
     seen: list[np.ndarray] = []
 
-    def watched(run: Run, batch: CropBatch) -> object:
+    def watched(run: Trainer, batch: CropBatch) -> object:
         seen.append(batch.ids.numpy())
         run.stop.requested = not is_second and len(seen) == 2
         return step(run, batch)
 
-    engine.step = watched
+    step = Trainer.step
+    Trainer.step = watched
     if not is_second:
         with pytest.raises(InterruptedRunError):
             fit(config, folder / "run", resume="auto", progress=False)

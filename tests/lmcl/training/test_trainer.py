@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from lmcl.config import Config, load_config
 from lmcl.distributed import RankContext
 from lmcl.errors import ConfigError, LmclError
-from lmcl.evaluation.predict import predict
+from lmcl.evaluation.predict import PixelSource, predict
 from lmcl.evaluation.predictions import read_csv
 from lmcl.method.teacher import Teacher
 from lmcl.models.preprocess import Preprocessing
@@ -26,7 +26,7 @@ from lmcl.models.pretrained import load_model
 from lmcl.models.quality_model import StudentOutput
 from lmcl.training.setup import _check_data, fit, prepare
 from lmcl.training.signals import InterruptedRunError
-from lmcl.training.trainer import refresh_salient_boxes, step, train
+from lmcl.training.trainer import Trainer
 from pipeline.boxes import SaliencyTable
 from shards.read import open_set
 from shards.splits.split import load_split
@@ -140,7 +140,8 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
         run.stop.requested = calls == 5
         return step(run, batch)
 
-    monkeypatch.setattr("lmcl.training.trainer.step", stop_after_five)
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", stop_after_five)
     with pytest.raises(InterruptedRunError) as stopped:
         fit(config, folder, progress=False)
     assert stopped.value.exit_code == 130
@@ -156,22 +157,23 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
 def test_the_released_model_scores_as_the_run_did(finished: Path, demo_set: Path) -> None:
     released = load_model(finished / "model")
     table = read_csv(finished / "predictions" / "test.csv")
+    context = RankContext(
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        backend="auto",
+        threads=1,
+        progress=False,
+    )
     judged = predict(
         released.model,
-        open_set(demo_set),
+        PixelSource(shard_set=open_set(demo_set), context=context),
         table.id,
         crops=released.card.crops,
         preprocessing=Preprocessing(
             mean=released.card.mean, std=released.card.std, precision=torch.float32
         ),
-        context=RankContext(
-            rank=0,
-            world_size=1,
-            device=torch.device("cpu"),
-            backend="auto",
-            threads=1,
-            progress=False,
-        ),
+        context=context,
         batch_size=3,
         title="again",
     )
@@ -196,7 +198,7 @@ def test_a_run_refused_before_its_first_step_leaves_the_folder_to_the_corrected_
         prepare(tiny("encoder.weights=none.npz"), tmp_path / "run", resume="", progress=False)
     run = prepare(tiny(), tmp_path / "run", resume="", progress=False)
     run.loader.close()
-    assert load_config(run.folder.config) == tiny()
+    assert load_config(run.run_dir.config) == tiny()
 
 
 def test_checkpoints_without_a_log_are_a_run_that_is_not_overwritten_unasked(
@@ -207,7 +209,7 @@ def test_checkpoints_without_a_log_are_a_run_that_is_not_overwritten_unasked(
         prepare(tiny(), tmp_path / "run", resume="", progress=False)
     run = prepare(tiny(), tmp_path / "run", resume="auto", progress=False)
     run.loader.close()
-    assert run.position.epoch == 2
+    assert run.progress.position.epoch == 2
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(
     with pytest.raises(
         LmclError, match=f"the {term} term is not finite at epoch 0, step 0, rank 0"
     ) as error:
-        train(run)
+        run.train()
     run.loader.close()
     assert "nonfinite-rank0.txt" in str(error.value)
     ids = (tmp_path / "nan" / "nonfinite-rank0.txt").read_text().split()
@@ -246,10 +248,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_a_weight(
     run = prepare(tiny(f"train.clip={clip}"), tmp_path / "nan", resume="", progress=False)
     run.core.panel.head.weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(LmclError, match="the gradient is not finite at epoch 0, step 0, rank 0"):
-        train(run)
+        run.train()
     run.loader.close()
     assert all(weight.isfinite().all() for weight in run.core.parameters())
-    assert not list(run.folder.checkpoints.iterdir())
+    assert not list(run.run_dir.checkpoints.iterdir())
     assert len((tmp_path / "nan" / "nonfinite-rank0.txt").read_text().split()) == 12
 
 
@@ -318,7 +320,7 @@ def test_the_teacher_follows_the_student_of_a_run_as_its_rule_says(
         progress=False,
     )
     first = run.teacher.model.panel.head.weight.detach().clone()
-    train(run)
+    run.train()
     run.loader.close()
     ours, theirs = run.teacher.model.panel.head.weight, run.core.panel.head.weight.detach()
     moved, whole = float((ours - first).norm()), float((theirs - first).norm())
@@ -406,13 +408,13 @@ def test_a_centre_hub_is_the_middle_crop_and_asks_no_teacher(
 
     monkeypatch.setattr(Teacher, "cls_attention", refuse)
     run = prepare(tiny("objective.hub='centre'"), tmp_path / "run", resume="", progress=False)
-    refresh_salient_boxes(run, 0)
+    run.refresh_salient_boxes(0)
     samples, size = run.shard_set.samples, run.config.crops.size
-    batch = next(iter(run.loader.epoch(0, saliency=run.saliency)))
+    batch = next(iter(run.loader.epoch(0, saliency=run.progress.saliency)))
     for id, box in zip(batch.ids.tolist(), batch.boxes[:, -1].tolist(), strict=True):
         height, width = samples.height[id], samples.width[id]
         assert box == [(height - size) // 2, (width - size) // 2, size, size]
-    train(run)
+    run.train()
     run.loader.close()
 
 
