@@ -280,7 +280,7 @@ class Loader:
             ids=put(request.ids),
             valid=put(request.valid),
             images=int(request.valid.sum()),
-            images_of_all_ranks=self._order.images(step=request.step),
+            images_of_all_ranks=self._sampler.images(step=request.step),
             epoch=epoch,
             step=request.step,
         )

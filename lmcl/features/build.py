@@ -1,9 +1,9 @@
 """Feature cache: run a frozen stem once, keep its features in a file, map them into every run.
 
-A stem that never learns gives the same features for the same crop in every epoch and under every seed.
-With crops drawn from a pool of places (`crops.pool`) and salient crops that can only lie where the
-teacher's window can (`possible_salient_boxes`), all of them are known beforehand, and dozens of
-runs on the same images need the pixels once (docs/decisions/0008).
+A stem that never learns gives the same features for the same crop in every epoch and under every
+seed. With crops drawn from a pool of places (`crops.pool`) and salient crops that can only lie
+where the teacher's window can (`possible_salient_boxes`), all of them are known beforehand, and
+dozens of runs on the same images need the pixels once (docs/decisions/0008).
 """
 
 import hashlib
@@ -234,14 +234,8 @@ class FeatureCacheBuilder:
             digest.update(np.ascontiguousarray(array).tobytes())
         for name, tensor in sorted(self.stem.layers.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        rest = (
-            mode,
-            crops.size,
-            crops.max_side,
-            recipe,
-            _preprocessing_key(self.preprocessing),
-            self.stem.merges,
-        )
+        pixels = _preprocessing_key(self.preprocessing)
+        rest = (mode, crops.size, crops.max_side, recipe, pixels, self.stem.merges)
         digest.update(repr(rest).encode())
         return digest.hexdigest()[:20]
 
@@ -269,8 +263,8 @@ def _preallocate(temporary: Path, path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         raise LmclError(
-            f"{path}: the features take {size / 1e9:.1f} GB, and there is no room for them ({error}); "
-            "set runtime.cells to a folder on a larger disk, or to '' to see pixels"
+            f"{path}: the features take {size / 1e9:.1f} GB, and there is no room for them "
+            f"({error}); set runtime.cells to a folder on a larger disk, or to '' to see pixels"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Feature cache: features of a frozen stem in place of pixels, looked up by image and box.
 
-A stem that never learns gives the same features for the same crop in every epoch and under every seed
-(docs/decisions/0008). lmcl/features/build.py makes them.
+A stem that never learns gives the same features for the same crop in every epoch and under every
+seed (docs/decisions/0008). lmcl/features/build.py makes them.
 """
 
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ class FeatureLoader:
         self._loader, self._cache = loader, cache
         self._salient, self._device = salient, device
         self.wait_s = 0.0
-        """Cells come out of memory: time spent waiting for them is not told apart from a step's."""
+        """Features come out of memory: the wait for them is not told apart from a step's time."""
         self.recipe = loader.recipe
         self.backend_reason = f"{loader.backend_reason}; features of the frozen stem are kept"
 
