@@ -4,17 +4,19 @@ DALI's CPU decoder gives the same bits (tests/pipeline/test_decode.py); what it 
 cannot read, and for images that need padding, comes from here too.
 """
 
-import io
-
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import UInt8, UInt16
+from PIL import Image, ImageOps
 from torch.nn import functional
 
 from pipeline.errors import PipelineError
-from pipeline.png16 import decode_png16
+from pipeline.png16 import decode_png16, is_png16, round_16_bits
+from shards.errors import ShardError
+from shards.image_formats import UNREADABLE, describe_damage, open_image
 from shards.png import find_png_damage
+
+_STRIP_ROWS = 256
 
 
 def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -32,18 +34,21 @@ def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         PipelineError: If the bytes are no image, or a damaged one.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with open_image(data) as opened:
             if opened.format == "PNG":
                 # Pillow would decode over what makes DALI's decoder stop.
                 if damage := find_png_damage(data):
                     raise PipelineError(f"not a readable image ({damage})", exit_code=3)
-                if _bit_depth(data) == 16:
+                if is_png16(data):
                     return _narrow_png16(data, opened)
             # In place: otherwise Pillow copies the image even if nothing is to be turned.
             ImageOps.exif_transpose(opened, in_place=True)
             return to_rgb(opened)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise PipelineError(f"not a readable image ({error})", exit_code=3) from error
+    except (PipelineError, ShardError) as error:
+        raise PipelineError(str(error), exit_code=3) from error
+    except UNREADABLE as error:
+        reason = f"not a readable image ({describe_damage(error)})"
+        raise PipelineError(reason, exit_code=3) from error
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
@@ -53,27 +58,37 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     if "A" in image.mode or "transparency" in image.info:
         return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[..., :3])
     if image.mode.startswith("I;16") or image.mode == "I":
-        grey = (np.asarray(image).astype(np.int64) + 128) // 257
-        return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        return _narrow_grey(image)
     return np.array(image.convert("RGB"))
 
 
-def _bit_depth(png: bytes) -> int:
-    return png[24] if len(png) > 24 else 0
+def _narrow_grey(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Grey of 16 bits, a strip at a time: wider numbers take ten times a picture's memory."""
+    narrow = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _STRIP_ROWS):
+        rows = slice(top, min(image.height, top + _STRIP_ROWS))
+        wide = np.asarray(image.crop((0, rows.start, image.width, rows.stop))).astype(np.int32)
+        grey = wide.clip(0, 0xFFFF).astype(np.uint16)
+        narrow[rows] = round_16_bits(*_bytes_of(grey))[..., None]
+    return narrow
+
+
+def _bytes_of(
+    wide: UInt16[np.ndarray, "h w"],
+) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
+    return (wide >> 8).astype(np.uint8), (wide & 255).astype(np.uint8)
 
 
 def _narrow_png16(data: bytes, opened: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    # Pillow reads the file first and finds what else is wrong with it.
-    opened.load()
-    wide = decode_png16(data).astype(np.int64)
-    narrow = ((wide + 128) // 257).astype(np.uint8)
-    colour = narrow[..., :3] if narrow.shape[2] >= 3 else narrow[..., :1].repeat(3, axis=2)
-    return _orient(colour, opened)
+    return _orient(decode_png16(data), opened)
 
 
 def _orient(pixels: UInt8[np.ndarray, "h w 3"], opened: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
-    carrier = Image.fromarray(np.ascontiguousarray(pixels))
-    carrier.getexif()[0x0112] = opened.getexif().get(0x0112, 1)
+    orientation = opened.getexif().get(0x0112, 1)
+    if orientation == 1:
+        return pixels
+    carrier = Image.fromarray(pixels)
+    carrier.getexif()[0x0112] = orientation
     return np.array(ImageOps.exif_transpose(carrier))
 
 

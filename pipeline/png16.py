@@ -1,14 +1,27 @@
-"""Colour PNGs of 16 bits per channel, which Pillow reads with the lower byte cut off.
+"""PNGs of 16 bits per channel, which Pillow reads with the lower byte cut off, or clipped.
 
-Rare (a few scientific cameras write them), so simple rather than fast: 0.1 s for a megapixel.
+Pillow's decoder undoes compression, filters and interlacing; it is asked for bytes rather than for
+pixels. Of grey it is told that there are twice as many channels of 8 bits, which look alike to the
+PNG filters; of colour it decodes the upper bytes, then the lower ones. Never more is decompressed
+than the header promises, and numbers of 16 bits exist for a strip of rows only.
+
+Source of the filters: PNG specification, third edition, section 9 (they work on bytes, and look as
+many bytes back as a pixel has).
 """
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Int16, UInt8
+from PIL import Image, ImageFile
 
+from shards.image_formats import open_image
+
+_GREY, _GREY_ALPHA = 0, 4
+# Channels of 8 bits that have the same bytes per pixel: grey and alpha, RGB and alpha.
+_AS_8_BITS = {_GREY: 4, _GREY_ALPHA: 6}
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 # First row and column of each interlacing pass, and the distance to the next.
 _ADAM7 = (
@@ -20,78 +33,103 @@ _ADAM7 = (
     (0, 1, 2, 2),
     (1, 0, 2, 1),
 )
+_STRIP_PIXELS = 1 << 20
 
 
-def decode_png16(data: bytes) -> UInt16[np.ndarray, "h w c"]:
-    """All channels of a PNG of 16 bits, as stored.
+def is_png16(data: bytes) -> bool:
+    """Whether the header of a PNG says 16 bits per channel."""
+    return data[8:16] == b"\0\0\0\rIHDR" and data[24:25] == b"\x10"
+
+
+def decode_png16(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """Upper 8 bits of a PNG of 16 bits, rounded (v / 257), as RGB; alpha is dropped.
+
+    An image of p pixels needs 7 p bytes and a strip.
 
     Raises:
-        ValueError: If the file is damaged or has no 16 bits per channel.
+        ShardError: If it cannot be opened as an image.
+        OSError: If the file is damaged.
+        ValueError: If it has no 16 bits per channel.
     """
-    width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    if depth != 16 or kind not in _CHANNELS:
-        raise ValueError(f"a PNG of {depth} bits and colour type {kind} is not one of 16 bits")
-    try:
-        raw = np.frombuffer(zlib.decompress(_image_data(data)), dtype=np.uint8)
-    except (zlib.error, struct.error) as error:
-        raise ValueError(f"the PNG's image data are damaged ({error})") from error
-    pixel_bytes = 2 * _CHANNELS[kind]
-    pixels = np.zeros((height, width, pixel_bytes), dtype=np.uint8)
-    at = 0
-    for y, x, step_y, step_x in _ADAM7 if interlaced else ((0, 0, 1, 1),):
-        part = pixels[y::step_y, x::step_x]
-        if not part.size:
-            continue
-        size = part.shape[0] * (1 + part.shape[1] * pixel_bytes)
-        if at + size > raw.size:
-            raise ValueError(f"the PNG's image data end after {raw.size} bytes")
-        rows = raw[at : at + size].reshape(part.shape[0], -1)
-        part[:] = _unfilter(rows[:, 0], rows[:, 1:].reshape(part.shape))
-        at += size
-    return pixels.view(">u2").astype(np.uint16)
+    if not is_png16(data):
+        raise ValueError("not a PNG of 16 bits per channel")
+    kind = data[25]
+    _refuse_short(data)
+    return _decode_grey(data, kind) if kind in _AS_8_BITS else _decode_colour(data)
 
 
-def _image_data(data: bytes) -> bytes:
-    parts, at = [], 8
-    while at < len(data):
-        (size,) = struct.unpack(">I", data[at : at + 4])
-        if data[at + 4 : at + 8] == b"IDAT":
-            parts.append(data[at + 8 : at + 8 + size])
-        at += 12 + size
-    return b"".join(parts)
+def round_16_bits(
+    upper: UInt8[np.ndarray, "*shape"], lower: UInt8[np.ndarray, "*shape"]
+) -> UInt8[np.ndarray, "*shape"]:
+    """`round((256 upper + lower) / 257)`: what is above or below 257 times the upper byte."""
+    over: Int16[np.ndarray, "*shape"] = lower.astype(np.int16) - upper
+    return upper + (over > 128).astype(np.uint8) - (over < -128).astype(np.uint8)
 
 
-def _unfilter(
-    filters: UInt8[np.ndarray, " h"], coded: UInt8[np.ndarray, "h w c"]
-) -> UInt8[np.ndarray, "h w c"]:
-    """Undo the five PNG filters, all rows of an antidiagonal at a time.
+def _decode_grey(data: bytes, kind: int) -> UInt8[np.ndarray, "h w 3"]:
+    header = data[12:24] + bytes([8, _AS_8_BITS[kind]]) + data[26:29]
+    checksum = zlib.crc32(header).to_bytes(4, "big")
+    with open_image(data[:12] + header + checksum + data[33:]) as image:
+        image.load()
+        out = np.empty((image.height, image.width, 3), np.uint8)
+        for rows, strip in _strips(image):
+            out[rows] = round_16_bits(strip[..., 0], strip[..., 1])[..., None]
+    return out
 
-    A pixel needs its left, upper and upper left neighbours, which lie on earlier antidiagonals.
 
-    Source: PNG specification, third edition, section 9.
-    """
-    height, width, _ = coded.shape
-    # One row above and one column to the left, both zero, as the specification has it.
-    out = np.zeros((height + 1, width + 1, coded.shape[2]), dtype=np.int16)
-    kinds = filters[:, None].astype(np.int16)
-    for diagonal in range(height + width - 1):
-        y = np.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
-        x = diagonal - y
-        left, up, corner = out[y + 1, x], out[y, x + 1], out[y, x]
-        guess = np.select(
-            [kinds[y] == kind for kind in range(5)],
-            [np.zeros_like(left), left, up, (left + up) // 2, _paeth(left, up, corner)],
+def _decode_colour(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    with open_image(data) as image:
+        image.load()
+        out = np.empty((image.height, image.width, 3), np.uint8)
+        for rows, strip in _strips(image):
+            out[rows] = strip[..., :3]
+    with open_image(data) as image:
+        # "RGB;16B" takes the first of two bytes, "RGB;16L" the second.
+        image.tile = [
+            tile._replace(args=str(tile.args).replace("16B", "16L")) for tile in image.tile
+        ]
+        image.load()
+        for rows, strip in _strips(image):
+            out[rows] = round_16_bits(out[rows], strip[..., :3])
+    return out
+
+
+def _refuse_short(data: bytes) -> None:
+    """Refuse a stream that ends too early: Pillow's decoder fills the image up with zeros."""
+    width, height, _, kind, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    missing = sum(
+        rows * (1 + columns * 2 * _CHANNELS.get(kind, 1))
+        for rows, columns in (
+            (len(range(y, height, down)), len(range(x, width, right)))
+            for y, x, down, right in (_ADAM7 if interlaced else ((0, 0, 1, 1),))
         )
-        out[y + 1, x + 1] = (coded[y, x] + guess) & 255
-    return out[1:, 1:].astype(np.uint8)
+        if columns
+    )
+    stream = zlib.decompressobj()
+    try:
+        for part in _image_data(data):
+            while part and missing > 0 and not stream.eof:
+                missing -= len(stream.decompress(part, min(missing, _STRIP_PIXELS)))
+                part = stream.unconsumed_tail
+    except zlib.error as error:
+        raise ValueError(f"the PNG's image data are damaged ({error})") from error
+    if missing > 0:
+        raise ValueError(f"the PNG's image data end {missing:,} bytes too early")
 
 
-def _paeth(
-    left: np.ndarray,
-    up: np.ndarray,
-    corner: np.ndarray,  # [k, c] each
-) -> np.ndarray:
-    estimate = left + up - corner
-    to_left, to_up, to_corner = (np.abs(estimate - one) for one in (left, up, corner))
-    nearest = np.where(to_up <= to_corner, up, corner)
-    return np.where((to_left <= to_up) & (to_left <= to_corner), left, nearest)
+def _image_data(data: bytes) -> Iterator[memoryview | bytes]:
+    view, at = memoryview(data), 8
+    while at + 12 <= len(data):
+        size = int.from_bytes(view[at : at + 4], "big")
+        if bytes(view[at + 4 : at + 8]) == b"IDAT":
+            yield view[at + 8 : at + 8 + size]
+        at += 12 + size
+
+
+def _strips(image: ImageFile.ImageFile) -> Iterator[tuple[slice, UInt8[np.ndarray, "y w c"]]]:
+    """An image by strips of about a million pixels: which rows, and their bytes."""
+    height = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        below = min(image.height, top + height)
+        strip: Image.Image = image.crop((0, top, image.width, below))
+        yield slice(top, below), np.asarray(strip)

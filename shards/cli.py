@@ -14,12 +14,12 @@ from tqdm import tqdm
 from shards.build.build import build as build_set
 from shards.build.build import default_workers, refuse_missing
 from shards.build.decode_budget import PIXELS_AT_ONCE
-from shards.build.image import MAX_PIXELS
 from shards.build.pack import PackOptions
 from shards.build.plan import Plan, ShardSize, make_plan
 from shards.build.reshard import reshard as reshard_sets
 from shards.datasets.registry import Reader, SourceOptions, open_source, readers, suggestion
 from shards.errors import ShardError
+from shards.image_formats import MAX_PIXELS
 from shards.info import contact_sheet, describe_set
 from shards.read import ShardSet, open_set
 from shards.score_scale import ScoreScale

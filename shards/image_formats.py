@@ -49,6 +49,7 @@ UNREADABLE: Final = (
 _MOST_SCANS = 500
 """A progressive JPEG of a photograph has about ten; each scan may walk over every pixel."""
 
+_START_OF_SCAN = 0xDA
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _TILE_ROOM = 1 << 20
 """Pixels that a tile of a TIFF may have beyond four times its image's."""
@@ -115,14 +116,14 @@ def count_frames(image: Image.Image) -> int:
 
 def _open(data: bytes, formats: Collection[str], max_pixels: int) -> ImageFile.ImageFile:
     if not data:
-        raise ShardError("the file is empty (0 bytes)", exit_code=3)
+        raise ShardError("not a readable image (the file is empty, 0 bytes)", exit_code=3)
     _refuse_by_bytes(data, max_pixels)
     try:
         image = _identify(data, formats)
     except UNREADABLE as error:
         raise ShardError(f"not a readable image ({describe_damage(error)})", exit_code=3) from error
     try:
-        _refuse_by_header(image, max_pixels)
+        _refuse_by_header(image, data, max_pixels)
     except BaseException:
         image.close()
         raise
@@ -162,18 +163,14 @@ def _refuse_by_bytes(data: bytes, max_pixels: int) -> None:
         # The decoder allocates two canvases when it is made.
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
         _refuse_size(width, height, max_pixels)
-    if data[:3] == b"\xff\xd8\xff" and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
-        raise ShardError(
-            f"a JPEG of {scans:,} scans, more than the {_MOST_SCANS} that are decoded; refused as "
-            "a decompression bomb, save it again",
-            exit_code=3,
-        )
 
 
-def _refuse_by_header(image: ImageFile.ImageFile, max_pixels: int) -> None:
+def _refuse_by_header(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:
     _refuse_size(*image.size, max_pixels)
     if image.format == "TIFF":
         _refuse_tiles(image)
+    elif image.format in ("JPEG", "MPO") and _has_scans(image, data):
+        _refuse_scans(data)
 
 
 def _refuse_size(width: int, height: int, max_pixels: int) -> None:
@@ -183,6 +180,27 @@ def _refuse_size(width: int, height: int, max_pixels: int) -> None:
         raise ShardError(
             f"claims {width} x {height} pixels, more than the {max_pixels:,} allowed; scale it "
             "down if it is real",
+            exit_code=3,
+        )
+
+
+def _has_scans(image: ImageFile.ImageFile, data: bytes) -> bool:
+    """Whether a JPEG is decoded scan by scan: the usual one has all channels in its only scan."""
+    if "progressive" in image.info:
+        return True
+    at = 2
+    while at + 5 <= len(data) and data[at] == 0xFF and data[at + 1] != _START_OF_SCAN:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data[at + 4 : at + 5] != bytes([getattr(image, "layers", 0)])
+
+
+def _refuse_scans(data: bytes) -> None:
+    # Inside a scan the byte 255 is followed by 0 or a restart marker, so these are all scans.
+    scans = data.count(bytes([0xFF, _START_OF_SCAN]))
+    if scans > _MOST_SCANS:
+        raise ShardError(
+            f"a JPEG of {scans:,} scans, more than the {_MOST_SCANS} that are decoded; refused as "
+            "a decompression bomb, save it again",
             exit_code=3,
         )
 

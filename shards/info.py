@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from shards.image_formats import open_image
 from shards.manifest import SPLITS
 from shards.read import ShardSet
 
@@ -37,7 +38,7 @@ def contact_sheet(
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for place, id in enumerate(ids.tolist()):
         x, y = place % columns * tile, place // columns * (tile + caption)
-        with Image.open(io.BytesIO(shard_set.read_bytes(id))) as image:
+        with open_image(shard_set.read_bytes(id)) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
         upright.thumbnail((tile - 4, tile - 4))
         sheet.paste(upright, (x + (tile - upright.width) // 2, y + (tile - upright.height) // 2))

@@ -8,6 +8,7 @@ looked for here.
 import zlib
 
 _SIGNATURE_BYTES = 8
+_HEADER_BEGINS = b"\0\0\0\x0dIHDR"
 _CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
@@ -18,6 +19,8 @@ def find_png_damage(data: bytes | memoryview, *, checksums: bool = True) -> str:
     `checksums` the others are only stepped over.
     """
     view, at = memoryview(data), _SIGNATURE_BYTES
+    if bytes(view[at : at + 8]) != _HEADER_BEGINS:
+        return "the PNG does not begin with an IHDR chunk"
     while at + 12 <= len(data):
         size, kind = int.from_bytes(view[at : at + 4], "big"), bytes(view[at + 4 : at + 8])
         end = at + 12 + size
@@ -30,6 +33,8 @@ def find_png_damage(data: bytes | memoryview, *, checksums: bool = True) -> str:
         if kind[:1].isupper():
             if kind not in _CRITICAL:
                 return f"the {name} is of an unknown kind"
+            if kind == b"IHDR" and at != _SIGNATURE_BYTES:
+                return f"the {name} is a second header"
             written = int.from_bytes(view[end - 4 : end], "big")
             if checksums and zlib.crc32(view[at + 4 : end - 4]) != written:
                 return f"the checksum of the {name} does not fit"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from shards.build.pack import ShardJob, ShardRecord, pack_shard
 from shards.errors import ShardError
+from shards.processes import end_with_parent
 
 Engine = Literal["local", "ray"]
 Progress = Callable[[int], None]
@@ -50,7 +51,7 @@ def _run_in_processes(
     counter = context.Value("q", 0)
     seen = 0
     pool = concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_set_counter, initargs=(counter,)
+        workers, mp_context=context, initializer=_start_worker, initargs=(counter,)
     )
     try:
         waiting: set[concurrent.futures.Future[ShardRecord]] = set()
@@ -81,8 +82,9 @@ def _collect(waiting: Any, counter: Any, seen: int, progress: Progress) -> Any:
     return waiting, now
 
 
-def _set_counter(counter: Any) -> None:
+def _start_worker(counter: Any) -> None:
     global _counter
+    end_with_parent()
     _counter = counter
 
 

@@ -7,27 +7,28 @@ same picture is refused here, by name, instead of being trained on in two versio
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from shards.build.decode_budget import Decoding, unbounded
 from shards.errors import ShardError
+from shards.image_formats import (
+    MAX_PIXELS,
+    PACKED_FORMATS,
+    UNREADABLE,
+    count_frames,
+    describe_damage,
+    open_image,
+)
 from shards.png import find_png_damage
-
-MAX_PIXELS = 256_000_000
-"""Larger images are refused before decoding: a small PNG can claim to be terabytes."""
-
-MAX_FILE_BYTES = 1 << 30
-"""A file larger than this is not read into memory."""
+from shards.text import printable
 
 BMP_TO_PNG_PICTURES = 4
 """Memory of `bmp_to_png` in decoded pictures: both of them, and a copy of each to compare."""
 
+# "MPO" is what Pillow calls a multi-picture JPEG once its JPEG plugin has opened it.
 _CODECS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp"}
-# Pillow opens a multi-picture JPEG through its JPEG plugin; "MPO" is only what it calls it then.
-_OPENERS = ["JPEG", "PNG", "BMP", "WEBP"]
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "I;16L"})
 _ORIENTATION = 0x0112
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
@@ -59,42 +60,27 @@ def inspect(
     Raises:
         ShardError: If the bytes are no complete image, or one the written rule does not cover.
     """
+    if _is_no_image(data):
+        raise ShardError(_not_an_image(data, where), exit_code=3)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 million pixels on; the limit here is ours and is an error.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_OPENERS) as image:
-                refuse_by_header(image, where, max_pixels)
-                # Pillow would decode over it; the OSError becomes the sentence below.
-                if image.format == "PNG" and (damage := find_png_damage(data)):
-                    raise OSError(damage)
-                codec = _CODECS[str(image.format)]
-                width, height = image.size
-                with decoding(width * height):
-                    image.load()
-                    orientation = image.getexif().get(_ORIENTATION, 1)
-                    # Its pixels are freed while they still count.
-                    image.close()
-    except ShardError:
-        raise
-    except Image.DecompressionBombError:
+        with open_image(data, formats=PACKED_FORMATS, max_pixels=max_pixels) as image:
+            refuse_by_header(image, where, max_pixels)
+            # Pillow would decode over it; the OSError becomes the sentence below.
+            if image.format == "PNG" and (damage := find_png_damage(data)):
+                raise OSError(damage)
+            codec = _CODECS[str(image.format)]
+            width, height = image.size
+            with decoding(width * height):
+                image.load()
+                orientation = image.getexif().get(_ORIENTATION, 1)
+                # Its pixels are freed while they still count.
+                image.close()
+    except ShardError as error:
+        raise _placed(error, where) from error
+    except UNREADABLE as error:
         raise ShardError(
-            f"{where}: claims more than {max_pixels:,} pixels; refused as a decompression bomb",
-            exit_code=3,
-        ) from None
-    except UnidentifiedImageError:
-        raise ShardError(_not_an_image(data, where), exit_code=3) from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
-        raise ShardError(
-            f"{where}: cannot be decoded to the end ({error}); replace the file, or leave it out "
-            "with `--on-error skip`",
-            exit_code=3,
-        ) from error
-    except Exception as error:
-        # Decoders fail in many ways on hostile bytes (struct.error, KeyError, zlib.error ...).
-        raise ShardError(
-            f"{where}: cannot be decoded ({type(error).__name__}: {error}); replace the file, or "
-            "leave it out with `--on-error skip`",
+            f"{printable(where)}: cannot be decoded to the end ({describe_damage(error)}); replace "
+            "the file, or leave it out with `--on-error skip`",
             exit_code=3,
         ) from error
     if orientation in _SWAPS_SIDES:
@@ -108,11 +94,11 @@ def bmp_to_png(data: bytes, *, where: str) -> bytes:
     Raises:
         ShardError: If the PNG would not decode to exactly the pixels of the BMP.
     """
-    with Image.open(io.BytesIO(data), formats=["BMP"]) as image:
+    with open_image(data, formats=["BMP"]) as image:
         image.load()
         out = io.BytesIO()
         image.save(out, format="PNG", compress_level=6)
-        with Image.open(io.BytesIO(out.getvalue()), formats=["PNG"]) as again:
+        with open_image(out.getvalue(), formats=["PNG"]) as again:
             same = again.convert("RGB").tobytes() == image.convert("RGB").tobytes()
     if not same:
         raise ShardError(
@@ -129,32 +115,46 @@ def refuse_by_header(image: Image.Image, where: str, max_pixels: int) -> None:
     Raises:
         ShardError: Naming what is not covered.
     """
+    place = printable(where)
     width, height = image.size
-    if width < 1 or height < 1:
-        raise ShardError(f"{where}: is {width} x {height} pixels large", exit_code=3)
     if width * height > max_pixels:
         raise ShardError(
-            f"{where}: claims {width} x {height} pixels, more than the {max_pixels:,} allowed; "
+            f"{place}: claims {width} x {height} pixels, more than the {max_pixels:,} allowed; "
             "scale it down if it is real",
             exit_code=3,
         )
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+    if image.format != "MPO" and (frames := count_frames(image)) > 1:
         raise ShardError(
-            f"{where}: an animation of {getattr(image, 'n_frames', 1)} frames has no one quality; "
-            "store one frame",
+            f"{place}: an animation of {frames} frames has no one quality; store one frame",
             exit_code=3,
         )
     if image.mode not in _MODES:
         raise ShardError(
-            f"{where}: pixel format {image.mode} is not one the written rule covers "
+            f"{place}: pixel format {image.mode} is not one the written rule covers "
             f"({', '.join(sorted(_MODES))}); convert it to 8-bit RGB",
             exit_code=3,
         )
 
 
+def _placed(error: ShardError, where: str) -> ShardError:
+    """The error with the image's name in front, if it has none yet."""
+    if str(error).startswith(printable(where)):
+        return error
+    reason = str(error)
+    if reason.startswith("not a readable image"):
+        reason = reason.replace("not a readable image", "cannot be decoded", 1)
+        reason += "; replace the file, or leave it out with `--on-error skip`"
+    return ShardError(f"{printable(where)}: {reason}", exit_code=error.exit_code)
+
+
+def _is_no_image(data: bytes) -> bool:
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return not is_webp and not data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"))
+
+
 def _not_an_image(data: bytes, where: str) -> str:
     what = "is empty" if not data else f"starts with {data[:8].hex(' ')}"
     return (
-        f"{where}: not a JPEG, PNG, BMP or WebP image ({len(data):,} bytes, {what}); convert it, "
-        "or leave it out with `--on-error skip`"
+        f"{printable(where)}: not a JPEG, PNG, BMP or WebP image ({len(data):,} bytes, {what}); "
+        "convert it, or leave it out with `--on-error skip`"
     )

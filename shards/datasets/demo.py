@@ -27,6 +27,7 @@ from shards.datasets.demo_contents import KIND_NAMES, Rng, render
 from shards.datasets.demo_distortions import FAMILIES, LEVELS, distort
 from shards.datasets.table import open_table
 from shards.errors import ShardError
+from shards.processes import end_with_parent
 from shards.sample import DataSet, Facts, Score
 
 SCORE = Score(kind="mos", low=1.0, high=5.0, higher_is_better=True)
@@ -176,7 +177,9 @@ def _all_contents(contents: int, seed: int, workers: int) -> Iterator[tuple[int,
             yield content, make_content(content, seed)
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=end_with_parent
+    ) as pool:
         made = pool.map(make_content, range(contents), [seed] * contents, chunksize=4)
         yield from enumerate(made)
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from shards.datasets.demo_contents import Pixels, Rng, to_pixels
+from shards.image_formats import open_image
 
 LEVELS = 5
 
@@ -60,7 +61,7 @@ def _jpeg(pixels: Pixels, level: int, rng: Rng) -> Pixels:
     quality = (35, 18, 9, 4, 1)[level]
     stream = io.BytesIO()
     Image.fromarray(_to_bytes(pixels)).save(stream, "JPEG", quality=quality, subsampling=2)
-    return to_pixels(Image.open(stream))
+    return to_pixels(open_image(stream.getvalue()))
 
 
 def _quantise(pixels: Pixels, level: int, rng: Rng) -> Pixels:

@@ -5,7 +5,6 @@ correlation of 16 x 16 grey copies confirms them; crops, mirrors and heavy edits
 """
 
 import concurrent.futures
-import io
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from shards.image_formats import open_image
+from shards.processes import end_with_parent
 from shards.read import ShardSet, open_set
 from shards.splits.split import PARTS, Split, split_from_ids
 
@@ -72,7 +73,9 @@ def signatures(
             tell(len(chunk))
     else:
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=end_with_parent
+        ) as pool:
             for chunk, found in zip(
                 chunks, pool.map(_describe_at, [shard_set.root] * len(chunks), chunks), strict=True
             ):
@@ -147,7 +150,7 @@ def _describe(shard_set: ShardSet, ids: list[int]) -> tuple[Any, Any]:
 
 
 def _grey(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         image.draft("L", (64, 64))  # a JPEG decodes at an eighth of its size
         upright: Image.Image = ImageOps.exif_transpose(image)
         return upright.convert("RGB").convert("L")
