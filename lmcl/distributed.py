@@ -1,10 +1,11 @@
 """Ranks: which process this is, on which device, with which decoder."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
+
+from pipeline.decode_config import DecodeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +15,8 @@ class RankContext:
     rank: int
     world_size: int
     device: torch.device
-    backend: Literal["auto", "dali", "torch"]
-    threads: int | None
-    """Decoder threads; None = this process's share of the machine's cores."""
+    decode: DecodeConfig
+    """How every loader of this process decodes."""
     progress: bool
     """Show bars: rank 0 of a terminal."""
 
@@ -27,25 +27,19 @@ class RankContext:
 
 
 def make_rank_context(
-    accelerator: Accelerator,
-    *,
-    backend: Literal["auto", "dali", "torch"],
-    threads: int,
-    progress: bool,
+    accelerator: Accelerator, *, decode: DecodeConfig, progress: bool
 ) -> RankContext:
     """This process as Accelerate sees it.
 
     Args:
         accelerator: Knows rank, world size and device.
-        backend: Who decodes (`runtime.backend`).
-        threads: Decoder threads (`runtime.threads`); 0 = this process's share of the cores.
+        decode: How every loader of this process decodes.
         progress: Whether bars are wanted; only rank 0 shows them.
     """
     return RankContext(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         device=accelerator.device,
-        backend=backend,
-        threads=threads or None,
+        decode=decode,
         progress=progress and accelerator.is_main_process,
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
 from torch import Tensor
 
@@ -29,3 +30,6 @@ class CropBatch:
     """Epoch the batch belongs to."""
     step: int
     """Step within the epoch, the same on every rank."""
+    gpu_decoded: Bool[np.ndarray, " b"] | None = None
+    """Which images the GPU decoded; the others have the pixels of the CPU recipes. None: no GPU
+    decodes here, or the crops are not pixels."""

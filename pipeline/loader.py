@@ -9,12 +9,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 
-from pipeline.backends.dali import DaliBackend, dali_version
-from pipeline.backends.dali_graph import Decode
-from pipeline.backends.select import BackendName, choose_backend, default_threads
+from pipeline.backends.dali import DaliBackend
+from pipeline.backends.select import (
+    choose_decode,
+    fill_machine_defaults,
+    installed_dali,
+    is_nvidia,
+    resolve_device,
+)
 from pipeline.backends.torch_backend import TorchBackend
 from pipeline.batch import CropBatch
 from pipeline.boxes import (
@@ -25,12 +30,12 @@ from pipeline.boxes import (
     random_boxes,
     scaled_sizes,
 )
-from pipeline.errors import PipelineError
-from pipeline.request import Request, ViewSpec
+from pipeline.decode_config import DEFAULT_DECODE, DecodeConfig
+from pipeline.request import Decoded, Request, ViewSpec
 from pipeline.saliency_table import SaliencyTable
 from pipeline.sampler import DistributedSampler
 from pipeline.shard_reader import ShardReader
-from pipeline.validation import check_arguments, usable_ids
+from pipeline.validation import check_arguments, codecs_of, usable_ids
 from shards.read import ShardSet
 
 _log = logging.getLogger(__name__)
@@ -41,10 +46,13 @@ BoxRule = Callable[[Int64[np.ndarray, " b"], Int64[np.ndarray, "b 2"]], NDArray[
 """Ids and frame sizes (`pipeline.boxes.frame_sizes`) -> boxes [b, v, 4]."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Position:
-    epoch: int
-    step: int
+@dataclass(kw_only=True)
+class DecodeCounts:
+    """Images of a loader so far, by who decoded them; padding counts as well."""
+
+    gpu: int = 0
+    cpu: int = 0
+    """On the CPU, or on the CPU because the GPU's decoder does not take them."""
 
 
 class Loader:
@@ -72,11 +80,8 @@ class Loader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        backend: BackendName = "auto",
         device: str | torch.device = "cpu",
-        num_threads: int | None = None,
-        prefetch: int = 2,
-        decode: Decode = "cpu",
+        decode: DecodeConfig = DEFAULT_DECODE,
         on_error: Literal["fail", "skip"] = "fail",
         rule: BoxRule | None = None,
     ) -> None:
@@ -91,33 +96,36 @@ class Loader:
             seed: Of order and boxes; unused in `eval` and `global`.
             rank: This process's number, below `world_size`.
             world_size: Processes that share the ids.
-            backend: `auto` takes DALI where it is installed.
-            device: Where the crops are wanted.
-            num_threads: Decoding threads; None takes this process's share of the machine's cores.
-            prefetch: Batches worked on ahead of the one in use.
-            decode: With DALI on a GPU: `cpu` gives the same bits as without one, `mixed` decodes on
-                the GPU, which is another recipe (docs/loader.md).
+            device: Where the crops are wanted; "cuda" is the process's current GPU.
+            decode: Which decoder, and its settings; see `choice` for what came of it.
             on_error: What to do about damaged images: `fail`, or `skip` to check all of `ids` by
                 their checksums now and leave the damaged ones out, on every rank alike.
             rule: In `eval`: which boxes, `crops.evaluation` per image, in place of the config's.
 
         Raises:
             ValueError: If an argument makes no sense.
-            PipelineError: If there is no sample, or one is not usable and `on_error` is `fail`.
+            PipelineError: If there is no sample, or one is not usable and `on_error` is `fail`; if
+                the decoder asked for is not to be had here.
         """
-        check_arguments(mode, backend, on_error, prefetch, num_threads)
+        check_arguments(mode, on_error)
         self._set = shard_set
         self._crops = crops
         self._mode = mode
         self._seed = seed
         self._rank = rank
-        self._device = torch.device(device)
-        self._decode = decode
+        self._device = resolve_device(device)
+        self._decode = fill_machine_defaults(decode)
         self._rule = rule
-        self._num_threads = num_threads or default_threads()
-        self._prefetch = prefetch
         self._reader = ShardReader(shard_set)
-        self.backend_name, self.backend_reason = choose_backend(backend)
+        on_gpu = self._device.type == "cuda" and decode.decode != "cpu"
+        self.choice = choose_decode(
+            decode,
+            device=self._device,
+            dali=installed_dali(),
+            nvidia=is_nvidia(),
+            codecs=codecs_of(shard_set) if on_gpu else None,
+        )
+        """Which backend and decoder, their recipe, and why."""
         self.ids, self.skipped = usable_ids(shard_set, self._reader, ids, on_error)
         self._sampler = DistributedSampler(
             samples=len(self.ids),
@@ -131,10 +139,9 @@ class Loader:
         self._backend: Backend | None = None
         self._spec: ViewSpec | None = None
         self._running: Generator[CropBatch, None, None] | None = None
-        self._position = _Position(epoch=0, step=0)
-        self._resume: _Position | None = None
         self.wait_s = 0.0
-        _log.info("loader %s: backend %s (%s)", mode, self.backend_name, self.backend_reason)
+        self.decoded = DecodeCounts()
+        _log.info("loader %s: decode %s (%s)", mode, self.recipe, self.choice.reason)
 
     @property
     def steps(self) -> int:
@@ -146,30 +153,25 @@ class Loader:
 
     @property
     def recipe(self) -> str:
-        """Decoder and version; two scores are comparable if it is the same for both."""
-        if self.backend_name == "dali":
-            return f"dali-{self._decode}-{dali_version()}"
-        return TorchBackend.recipe
+        """Decoder and version; see `pipeline.decode_config.same_pixels`."""
+        return self.choice.recipe
 
     def epoch(
-        self, epoch: int, *, start: int | None = None, saliency: SaliencyTable | None = None
+        self, epoch: int, *, start: int = 0, saliency: SaliencyTable | None = None
     ) -> Iterator[CropBatch]:
         """The batches of one epoch for this rank, from step `start` on.
 
         Args:
             epoch: Which; any number, in any order.
-            start: First step; None takes up a loaded state if it is of this epoch, otherwise 0.
+            start: First step; a run that goes on begins where it stopped.
             saliency: Salient boxes, used in `train` if the config wants them.
 
         Raises:
             ValueError: If there is no such step.
             PipelineError: If an image or a shard is not what the manifest says; names it.
         """
-        if start is None:
-            start = self._resume.step if self._resume and self._resume.epoch == epoch else 0
         if not 0 <= start <= self.steps:
             raise ValueError(f"start is step {start}, but an epoch has {self.steps} steps")
-        self._resume = None
         self._leave_epoch()
         self._running = self._iterate(epoch, start, saliency if self._crops.salient else None)
         return self._running
@@ -185,7 +187,6 @@ class Loader:
     ) -> Generator[CropBatch, None, None]:
         self._reader.recheck()
         backend = self._ready_backend(with_salient=saliency is not None)
-        self._position = _Position(epoch=epoch, step=start)
         requests = (
             self.request(epoch, step, saliency=saliency) for step in range(start, self.steps)
         )
@@ -193,12 +194,14 @@ class Loader:
         try:
             while True:
                 began = time.perf_counter()
-                request, crops = next(ready, (None, None))
+                decoded = next(ready, None)
                 self.wait_s += time.perf_counter() - began
-                if request is None or crops is None:
+                if decoded is None:
                     break
-                self._position = _Position(epoch=epoch, step=request.step + 1)
-                yield self.batch(request, crops, epoch)
+                self._count(decoded)
+                yield self.batch(
+                    decoded.request, decoded.crops, epoch, gpu_decoded=decoded.gpu_decoded
+                )
         finally:
             ready.close()
         if self.skipped.size:
@@ -209,6 +212,11 @@ class Loader:
                 epoch,
                 ", ".join(str(sample) for sample in self.skipped[:8].tolist()),
             )
+
+    def _count(self, decoded: Decoded) -> None:
+        on_gpu = int(np.count_nonzero(decoded.gpu_decoded))
+        self.decoded.gpu += on_gpu
+        self.decoded.cpu += len(decoded.gpu_decoded) - on_gpu
 
     def request(self, epoch: int, step: int, *, saliency: SaliencyTable | None = None) -> Request:
         """What this rank takes in a step, without decoding anything; a pure function.
@@ -264,7 +272,14 @@ class Loader:
         check_boxes(salient, ids, frames, size=crops.size, origin="saliency table")
         return np.concatenate([boxes, salient], axis=1)
 
-    def batch(self, request: Request, crops: torch.Tensor, epoch: int) -> CropBatch:
+    def batch(
+        self,
+        request: Request,
+        crops: torch.Tensor,
+        epoch: int,
+        *,
+        gpu_decoded: Bool[np.ndarray, " b"] | None = None,
+    ) -> CropBatch:
         """What the loader yields for a request once its crops are there."""
         raw = self._set.samples.mos[request.ids]
         score = self._set.score
@@ -283,43 +298,8 @@ class Loader:
             images_of_all_ranks=self._sampler.images(step=request.step),
             epoch=epoch,
             step=request.step,
+            gpu_decoded=gpu_decoded,
         )
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the loader is, and what that depends on; integers only."""
-        return {
-            "epoch": self._position.epoch,
-            "images": self._position.step * self._sampler.batch_size * self._sampler.world_size,
-            "samples": len(self.ids),
-            "seed": self._seed,
-        }
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take up another loader's place: the next `epoch(state["epoch"])` goes on from there.
-
-        The number of ranks and the batch size may differ as long as their product divides the
-        images already seen.
-
-        Raises:
-            PipelineError: If the state is of another split or seed, or falls between two steps.
-        """
-        for name, here in (("samples", len(self.ids)), ("seed", self._seed)):
-            if state[name] != here:
-                raise PipelineError(
-                    f"the loader's state was saved with {name} = {state[name]}, this run has "
-                    f"{here}; resume with the configuration of the saved run",
-                    exit_code=5,
-                )
-        together = self._sampler.batch_size * self._sampler.world_size
-        step, rest = divmod(state["images"], together)
-        if rest:
-            raise PipelineError(
-                f"the saved run had seen {state['images']} images of epoch {state['epoch']}, which "
-                f"is not a whole number of steps of {together} images here; choose batch_size x "
-                "processes as it was, or a divisor of it",
-                exit_code=5,
-            )
-        self._resume = self._position = _Position(epoch=state["epoch"], step=step)
 
     def close(self) -> None:
         """Give back threads, buffers and files; may be called twice."""
@@ -359,19 +339,18 @@ class Loader:
         return self._backend
 
     def _make_backend(self, spec: ViewSpec) -> Backend:
-        if self.backend_name == "dali":
+        if self.choice.backend == "dali":
             return DaliBackend(
                 self._reader,
                 spec,
                 device=self._device,
-                decode=self._decode,
-                num_threads=self._num_threads,
-                prefetch=self._prefetch,
+                decoder=self.choice.decoder,
+                config=self._decode,
             )
         return TorchBackend(
             self._reader,
             spec,
             device=self._device,
-            num_threads=self._num_threads,
-            prefetch=self._prefetch,
+            num_threads=self._decode.threads or 1,
+            prefetch=self._decode.prefetch,
         )

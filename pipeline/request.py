@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int32, Int64, UInt8
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +32,14 @@ class ViewSpec:
     """True resizes the whole image to `size` x `size`; False cuts boxes."""
     scales: bool
     """Whether images may have to be scaled down first (`max_side`)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decoded:
+    """What a backend made of a request."""
+
+    request: Request
+    crops: UInt8[Tensor, "b v size size 3"]
+    """On the device that was asked for."""
+    gpu_decoded: Bool[np.ndarray, " b"]
+    """Which images the GPU decoded; all others took the CPU recipe's way."""

@@ -10,25 +10,26 @@ from shards.read import ShardSet
 _BLOCK = 1 << 20
 
 
-def check_arguments(
-    mode: str, backend: str, on_error: str, prefetch: int, num_threads: int | None
-) -> None:
-    """Refuse unknown names and senseless numbers.
+def check_arguments(mode: str, on_error: str) -> None:
+    """Refuse unknown names.
 
     Raises:
         ValueError: Naming the argument.
     """
     for name, value, known in (
         ("mode", mode, ("train", "eval", "global")),
-        ("backend", backend, ("auto", "dali", "torch")),
         ("on_error", on_error, ("fail", "skip")),
     ):
         if value not in known:
             raise ValueError(f"{name} of a loader is {value!r}; choose one of {', '.join(known)}")
-    if prefetch < 1:
-        raise ValueError(f"prefetch is {prefetch}; it must be at least 1 batch")
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"num_threads is {num_threads}; it must be at least 1")
+
+
+def codecs_of(shard_set: ShardSet) -> frozenset[str]:
+    """Codecs of a set's images: one pass over one column, which is not kept."""
+    found: set[str] = set()
+    for batch in shard_set.samples.arrow(["codec"]):
+        found.update(batch.column(0).unique().to_pylist())
+    return frozenset(found)
 
 
 def usable_ids(

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +25,8 @@ from lmcl.bench.score import make_scorer
 from lmcl.bench.step_data import make_step_data
 from lmcl.evaluation.metrics.correlation import srcc
 from lmcl.inference.scorer import open_scorer
-from pipeline.backends import dali_graph
 from pipeline.boxes import CropConfig
+from pipeline.decode_config import DecodeConfig
 from pipeline.loader import Loader
 from shards.read import open_set
 
@@ -59,29 +58,29 @@ REHEARSAL = Place(
 _JUDGED = 96
 """Pictures, all different, on which decoders are compared."""
 
-DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "decode_hardware": ("mixed", {"hw_decoder_load": 1.0}),
-    "decode_cuda_cores": ("mixed", {"hw_decoder_load": 0.0}),
-    "decode_mixed": ("mixed", {}),
-    "decode_cpu": ("cpu", {}),
+DECODERS: dict[str, DecodeConfig] = {
+    "decode_hardware": DecodeConfig(backend="dali", decode="gpu", hw_decoder_load=1.0),
+    "decode_cuda_cores": DecodeConfig(backend="dali", decode="gpu", hw_decoder_load=0.0),
+    "decode_mixed": DecodeConfig(backend="dali", decode="gpu", hw_decoder_load=0.65),
+    "decode_cpu": DecodeConfig(backend="dali", decode="cpu"),
 }
-"""Case -> the loader's `decode`, and what is forced on DALI's decoder beyond it."""
+"""What the loader decodes with; `decode_cuda_cores` is its default on a GPU."""
 
 
 def rates(place: Place, setup: Setup) -> Iterator[Task]:
     """Images per second of every way to get 11 crops of an image onto the device."""
-    for name, (decode, forced) in DECODERS.items():
-        yield name, functools.partial(_decoder_rate, place, setup, decode, forced)
+    for name, decode in DECODERS.items():
+        yield name, functools.partial(_decoder_rate, place, setup, decode)
     for kind in ("float", "uint8"):
         yield f"webdataset_{kind}", functools.partial(_webdataset_rate, place, setup, kind)
     yield "dali_reader_op_per_crop", functools.partial(_op_per_crop_rate, place, setup)
 
 
-def _decoder_rate(place: Place, setup: Setup, decode: str, forced: dict[str, Any]) -> Figures:
-    if decode == "mixed" and place.device != "cuda":
+def _decoder_rate(place: Place, setup: Setup, decode: DecodeConfig) -> Figures:
+    if decode.decode == "gpu" and place.device != "cuda":
         return {"left_out": "decoding on a GPU is not rehearsed"}
     with ExitStack() as stack:
-        loader = stack.enter_context(_loader(place, setup, decode, forced))
+        loader = stack.enter_context(_loader(place, setup, decode))
         epochs = iter(range(1 << 30))
 
         def run() -> None:
@@ -90,15 +89,11 @@ def _decoder_rate(place: Place, setup: Setup, decode: str, forced: dict[str, Any
             assert last.device.type == place.device
             _wait(place)
 
-        return _rate(run, place, setup.count) | {"recipe": loader.recipe, "forced": forced}
+        return _rate(run, place, setup.count) | {"recipe": loader.recipe}
 
 
-def _loader(place: Place, setup: Setup, decode: str, forced: dict[str, Any]) -> Loader:
-    """The loader of a training run; its decoder's settings are forced from outside, if any."""
-    if forced:
-        dali_graph._decoded = functools.partial(_forced_decoder, forced)
-    else:
-        dali_graph._decoded = _OWN_DECODER
+def _loader(place: Place, setup: Setup, decode: DecodeConfig) -> Loader:
+    """The loader of a training run."""
     return Loader(
         setup.shard_set,
         setup.ids,
@@ -106,20 +101,9 @@ def _loader(place: Place, setup: Setup, decode: str, forced: dict[str, Any]) -> 
         batch_size=setup.batch,
         mode="train",
         seed=0,
-        backend="dali",
         device=place.device,
-        num_threads=setup.threads,
-        decode=decode,
+        decode=dataclasses.replace(decode, threads=setup.threads),
     )
-
-
-_OWN_DECODER = dali_graph._decoded
-
-
-def _forced_decoder(forced: dict[str, Any], encoded: Any, decode: str) -> Any:
-    from nvidia.dali import fn
-
-    return fn.decoders.image(encoded, device=decode, jpeg_fancy_upsampling=True, **forced)
 
 
 def _webdataset_rate(place: Place, setup: Setup, kind: str) -> Figures:
@@ -200,13 +184,10 @@ def parity(place: Place, setup: Setup) -> Iterator[Task]:
 
 def _parity(place: Place, setup: Setup, name: str) -> Figures:
     """Against DALI on the CPU; without a trained model the scores are those of random weights."""
-    decode, forced = DECODERS[name]
-    if place.device != "cuda":
-        # The same comparison, with Pillow's decoder in the other role.
-        other = _crops_of(place, setup, "cpu", {}, backend="torch")
-    else:
-        other = _crops_of(place, setup, decode, forced)
-    exact = _crops_of(place, setup, "cpu", {})
+    # Where there is no GPU: the same comparison, with Pillow's decoder in the other role.
+    decode = DECODERS[name] if place.device == "cuda" else DecodeConfig(backend="torch")
+    other = _crops_of(place, setup, decode)
+    exact = _crops_of(place, setup, DECODERS["decode_cpu"])
     off = (other.int() - exact.int()).abs()
     here, there = (_scores(place, crops) for crops in (exact, other))
     spread = float(here.std()) or 1.0
@@ -221,16 +202,13 @@ def _parity(place: Place, setup: Setup, name: str) -> Figures:
     }  # fmt: skip
 
 
-def _crops_of(
-    place: Place, setup: Setup, decode: str, forced: dict[str, Any], *, backend: str = "dali"
-) -> torch.Tensor:
-    dali_graph._decoded = functools.partial(_forced_decoder, forced) if forced else _OWN_DECODER
+def _crops_of(place: Place, setup: Setup, decode: DecodeConfig) -> torch.Tensor:
     # The model's own size, whatever the rates are taken at; boxes that depend on the image alone.
     crops = CropConfig(size=224, random=4, evaluation=4)
     with Loader(
         setup.shard_set, setup.ids, crops=crops, batch_size=min(16, setup.count), mode="eval",
-        seed=0, backend=backend, device=place.device if backend == "dali" else "cpu",
-        num_threads=setup.threads, decode=decode,
+        seed=0, device=place.device if decode.backend == "dali" else "cpu",
+        decode=dataclasses.replace(decode, threads=setup.threads),
     ) as loader:  # fmt: skip
         batches = [batch.crops[batch.valid].cpu() for batch in loader.epoch(0)]
     return torch.cat(batches)

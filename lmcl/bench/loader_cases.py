@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.boxes import CropConfig, frame_sizes, random_boxes
+from pipeline.decode_config import DecodeConfig
 from pipeline.loader import Loader
 from pipeline.shard_reader import ShardReader
 from shards.read import ShardSet
@@ -83,8 +84,7 @@ def _our_loader(setup: Setup, stack: ExitStack, backend: Any) -> Case:
             batch_size=setup.batch,
             mode="train",
             seed=0,
-            backend=backend,
-            num_threads=setup.threads,
+            decode=DecodeConfig(backend=backend, threads=setup.threads),
         )
     )
     epochs = iter(range(1 << 30))

@@ -34,6 +34,7 @@ from lmcl.evaluation.scope import (
 from lmcl.models.preprocess import PRECISIONS, Preprocessing
 from lmcl.models.pretrained import ModelCard, load_model
 from lmcl.utils.files import write_atomic
+from pipeline.decode_config import DecodeConfig
 from shards import ScoreScale
 from shards.errors import ShardError
 from shards.manifest import MANIFEST
@@ -102,7 +103,9 @@ def evaluate_run(
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     runtime = config.runtime
     context = make_rank_context(
-        accelerator, backend=runtime.backend, threads=runtime.threads, progress=progress
+        accelerator,
+        decode=DecodeConfig(backend=runtime.backend, threads=runtime.threads or None),
+        progress=progress,
     )
     shard_set = _open(asked.data, config)
     other = asked.data is not None and not _is_own(shard_set, config, released.card)

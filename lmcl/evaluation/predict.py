@@ -16,6 +16,7 @@ from lmcl.errors import LmclError
 from lmcl.models.preprocess import Preprocessing, autocast, preprocess
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import SaliencyConfig, best_window, window_to_box
+from pipeline.backends.select import DecodeChoice
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, SaliencyTable, scaled_sizes
 from pipeline.loader import Loader, Mode
@@ -28,8 +29,8 @@ Output = TypeVar("Output")
 class CropLoader(Protocol):
     """What training and evaluation need of a loader; `pipeline.loader.Loader` is one."""
 
-    backend_reason: str
-    """Why this decoder was taken."""
+    choice: DecodeChoice
+    """Which decoder was taken, and why."""
     wait_s: float
     """Seconds spent waiting for batches so far."""
 
@@ -42,7 +43,7 @@ class CropLoader(Protocol):
         """Steps of an epoch, the same on every rank."""
 
     def epoch(
-        self, epoch: int, *, start: int | None = None, saliency: SaliencyTable | None = None
+        self, epoch: int, *, start: int = 0, saliency: SaliencyTable | None = None
     ) -> Iterator[CropBatch]:
         """The batches of one epoch from step `start` on."""
 
@@ -86,9 +87,8 @@ class PixelSource:
             seed=0,
             rank=context.rank,
             world_size=context.world_size,
-            backend=context.backend,
             device=context.device,
-            num_threads=context.threads,
+            decode=context.decode,
         )
 
 

@@ -155,9 +155,8 @@ class FeatureCacheBuilder:
             batch_size=min(_IMAGES, len(ids)),
             mode=mode,
             seed=0,
-            backend=self.context.backend,
             device=self.context.device,
-            num_threads=self.context.threads,
+            decode=self.context.decode,
             # One row of boxes an id: what an image can be shown by depends on its neighbours' size.
             rule=lambda asked, _frames: boxes[np.searchsorted(ids, asked)],
         ) as loader:

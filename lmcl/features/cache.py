@@ -5,7 +5,7 @@ seed (docs/decisions/0008). lmcl/features/build.py makes them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -77,7 +77,8 @@ class FeatureLoader:
         self.wait_s = 0.0
         """Features come out of memory: the wait for them is not told apart from a step's time."""
         self.recipe = loader.recipe
-        self.backend_reason = f"{loader.backend_reason}; features of the frozen stem are kept"
+        reason = f"{loader.choice.reason}; features of the frozen stem are kept"
+        self.choice = replace(loader.choice, reason=reason)
 
     @property
     def steps(self) -> int:
@@ -85,10 +86,10 @@ class FeatureLoader:
         return self._loader.steps
 
     def epoch(
-        self, epoch: int, *, start: int | None = None, saliency: SaliencyTable | None = None
+        self, epoch: int, *, start: int = 0, saliency: SaliencyTable | None = None
     ) -> Iterator[CropBatch]:
         """The batches of `Loader.epoch`, with the same ids, boxes and labels."""
-        for step in range(start or 0, self.steps):
+        for step in range(start, self.steps):
             request = self._loader.request(
                 epoch, step, saliency=saliency if self._salient else None
             )

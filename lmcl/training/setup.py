@@ -56,6 +56,7 @@ from lmcl.training.trainer import Trainer, training_crops
 from lmcl.utils.environment import describe_environment
 from lmcl.utils.files import write_atomic
 from lmcl.utils.trackers import Trackers
+from pipeline.decode_config import DecodeConfig
 from pipeline.loader import Loader
 from shards.read import ShardSet, open_set
 from shards.splits.split import Split, load_split
@@ -191,7 +192,9 @@ def _make_ranks(config: Config, *, progress: bool) -> tuple[Accelerator, RankCon
         )
     runtime = config.runtime
     context = make_rank_context(
-        accelerator, backend=runtime.backend, threads=runtime.threads, progress=progress
+        accelerator,
+        decode=DecodeConfig(backend=runtime.backend, threads=runtime.threads or None),
+        progress=progress,
     )
     if not context.is_main:
         logging.getLogger("lmcl").setLevel(logging.WARNING)  # every rank says its own errors only
@@ -299,9 +302,8 @@ def _make_data(
         seed=config.train.seed,
         rank=context.rank,
         world_size=context.world_size,
-        backend=context.backend,
         device=context.device,
-        num_threads=context.threads,
+        decode=context.decode,
         on_error=config.runtime.on_error,
     )
     if loader.skipped.size:
@@ -513,6 +515,6 @@ def _write_environment(trainer: Trainer) -> None:
         world_size=trainer.context.world_size,
         decode=trainer.loader.recipe,
     )
-    logger.info("decoding with %s: %s", trainer.loader.recipe, trainer.loader.backend_reason)
+    logger.info("decoding with %s: %s", trainer.loader.recipe, trainer.loader.choice.reason)
     text = msgspec.json.format(msgspec.json.encode(found), indent=2)
     write_atomic(trainer.run_dir.root / "environment.json", text + b"\n")

@@ -5,7 +5,10 @@ requests is ours; DALI's first-in-first-out executor keeps it, so the n-th outpu
 n-th request. A pipeline is dead after any error and has to be built anew.
 """
 
+import dataclasses
 import functools
+import itertools
+import logging
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +18,22 @@ import numpy as np
 import torch
 import torch.utils.dlpack
 from jaxtyping import UInt8
-from torch import Tensor
 
-from pipeline.backends.dali_graph import Decode, build_graph, decode_alone, decodes_rows_only
+from pipeline.backends.dali_graph import build_graph, decode_alone, decodes_rows_only
 from pipeline.backends.dali_inputs import InputQueue, Inputs
+from pipeline.backends.decode_batch import (
+    GpuMemoryError,
+    halve_decode_batch,
+    is_out_of_gpu_memory,
+    split_request,
+)
+from pipeline.decode_config import DecodeConfig, Decoder
 from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.frames import frame_pixels
-from pipeline.request import Request, ViewSpec
+from pipeline.request import Decoded, Request, ViewSpec
 from pipeline.shard_reader import ShardReader
+
+_log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -44,60 +55,95 @@ class DaliBackend:
         spec: ViewSpec,
         *,
         device: torch.device,
-        decode: Decode,
-        num_threads: int,
-        prefetch: int,
+        decoder: Decoder,
+        config: DecodeConfig,
     ) -> None:
         self._reader = reader
         self._spec = spec
-        self._prefetch = prefetch
+        self._config = config
         self._device = device
-        self._decode: Decode = decode
-        self._rows_only = decodes_rows_only(spec, decode)
-        self._graph_of = functools.partial(
-            build_graph,
-            spec,
-            device=device,
-            decode=decode,
-            num_threads=num_threads,
-            prefetch=prefetch,
-        )
+        self._decoder: Decoder = decoder
         self._graph: Any = None
         self._failed: InputQueue | None = None
         self._buffers: deque[UInt8[np.ndarray, " _bytes"]] = deque()
         # Reading and preparing happens here, so that a slow disk or a small image does not stop
         # the thread that trains.
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="lmcl-read")
-        self.recipe = f"dali-{decode}-{dali_version()}"
+        self.decode_batch = spec.batch_size
+        """Images that DALI decodes at once: the batch, or less where the GPU's memory is small."""
 
-    def run(self, requests: Iterator[Request]) -> Generator[tuple[Request, Tensor], None, None]:
+    def run(self, requests: Iterator[Request]) -> Generator[Decoded, None, None]:
         """Yield each request with its crops on the device.
 
         A yielded tensor is DALI's own buffer without a copy; it stays valid as long as it is held.
+        Where the GPU's memory does not hold what decoding a batch needs, the batch is decoded in
+        halves from then on, and put together.
 
         Raises:
             PipelineError: Naming the samples or the shard that cannot be read.
         """
-        if self._graph is None:
-            self._graph = self._graph_of()
-        pipe, external_source = self._graph
+        waiting: deque[Request] = deque()
+        while True:
+            try:
+                yield from self._run_in_order(_remembered(requests, waiting), waiting)
+                return
+            except GpuMemoryError as error:
+                self._halve(str(error))
+            # Only here, past the error and the frames it held, is the old graph's memory free.
+            if self._device.type == "cuda":
+                _release_gpu_memory()
+            requests = itertools.chain(tuple(waiting), requests)
+            waiting.clear()
+
+    def _run_in_order(
+        self, requests: Iterator[Request], waiting: deque[Request]
+    ) -> Generator[Decoded, None, None]:
+        pipe, external_source = self._ready_graph()
+        parts = (part for request in requests for part in split_request(request, self.decode_batch))
         queue = InputQueue(
             self._reader,
             self._spec,
             self._readers,
-            requests,
-            ahead=self._prefetch,
-            rows_only=self._rows_only,
+            parts,
+            ahead=self._config.prefetch,
+            decoder=self._decoder,
+            rows_only=decodes_rows_only(self._spec, self._decoder),
             buffers=self._buffers,
         )
         external_source.queue = queue
         try:
-            while (ready := self._next(pipe, queue)) is not None:
-                yield ready
+            while (first := self._next(pipe, queue)) is not None:
+                count = len(split_request(waiting[0], self.decode_batch))
+                others = [self._next(pipe, queue) for _ in range(count - 1)]
+                yield _joined(waiting.popleft(), [first, *(part for part in others if part)])
         finally:
             external_source.queue = None
             queue.cancel()
             self._drain(pipe, queue)
+
+    def _ready_graph(self) -> Any:
+        if self._graph is None:
+            try:
+                self._graph = build_graph(
+                    dataclasses.replace(self._spec, batch_size=self.decode_batch),
+                    device=self._device,
+                    decoder=self._decoder,
+                    config=self._config,
+                )
+            except RuntimeError as error:
+                if is_out_of_gpu_memory(str(error)):
+                    raise GpuMemoryError(_tail(error)) from error
+                raise
+        return self._graph
+
+    def _halve(self, cause: str) -> None:
+        before = self.decode_batch
+        self.decode_batch = halve_decode_batch(before, device=str(self._device), cause=cause)
+        _log.warning(
+            "the memory of %s is too small to decode %d images at once (%s); they are decoded %d "
+            "at a time from here on, and the batches stay as they are",
+            *(self._device, before, cause, self.decode_batch),
+        )
 
     def _drain(self, pipe: Any, queue: "InputQueue") -> None:
         """Let DALI finish what was begun, so that the graph can serve the next epoch."""
@@ -117,7 +163,7 @@ class DaliBackend:
         self._graph = None
         self._failed = queue
 
-    def _next(self, pipe: Any, queue: "InputQueue") -> tuple[Request, Tensor] | None:
+    def _next(self, pipe: Any, queue: "InputQueue") -> Decoded | None:
         try:
             outputs = self._run_once(pipe)
         except StopIteration:
@@ -127,12 +173,20 @@ class DaliBackend:
             raise
         except (RuntimeError, IndexError) as error:
             self._discard(queue)
+            if is_out_of_gpu_memory(str(error)):
+                raise GpuMemoryError(_tail(error)) from error
             raise self._explain(error, queue) from error
-        request = self._checked(queue, outputs[1:])
-        return request, torch.utils.dlpack.from_dlpack(outputs[0].as_tensor())
+        request, inputs = self._checked(queue, outputs[1:])
+        crops = torch.utils.dlpack.from_dlpack(outputs[0].as_tensor())
+        return Decoded(
+            request=request,
+            # On a device that DALI does not know it has worked on the CPU.
+            crops=crops if crops.device.type == self._device.type else crops.to(self._device),
+            gpu_decoded=inputs.gpu_decoded,
+        )
 
-    def _checked(self, queue: "InputQueue", shapes: Any) -> Request:
-        """The request of the outputs at hand; its images must have the sizes of the table.
+    def _checked(self, queue: "InputQueue", shapes: Any) -> tuple[Request, Inputs]:
+        """The request of the outputs at hand and its inputs; images must have the table's sizes.
 
         One that is larger would be cut without complaint, somewhere else than intended.
         """
@@ -150,7 +204,7 @@ class DaliBackend:
                     exit_code=3,
                     ids=(sample,),
                 )
-        return request
+        return request, inputs
 
     def _run_once(self, pipe: Any) -> Any:
         if self._device.type == "cuda":
@@ -182,7 +236,9 @@ class DaliBackend:
         for request, inputs in queue.in_flight():
             for row, data in enumerate(inputs.encoded):
                 try:
-                    decode_alone(data, device=self._device, decode=self._decode)
+                    decode_alone(
+                        data, device=self._device, decoder=self._decoder, config=self._config
+                    )
                 except RuntimeError as refusal:
                     sample = int(request.ids[row])
                     return PipelineError(
@@ -207,6 +263,29 @@ class DaliBackend:
         self._graph = None
         self._readers.shutdown(cancel_futures=True)
         self._failed = None
+
+
+def _remembered(requests: Iterator[Request], waiting: deque[Request]) -> Iterator[Request]:
+    for request in requests:
+        waiting.append(request)
+        yield request
+
+
+def _joined(request: Request, parts: list[Decoded]) -> Decoded:
+    if len(parts) == 1:
+        return parts[0]
+    return Decoded(
+        request=request,
+        crops=torch.cat([part.crops for part in parts]),
+        gpu_decoded=np.concatenate([part.gpu_decoded for part in parts]),
+    )
+
+
+def _release_gpu_memory() -> None:
+    # DALI's stubs lack it.
+    from nvidia.dali.backend import ReleaseUnusedMemory  # type: ignore[attr-defined]
+
+    ReleaseUnusedMemory()
 
 
 def _find_damaged(request: Request, inputs: Inputs, spec: ViewSpec) -> Iterator[tuple[int, str]]:

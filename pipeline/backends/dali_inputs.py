@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 
+from pipeline.decode_config import Decoder
 from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.frames import frame_pixels, is_endless_jpeg, needs_preparation, wrap_ppm
+from pipeline.gpu_formats import Road, decode_road
 from pipeline.request import Request, ViewSpec
 from pipeline.shard_reader import ShardReader
 
@@ -34,6 +36,8 @@ class Inputs:
     """Height and width that each image must decode to."""
     targets: Float32[np.ndarray, "b 2"]
     """Height and width after `max_side`."""
+    gpu_decoded: Bool[np.ndarray, " b"]
+    """Which images the GPU decodes."""
 
 
 class ExternalSource:
@@ -60,11 +64,13 @@ class InputQueue:
         requests: Iterator[Request],
         *,
         ahead: int,
+        decoder: Decoder,
         rows_only: bool,
         buffers: deque[UInt8[np.ndarray, " _bytes"]],
     ) -> None:
         self._reader = reader
         self._spec = spec
+        self._decoder = decoder
         self._rows_only = rows_only
         self._readers = readers
         self._requests = requests
@@ -103,7 +109,8 @@ class InputQueue:
         self._submitted.append((request, inputs))
         if self._spec.whole:
             return (inputs.encoded,)
-        arrays: tuple[Any, ...] = (inputs.encoded, inputs.corners, _indices(self._spec))
+        indices = _indices(self._spec)[: len(request.ids)]
+        arrays: tuple[Any, ...] = (inputs.encoded, inputs.corners, indices)
         if self._spec.scales:
             return (*arrays, inputs.targets)
         return (*arrays, inputs.starts, inputs.extents) if self._rows_only else arrays
@@ -113,7 +120,14 @@ class InputQueue:
             buffer = self._free.popleft()
         except IndexError:
             buffer = None
-        return _read_inputs(self._reader, request, self._spec, buffer, rows_only=self._rows_only)
+        return _read_inputs(
+            self._reader,
+            request,
+            self._spec,
+            buffer,
+            decoder=self._decoder,
+            rows_only=self._rows_only,
+        )
 
     def take(self) -> tuple[Request, Inputs]:
         """The request that DALI's next output belongs to, and what it was made from."""
@@ -152,6 +166,7 @@ def _read_inputs(
     spec: ViewSpec,
     buffer: UInt8[np.ndarray, " _bytes"] | None,
     *,
+    decoder: Decoder,
     rows_only: bool,
 ) -> Inputs:
     needed = reader.buffer_bytes(request.ids)
@@ -161,7 +176,10 @@ def _read_inputs(
     encoded = reader.read(request.ids, into=buffer)
     sizes, targets = request.sizes.copy(), request.targets.copy()
     least = 1 if spec.whole else spec.size
-    for row in np.flatnonzero(needs_preparation(encoded, sizes, targets, least)).tolist():
+    roads = [_road(data, decoder) for data in encoded]
+    prepared = needs_preparation(encoded, sizes, targets, least)
+    prepared |= np.asarray([road == "pillow" for road in roads], dtype=bool)
+    for row in np.flatnonzero(prepared).tolist():
         pixels = _prepare(reader, request, row, encoded[row], least)
         encoded[row] = wrap_ppm(pixels)
         sizes[row] = targets[row] = pixels.shape[:2]
@@ -177,7 +195,12 @@ def _read_inputs(
         extents=extents.astype(np.int32),
         sizes=sizes,
         targets=targets.astype(np.float32),
+        gpu_decoded=np.asarray([road == "gpu" for road in roads], dtype=bool) & ~prepared,
     )
+
+
+def _road(data: UInt8[np.ndarray, " _size"], decoder: Decoder) -> Road:
+    return "dali" if decoder == "cpu" else decode_road(data.data)
 
 
 def _rows_needed(

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.decode import resize_rgb
 from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.frames import frame_pixels
-from pipeline.request import Request, ViewSpec
+from pipeline.request import Decoded, Request, ViewSpec
 from pipeline.shard_reader import ShardReader
 
 
@@ -42,7 +42,7 @@ class TorchBackend:
         self._prefetch = prefetch
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lmcl-decode")
 
-    def run(self, requests: Iterator[Request]) -> Generator[tuple[Request, Tensor], None, None]:
+    def run(self, requests: Iterator[Request]) -> Generator[Decoded, None, None]:
         """Yield each request with its crops on the device; every batch has memory of its own.
 
         Raises:
@@ -77,12 +77,14 @@ class TorchBackend:
         ]
         return request, crops, jobs
 
-    def _finish(
-        self, request: Request, crops: Tensor, jobs: list[Future[None]]
-    ) -> tuple[Request, Tensor]:
+    def _finish(self, request: Request, crops: Tensor, jobs: list[Future[None]]) -> Decoded:
         for job in jobs:
             job.result()
-        return request, crops.to(self._device, non_blocking=True)
+        return Decoded(
+            request=request,
+            crops=crops.to(self._device, non_blocking=True),
+            gpu_decoded=np.zeros(len(request.ids), dtype=bool),
+        )
 
     def _fill(self, request: Request, row: int, out: UInt8[np.ndarray, "v s s 3"]) -> None:
         (data,) = self._reader.read(request.ids[row : row + 1])

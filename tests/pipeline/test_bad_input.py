@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from pipeline.boxes import CropConfig
+from pipeline.decode_config import DecodeConfig
 from pipeline.errors import PipelineError
 from pipeline.image_headers import header_size
 from pipeline.loader import Loader
@@ -38,10 +40,12 @@ def packed(pack: Pack, mixed_images: list[tuple[str, bytes]]) -> ShardSet:
 
 def _loader(shard_set: ShardSet, backend: str, **changes: object) -> Loader:
     options = {
-        "crops": CROPS, "batch_size": 4, "mode": "eval", "seed": 1, "num_threads": 2,
+        "crops": CROPS, "batch_size": 4, "mode": "eval", "seed": 1, "threads": 2,
     } | changes  # fmt: skip
+    names = {field.name for field in fields(DecodeConfig)} & set(options)
+    decode = DecodeConfig(backend=backend, **{name: options.pop(name) for name in names})
     ids = options.pop("ids", shard_set.ids())
-    return Loader(shard_set, ids, backend=backend, **options)
+    return Loader(shard_set, ids, decode=decode, **options)
 
 
 def _damage(shard_set: ShardSet, id: int, how: str) -> None:
@@ -139,6 +143,7 @@ def test_a_jpeg_cut_off_below_its_boxes_is_named(
 _ONE_BATCH_CRASHES = """
 import sys
 from pipeline.boxes import CropConfig
+from pipeline.decode_config import DecodeConfig
 from pipeline.errors import PipelineError
 from pipeline.loader import Loader
 from shards.read import open_set
@@ -146,7 +151,7 @@ from shards.read import open_set
 packed = open_set(sys.argv[1])
 crops = CropConfig(size=32, random=2, evaluation=2)
 with Loader(packed, packed.ids(), crops=crops, batch_size=64, mode=sys.argv[2], seed=0,
-            backend="dali", num_threads=2) as loader:
+            decode=DecodeConfig(backend="dali", threads=2)) as loader:
     try:
         list(loader.epoch(0))
     except PipelineError as error:
@@ -394,9 +399,11 @@ def test_a_senseless_split_is_refused(mixed_set: ShardSet, ids: np.ndarray, mess
         ({"batch_size": 0}, "batch_size of an order is 0"),
         ({"rank": 2, "world_size": 2}, "rank 2 was asked of a world of 2"),
         ({"prefetch": 0}, "prefetch is 0"),
-        ({"num_threads": 0}, "num_threads is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"hw_decoder_load": 1.1}, "hw_decoder_load is 1.1"),
+        ({"device_memory_padding": -1}, "device_memory_padding is -1"),
     ],
-    ids=["batch", "rank", "prefetch", "threads"],
+    ids=["batch", "rank", "prefetch", "threads", "load", "padding"],
 )
 def test_a_senseless_argument_is_refused(
     mixed_set: ShardSet, change: dict[str, object], message: str

@@ -3,18 +3,17 @@
 import io
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pipeline.backends.select import choose_backend
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, frame_sizes
 from pipeline.decode import decode_rgb, reflect_pad, resize_rgb
-from pipeline.errors import PipelineError
+from pipeline.decode_config import DecodeConfig
 from pipeline.loader import Loader
 from pipeline.saliency_table import SaliencyTable
 from shards.read import ShardSet
@@ -33,15 +32,17 @@ def _salient(shard_set: ShardSet, crops: CropConfig) -> SaliencyTable:
 
 def _loader(shard_set: ShardSet, **changes: object) -> Loader:
     options = {
-        "crops": CROPS, "batch_size": 8, "mode": "train", "seed": 5, "num_threads": 2,
+        "crops": CROPS, "batch_size": 8, "mode": "train", "seed": 5, "threads": 2,
     } | changes  # fmt: skip
+    names = {field.name for field in fields(DecodeConfig)} & set(options)
+    decode = DecodeConfig(**{name: options.pop(name) for name in names})
     ids = options.pop("ids", shard_set.ids())
-    return Loader(shard_set, ids, **options)
+    return Loader(shard_set, ids, decode=decode, **options)
 
 
 def _epoch(shard_set: ShardSet, epoch: int = 0, **changes: object) -> list[CropBatch]:
     salient = changes.pop("saliency", None)
-    start = changes.pop("start", None)
+    start = changes.pop("start", 0)
     with _loader(shard_set, **changes) as loader:
         return list(loader.epoch(epoch, start=start, saliency=salient))
 
@@ -147,60 +148,6 @@ def test_starting_at_a_step_equals_never_having_stopped(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_saved_state_takes_up_where_the_loader_was(mixed_set: ShardSet, backend: str) -> None:
-    with _loader(mixed_set, backend=backend) as loader:
-        batches = loader.epoch(2)
-        first = list(itertools.islice(batches, 2))
-        state = loader.state_dict()
-        rest = list(batches)
-    with _loader(mixed_set, backend=backend) as resumed:
-        resumed.load_state_dict(state)
-        again = list(resumed.epoch(2))
-        fresh = list(resumed.epoch(2))
-    assert [batch.step for batch in again] == [2, 3, 4]
-    assert all(torch.equal(a.crops, b.crops) for a, b in zip(rest, again, strict=True))
-    assert torch.equal(fresh[0].crops, first[0].crops)
-
-
-def test_a_state_of_other_ranks_keeps_the_global_order(mixed_set: ShardSet) -> None:
-    with _loader(mixed_set, batch_size=8) as alone:
-        batches = alone.epoch(1)
-        next(batches)
-        state = alone.state_dict()
-        expected = next(batches).ids.tolist()
-        batches.close()
-    taken = []
-    for rank in range(2):
-        with _loader(mixed_set, batch_size=4, rank=rank, world_size=2) as one:
-            one.load_state_dict(state)
-            taken.append(next(one.epoch(1)).ids.tolist())
-    assert [id for pair in zip(*taken, strict=True) for id in pair] == expected
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seed": 6}, "seed = 5, this run has 6"),
-        ({"ids": np.arange(30)}, "samples = 37, this run has 30"),
-        ({"batch_size": 5}, "not a whole number of steps of 5 images"),
-    ],
-    ids=["seed", "split", "batch"],
-)
-def test_a_state_of_another_run_is_refused(
-    mixed_set: ShardSet, change: dict[str, object], message: str
-) -> None:
-    with _loader(mixed_set) as loader:
-        next(loader.epoch(0))
-        state = loader.state_dict()
-    with (
-        _loader(mixed_set, **change) as other,
-        pytest.raises(PipelineError, match=message) as caught,
-    ):
-        other.load_state_dict(state)
-    assert caught.value.exit_code == 5
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_together_see_every_sample_once_in_equal_steps(
     mixed_set: ShardSet, backend: str, world: int
@@ -235,7 +182,7 @@ def test_threads_and_prefetching_change_nothing(
     mixed_set: ShardSet, backend: str, threads: int, prefetch: int
 ) -> None:
     usual = _epoch(mixed_set, backend=backend)
-    other = _epoch(mixed_set, backend=backend, num_threads=threads, prefetch=prefetch)
+    other = _epoch(mixed_set, backend=backend, threads=threads, prefetch=prefetch)
     assert all(torch.equal(a.crops, b.crops) for a, b in zip(usual, other, strict=True))
 
 
@@ -287,9 +234,8 @@ def test_evaluation_takes_ids_in_their_order_and_the_same_boxes_every_time(
 
 def test_auto_says_what_it_took_and_why(mixed_set: ShardSet) -> None:
     with _loader(mixed_set, backend="auto") as loader:
-        assert loader.backend_name in loader.recipe
-        assert "installed" in loader.backend_reason
-    assert choose_backend("torch") == ("torch", "asked for")
+        assert loader.choice.backend in loader.recipe
+        assert "installed" in loader.choice.reason
 
 
 def test_waiting_for_data_is_counted(mixed_set: ShardSet) -> None:

@@ -19,6 +19,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from pipeline.boxes import CropConfig
+from pipeline.decode_config import DecodeConfig
 from pipeline.loader import Loader
 from shards.read import open_set
 from shards.splits.split import load_split
@@ -32,9 +33,10 @@ before = private_bytes()
 shard_set = open_set(sys.argv[1])
 split = load_split(shard_set, sys.argv[2])
 crops = CropConfig(size=224, random=1, salient=False)
-options = {"crops": crops, "batch_size": 8192, "mode": "train", "seed": 0, "backend": "torch"}
+options = {"crops": crops, "batch_size": 8192, "mode": "train", "seed": 0,
+           "decode": DecodeConfig(backend="torch", threads=1)}
 seen = 0
-with Loader(shard_set, split.train, num_threads=1, **options) as loader:
+with Loader(shard_set, split.train, **options) as loader:
     for step in range(loader.steps):
         request = loader.request(0, step)
         assert shard_set.samples.mos[request.ids].size == len(request.ids)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.boxes import CropConfig
+from pipeline.decode_config import DecodeConfig
 from pipeline.loader import Loader
 from pipeline.saliency_table import SaliencyTable
 from shards.read import ShardSet, open_set
@@ -39,7 +40,8 @@ def _soak(shard_set: ShardSet, backend: str, *, warm: int, epochs: int) -> None:
     table = shard_set.samples
     boxes = np.tile(np.array([0, 0, 64, 64], dtype=np.int32), (len(table), 1))
     salient = SaliencyTable(ids=table.id, boxes=boxes)
-    options = {"crops": CROPS, "batch_size": 8, "seed": 0, "backend": backend, "num_threads": 2}
+    decode = DecodeConfig(backend=backend, threads=2)
+    options = {"crops": CROPS, "batch_size": 8, "seed": 0, "decode": decode}
     with (
         Loader(shard_set, shard_set.ids(), mode="train", **options) as train,
         Loader(shard_set, shard_set.ids(), mode="eval", **options) as evaluate,
@@ -76,11 +78,13 @@ def test_a_process_that_forgets_to_close_still_ends(mixed_set: ShardSet) -> None
     program = (
         "import itertools, sys\n"
         "from pipeline.boxes import CropConfig\n"
+        "from pipeline.decode_config import DecodeConfig\n"
         "from pipeline.loader import Loader\n"
         "from shards.read import open_set\n"
         "shard_set = open_set(sys.argv[1])\n"
         "loaders = [Loader(shard_set, shard_set.ids(), crops=CropConfig(size=64), batch_size=4,\n"
-        "                  mode='train', seed=0, backend=name) for name in ('dali', 'torch')]\n"
+        "                  mode='train', seed=0, decode=DecodeConfig(backend=name))\n"
+        "           for name in ('dali', 'torch')]\n"
         "for loader in loaders:\n"
         "    print(len(list(itertools.islice(loader.epoch(0), 2))))\n"
     )
@@ -121,8 +125,7 @@ def test_a_million_samples_are_loaded_by_their_ids(mixed_set: ShardSet, tmp_path
         batch_size=8,
         mode="train",
         seed=0,
-        backend="torch",
-        num_threads=1,
+        decode=DecodeConfig(backend="torch", threads=1),
     ) as loader:
         batch = next(loader.epoch(0))
         ids = loader.request(0, 0).ids

@@ -28,6 +28,7 @@ from lmcl.training.setup import _check_data, fit, prepare
 from lmcl.training.signals import InterruptedRunError
 from lmcl.training.trainer import Trainer
 from pipeline.boxes import SaliencyTable
+from pipeline.decode_config import DecodeConfig
 from shards.read import open_set
 from shards.splits.split import load_split
 
@@ -161,8 +162,7 @@ def test_the_released_model_scores_as_the_run_did(finished: Path, demo_set: Path
         rank=0,
         world_size=1,
         device=torch.device("cpu"),
-        backend="auto",
-        threads=1,
+        decode=DecodeConfig(threads=1),
         progress=False,
     )
     judged = predict(
