@@ -232,7 +232,9 @@ class DaliBackend:
 
     def _explain_singly(self, error: Exception, queue: "InputQueue") -> PipelineError:
         """Pillow decodes everything that was in flight: ask DALI itself, one image at a time."""
-        way_out = 'set runtime.backend = "torch" (of a Loader: backend="torch")'
+        way_out = (
+            'set runtime.backend = "torch" (of a Loader: decode=DecodeConfig(backend="torch"))'
+        )
         for request, inputs in queue.in_flight():
             for row, data in enumerate(inputs.encoded):
                 try:
