@@ -2,18 +2,19 @@
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from shards.errors import ShardError
-from shards.store import Store
+from shards.store import FIRST_WAIT_S, TRIES, Store
+from shards.text import redact_url
 
 DEFAULT_BYTES = 50 << 30
 """Space the cache of one set may take."""
 
-_TRIES = 4
-_FIRST_WAIT_S = 0.5
+_COPY = re.compile(r"[0-9a-f]{16}-[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 
 
 class Cache:
@@ -54,8 +55,8 @@ class Cache:
         return target
 
     def _fetch(self, name: str, target: Path, sha256: str | None) -> None:
-        wait_s = _FIRST_WAIT_S
-        for tries_left in reversed(range(_TRIES)):
+        wait_s = FIRST_WAIT_S
+        for tries_left in reversed(range(TRIES)):
             try:
                 self._store.fetch(name, target)
                 _check(target, sha256, f"{self._store.root}/{name}")
@@ -69,14 +70,16 @@ class Cache:
                     ) from error
                 if tries_left == 0:
                     raise ShardError(
-                        f"{error} (tried {_TRIES} times); check the connection and the server",
+                        f"{error} (tried {TRIES} times); check the connection and the server",
                         exit_code=error.exit_code,
                     ) from error
             self._sleep(wait_s)
             wait_s *= 2
 
     def _make_room(self, size_bytes: int) -> None:
-        held = [(file.stat().st_mtime, file) for file in self._folder.glob("*.tar")]
+        # The folder may be one the user named: nothing but copies is ever removed from it.
+        copies = [file for file in self._folder.iterdir() if _COPY.fullmatch(file.name)]
+        held = [(file.stat().st_mtime, file) for file in copies]
         used = sum(file.stat().st_size for _, file in held)
         for _, file in sorted(held):
             if used + size_bytes <= self._limit_bytes:
@@ -92,12 +95,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def cache_root() -> Path:
+    """The user's cache: `$LMCL_CACHE`, else `$XDG_CACHE_HOME/lmcl`, else `~/.cache/lmcl`.
+
+    Raises:
+        ShardError: If none of them is known (exit code 2).
+    """
+    if named := os.environ.get("LMCL_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative one is to be ignored, says the XDG specification.
+    base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        raise ShardError("no home folder is known; set LMCL_CACHE to a folder", exit_code=2)
+    return Path(base) / "lmcl"
+
+
 def default_folder(root: str) -> Path:
-    """Where copies of a remote set go: `$LMCL_CACHE`, or the user's cache folder."""
-    base = os.environ.get("LMCL_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "lmcl"
-    )
-    return Path(base) / hashlib.sha256(root.encode()).hexdigest()[:16]
+    """Where copies of a remote set go; the same whatever credentials its URL holds."""
+    return cache_root() / hashlib.sha256(redact_url(root).encode()).hexdigest()[:16]
 
 
 def _check(target: Path, sha256: str | None, where: str) -> None:

@@ -2,65 +2,80 @@
 
 A column read from Parquet is memory of the process that read it, once per rank. The same numbers in
 a file that is mapped lie in the page cache, once per machine, and can be dropped when memory is
-short. Files are made on first use and never changed: they appear by rename, complete, below a name
-that says which sample table they were made from. Whatever is missing, damaged or cannot be written
-costs memory, never an answer (docs/decisions/0307).
+short. One column is one Arrow IPC file with one record batch. The files lie in the user's cache and
+never in the set's folder: whoever packed a set cannot bring them. They stand below the sha256 of
+the sample table, computed here. They are made on first use and never changed: they appear by
+rename, complete. Whatever is missing, damaged or cannot be written costs memory, never an answer
+(docs/decisions/0307, 0308).
 """
 
 import contextlib
 import fcntl
-import io
+import functools
+import hashlib
 import logging
 import math
 import os
-import shutil
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
-from numpy.lib import format as npy
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from shards.files import atomic_write
 
 _log = logging.getLogger(__name__)
 
-COLUMNS = ".columns"
-"""Folder of the files, in the set's own folder or, where that is read-only or remote, the cache."""
-
 SHARED_FROM_ROWS = 131_072
-"""Smaller tables are read into memory: at most 12 MB, and no files beside every small set."""
+"""Smaller tables are read into memory: at most 12 MB, and no files for every small set."""
 
 Pieces = Callable[[], Iterable[NDArray[Any]]]
 
 _WAIT_S = 120.0
 _POLL_S = 0.05
+_LOCK = "lock"
+_OURS = re.compile(r"[a-z0-9_]{1,20}\.arrow|split-[0-9a-f]{16,64}-(train|val|test)\.arrow|lock")
+
+
+class _Hashed(msgspec.Struct, kw_only=True):
+    """What is remembered of a sample table, so that it is not hashed at every opening."""
+
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class ColumnFiles:
     """The arrays that were made from one sample table, by name."""
 
-    def __init__(self, folders: Sequence[Path], key: str) -> None:
+    def __init__(self, cache: Path, table: Path) -> None:
         """Nothing is looked at or made before an array is asked for.
 
         Args:
-            folders: Where the files may lie; the first that can be written to gets new ones.
-            key: Names the sample table; files of another key are not seen, and removed.
+            cache: Folder of the files of all tables, in the user's own cache.
+            table: The sample table. Its bytes decide which files are seen; files made from earlier
+                bytes at the same place are removed.
         """
-        self._folders = [folder / key for folder in folders]
+        self._cache = cache
+        self._table = table
 
     def get(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any] | None:
         """The array of this name, mapped and read-only; None if there is no sound file of it."""
-        for folder in self._folders:
-            array = _mapped(folder / f"{name}.npy", np.dtype(dtype), shape)
-            if array is not None:
-                return array
+        with contextlib.suppress(OSError):
+            return _mapped(self._folder / f"{name}.arrow", np.dtype(dtype), shape)
         return None
 
     def make(
         self, name: str, dtype: Any, shape: tuple[int, ...], pieces: Pieces
     ) -> NDArray[Any] | None:
-        """The array of this name, made from its pieces if need be; None if no folder takes it.
+        """The array of this name, made from its pieces if need be; None if it cannot be kept.
 
         Of several processes that ask at the same time one makes the file, the others wait for it.
 
@@ -70,93 +85,140 @@ class ColumnFiles:
         found = self.get(name, dtype, shape)
         if found is not None:
             return found
-        for folder in self._folders:
-            try:
-                _prepare(folder)
-                with _alone(folder / "lock"):
-                    target = folder / f"{name}.npy"
-                    if _mapped(target, np.dtype(dtype), shape) is None:
-                        _write(target, np.dtype(dtype), shape, pieces())
-            except OSError as error:
-                _log.debug("%s: cannot keep %s there (%s)", folder, name, error)
-            else:
-                return _mapped(target, np.dtype(dtype), shape)
-        _log.warning(
-            "%s of the sample table is kept in this process's own memory, because none of %s can "
-            "be written to; set LMCL_CACHE to a folder that can",
-            name,
-            ", ".join(str(folder.parent) for folder in self._folders),
-        )
-        return None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with _alone(self._folder / _LOCK):
+                target = self._folder / f"{name}.arrow"
+                if _mapped(target, np.dtype(dtype), shape) is None:
+                    _write(target, _filled(name, np.dtype(dtype), shape, pieces()))
+        except OSError as error:
+            _log.warning(
+                "%s of the sample table is kept in this process's own memory, because %s cannot be "
+                "written to (%s); set LMCL_CACHE to a folder that can",
+                name,
+                self._cache,
+                error.strerror or error,
+            )
+            return None
+        return _mapped(target, np.dtype(dtype), shape)
 
     def drop(self, name: str) -> None:
         """Remove an array whose contents turned out to be wrong; it is made anew when needed."""
-        for folder in self._folders:
-            with contextlib.suppress(OSError):
-                (folder / f"{name}.npy").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self._folder / f"{name}.arrow").unlink(missing_ok=True)
+
+    @functools.cached_property
+    def _folder(self) -> Path:
+        return self._cache / _digest(self._cache, self._table)
 
 
-def table_key(path: Path, sha256: str) -> str:
-    """A name for a sample table: the manifest's hash, and length and time of change of the file."""
-    status = path.stat()
-    return f"v1-{sha256[:16]}-{status.st_size}-{status.st_mtime_ns}"
+def _digest(cache: Path, table: Path) -> str:
+    """The sha256 of a sample table; remembered by the file's number, length and times."""
+    place = hashlib.sha256(os.fsencode(table.resolve())).hexdigest()[:32]
+    note = cache / f"{place}.json"
+    before, known = _identity(table), _read_note(note)
+    if known is not None and msgspec.structs.replace(before, sha256=known.sha256) == known:
+        return known.sha256
+    with table.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if _identity(table) == before:
+        with contextlib.suppress(OSError), atomic_write(note, durable="nothing") as out:
+            out.write(msgspec.json.encode(msgspec.structs.replace(before, sha256=digest)))
+        if known is not None and known.sha256 != digest:
+            _forget(cache / known.sha256)
+    return digest
 
 
-def _prepare(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    # What was made from an earlier table of this set; whoever has it mapped keeps the pages.
-    for other in folder.parent.iterdir():
-        if other.name != folder.name and other.is_dir():
-            shutil.rmtree(other, ignore_errors=True)
+def _identity(table: Path) -> _Hashed:
+    status = table.stat()
+    return _Hashed(
+        inode=status.st_ino,
+        size_bytes=status.st_size,
+        modified_ns=status.st_mtime_ns,
+        # Set by the system at every change: no archive and no program can bring an old one.
+        changed_ns=status.st_ctime_ns,
+        sha256="",
+    )
+
+
+def _read_note(note: Path) -> _Hashed | None:
+    try:
+        return msgspec.json.decode(note.read_bytes(), type=_Hashed)
+    except (OSError, msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+def _forget(folder: Path) -> None:
+    """Remove what was made from an earlier table; whoever has it mapped keeps the pages.
+
+    Only names that this module gives, and the folder if nothing else is in it.
+    """
+    with contextlib.suppress(OSError):
+        if folder.is_symlink():
+            return
+        for name in os.listdir(folder):
+            if _OURS.fullmatch(name):
+                os.unlink(folder / name)
+        folder.rmdir()
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any] | None:
-    # What the file must begin with and how long it must be is known, so nothing in it is believed.
-    header = _header(dtype, shape)
-    expected = len(header) + math.prod(shape) * dtype.itemsize
     try:
-        with path.open("rb") as file:
-            if file.read(len(header)) != header or os.fstat(file.fileno()).st_size != expected:
-                _log.debug("%s: is not %s of %s; made anew", path, shape, dtype)
-                return None
-            if expected == len(header):
-                return np.empty(shape, dtype)  # nothing cannot be mapped
-            array = np.memmap(file, dtype, mode="r", offset=len(header), shape=shape)
-    except OSError:
+        with pa.memory_map(os.fspath(path)) as source:
+            reader = pa.ipc.open_file(source)
+            if reader.schema != _schema(dtype, shape) or reader.num_record_batches != 1:
+                raise ValueError("holds another type")
+            batch = reader.get_batch(0)
+    except FileNotFoundError:
         return None
-    # A plain view: numpy's memmap class costs microseconds at every slice.
-    return array.view(np.ndarray)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        _log.debug("%s: is not %s of %s (%s); made anew", path, shape, dtype, error)
+        return None
+    values, size = batch.column(0), math.prod(shape) * dtype.itemsize
+    data = values.buffers()[1]
+    if len(values) != shape[0] or values.null_count or (data.size if data else 0) < size:
+        _log.debug("%s: is not %s of %s; made anew", path, shape, dtype)
+        return None
+    if size == 0:
+        return np.empty(shape, dtype)
+    return np.frombuffer(data, dtype, count=math.prod(shape)).reshape(shape)
 
 
-def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    out = io.BytesIO()
-    npy.write_array_header_1_0(out, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-    return out.getvalue()
+def _schema(dtype: np.dtype[Any], shape: tuple[int, ...]) -> pa.Schema:
+    # Arrow packs truth values into bits, which numpy cannot map: they lie as bytes.
+    if len(shape) > 1:
+        kind = pa.binary(math.prod(shape[1:]) * dtype.itemsize)
+    else:
+        kind = pa.uint8() if dtype == np.bool_ else pa.from_numpy_dtype(dtype)
+    return pa.schema([pa.field(dtype.str, kind, nullable=False)])
 
 
-def _write(
-    target: Path, dtype: np.dtype[Any], shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]
-) -> None:
+def _filled(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]
+) -> NDArray[Any]:
+    values, rows = np.empty(shape, dtype), 0
+    for piece in pieces:
+        if piece.dtype != dtype or piece.shape[1:] != shape[1:]:
+            raise ValueError(f"{name} holds {piece.dtype}, it should be {dtype}")
+        if rows + len(piece) > shape[0]:
+            raise ValueError(f"{name} has more values than the {shape[0]} it should have")
+        values[rows : rows + len(piece)] = piece
+        rows += len(piece)
+    if rows != shape[0]:
+        raise ValueError(f"{name} has {rows} values, it should have {shape[0]}")
+    return values
+
+
+def _write(target: Path, values: NDArray[Any]) -> None:
     # Written rather than filled through a map: a full disk is then an error and not a signal.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    rows = 0
-    try:
-        with temporary.open("wb") as out:
-            out.write(_header(dtype, shape))
-            for piece in pieces:
-                if piece.dtype != dtype or piece.shape[1:] != shape[1:]:
-                    raise ValueError(f"{target.stem} holds {piece.dtype}, it should be {dtype}")
-                out.write(np.ascontiguousarray(piece).data)
-                rows += len(piece)
-            if rows != shape[0]:
-                raise ValueError(f"{target.stem} has {rows} values, it should have {shape[0]}")
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    schema = _schema(values.dtype, values.shape)
+    buffers = [None, pa.py_buffer(values)]
+    column = pa.Array.from_buffers(schema.field(0).type, values.shape[0], buffers)
+    with (
+        atomic_write(target, durable="bytes") as out,
+        pa.ipc.new_file(out, schema) as writer,
+    ):
+        writer.write_batch(pa.record_batch([column], schema=schema))
 
 
 @contextlib.contextmanager

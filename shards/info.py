@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from shards.image_formats import open_image
+from shards.errors import ShardError
+from shards.image_formats import UNREADABLE, describe_damage, open_image
 from shards.manifest import SPLITS
 from shards.read import ShardSet
+from shards.text import printable
 
 _BINS = 12
 _BAR = 40
+_MOST_NAMES = 40
 
 
 def describe_set(shard_set: ShardSet) -> str:
@@ -31,15 +34,19 @@ def contact_sheet(
         rows: Lines of images.
         tile: Side of one image's place, pixels.
         seed: Which image is taken where scores are equal or missing.
+
+    Raises:
+        ShardError: If the set has no image, or one that is shown is damaged (exit code 3).
     """
     ids = _spread_ids(shard_set, columns * rows, seed)
+    if ids.size == 0:
+        raise ShardError(f"{shard_set.root}: holds no image to show", exit_code=3)
     caption = 18
     sheet = Image.new("RGB", (columns * tile, -(-len(ids) // columns) * (tile + caption)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for place, id in enumerate(ids.tolist()):
         x, y = place % columns * tile, place // columns * (tile + caption)
-        with open_image(shard_set.read_bytes(id)) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright = _upright(shard_set, id)
         upright.thumbnail((tile - 4, tile - 4))
         sheet.paste(upright, (x + (tile - upright.width) // 2, y + (tile - upright.height) // 2))
         mos = shard_set.samples.mos[id]
@@ -48,6 +55,18 @@ def contact_sheet(
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return out.getvalue()
+
+
+def _upright(shard_set: ShardSet, id: int) -> Image.Image:
+    try:
+        with open_image(shard_set.read_bytes(id)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except UNREADABLE as error:
+        raise ShardError(
+            f"{shard_set.root}: sample {id} cannot be decoded ({describe_damage(error)}); run "
+            f"`lmcl-shard verify {shard_set.root} --deep`",
+            exit_code=3,
+        ) from error
 
 
 def _spread_ids(shard_set: ShardSet, count: int, seed: int) -> NDArray[np.int64]:
@@ -65,8 +84,8 @@ def _lines(shard_set: ShardSet) -> Iterator[str]:
     manifest, table = shard_set.manifest, shard_set.samples
     ids = shard_set.ids()
     held = sum(shard.size_bytes for shard in manifest.shards)
-    yield f"{manifest.facts.title} ({manifest.name})"
-    yield f"  written by  {manifest.producer}, format {manifest.format_version}"
+    yield f"{printable(manifest.facts.title)} ({manifest.name})"
+    yield f"  written by  {printable(manifest.producer)}, format {manifest.format_version}"
     yield f"  samples     {len(ids):,} in {len(manifest.shards)} shards, {held / 1e6:,.1f} MB"
     if manifest.num_rejected:
         yield f"  rejected    {manifest.num_rejected:,} (see rejected.jsonl)"
@@ -84,14 +103,16 @@ def _lines(shard_set: ShardSet) -> Iterator[str]:
         ("parts", table.part),
     ):
         names, counts = np.unique(column[ids].astype(str), return_counts=True)
-        if names.size > 1 or names[0]:
-            listed = [f"{name or '(none)'} {n:,}" for name, n in zip(names, counts, strict=True)]
-            yield f"  {title:<11} " + ", ".join(listed)
+        if names.size > 1 or (names.size and names[0]):
+            pairs = list(zip(names[:_MOST_NAMES], counts[:_MOST_NAMES], strict=True))
+            listed = [f"{printable(name, 60) or '(none)'} {n:,}" for name, n in pairs]
+            more = f" and {names.size - _MOST_NAMES:,} more" if names.size > _MOST_NAMES else ""
+            yield f"  {title:<11} " + ", ".join(listed) + more
     for name in shard_set.store.names(SPLITS):
-        yield f"  split       {name}"
+        yield f"  split       {printable(name)}"
     for name, text in (("licence", manifest.facts.licence), ("page", manifest.facts.page)):
         if text:
-            yield f"  {name:<11} {text}"
+            yield f"  {name:<11} {printable(text, 500)}"
 
 
 def _scores(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]:
@@ -106,13 +127,21 @@ def _scores(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]:
         f"mean {stats.mean:.4g}, standard deviation {stats.std:.4g}"
     )
     mos = shard_set.samples.mos[ids]
-    counts, edges = np.histogram(mos[np.isfinite(mos)], bins=_BINS)
+    mos = mos[np.isfinite(mos)]
+    if mos.size == 0:
+        return
+    # Ends in numpy's own arithmetic: a range of a few bits cannot be cut into twelve.
+    wide = max(float(np.ptp(mos)), 1e-9 * max(1.0, float(np.abs(mos).max())))
+    counts, edges = np.histogram(mos, bins=_BINS, range=(mos.min(), mos.min() + wide))
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         bar = "#" * round(_BAR * count / max(counts.max(), 1))
         yield f"              {low:8.3g} .. {high:<8.3g} {count:7,} {bar}"
 
 
 def _sizes(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]:
+    if ids.size == 0:
+        yield "  pixels      none: every image was rejected"
+        return
     width, height = shard_set.samples.width[ids], shard_set.samples.height[ids]
     yield (
         f"  pixels      {width.min()}..{width.max()} wide, {height.min()}..{height.max()} high, "

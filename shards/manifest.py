@@ -5,20 +5,32 @@ read; an unknown format version is refused rather than guessed at.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from shards.errors import ShardError
 from shards.sample import Facts, Member
-from shards.score_scale import ScoreScale
+from shards.score_scale import MOST_SCORE, ScoreScale
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 REJECTED = "rejected.jsonl"
 SPLITS = "splits"
+
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+"""64 hexadecimal digits; names of files are made of them."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A number of things, or of bytes."""
+
+SetName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,40}\Z")]
+"""What a set may be called; names of its files and of members begin with it."""
+
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.tar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +39,15 @@ class ShardInfo:
 
     name: str
     """File name inside the set's folder."""
-    size_bytes: int
+    size_bytes: Count
     """Length of the file."""
-    sha256: str
+    sha256: Sha256
     """Hash of the whole file, hexadecimal."""
-    samples: int
+    samples: Count
     """Images inside."""
-    first_id: int
+    first_id: Count
     """Smallest id the shard was planned for."""
-    rows: int
+    rows: Count
     """Consecutive ids it was planned for: its images and the rejected ones among them."""
 
 
@@ -43,7 +55,7 @@ class ShardInfo:
 class LabelStats:
     """The raw scores at a glance."""
 
-    count: int
+    count: Count
     """Labelled samples."""
     low: float
     """Smallest raw score."""
@@ -63,21 +75,21 @@ class Manifest:
     """Version of the folder's format."""
     producer: str
     """Program and version that wrote it."""
-    name: str
+    name: SetName
     """The set's short name."""
     score: ScoreScale | None
     """Scale of `mos`; None for a set without labels."""
-    num_samples: int
+    num_samples: Count
     """Usable images, i.e. rows that were not rejected."""
-    num_rejected: int
+    num_rejected: Count
     """Rows without an image: listed in `rejected.jsonl`, kept so that no other id moves."""
     shards: tuple[ShardInfo, ...]
     """The tars, in order of their samples' ids."""
-    samples_sha256: str
+    samples_sha256: Sha256
     """Hash of `samples.parquet`."""
-    ids_sha256: str
+    ids_sha256: Sha256
     """Hash over the samples' names in order of their ids; a split belongs to one."""
-    source_sha256: str
+    source_sha256: Sha256
     """Hash over names, labels and file sizes of the source, and the options of the build."""
     facts: Facts
     """Page, licence, citation, expected counts."""
@@ -129,8 +141,6 @@ def _version(data: bytes, where: str) -> Any:
 
 
 def _check(manifest: Manifest, where: str) -> None:
-    if manifest.num_samples < 0 or manifest.num_rejected < 0:
-        raise ShardError(f"{where}: negative sample counts; build again", exit_code=3)
     held = sum(shard.samples for shard in manifest.shards)
     if held != manifest.num_samples:
         raise ShardError(
@@ -138,15 +148,50 @@ def _check(manifest: Manifest, where: str) -> None:
             "manifest was edited or damaged; build again",
             exit_code=3,
         )
+    _check_shards(manifest, where)
+    numbers = [manifest.score.low, manifest.score.high] if manifest.score else []
+    if manifest.labels is not None:
+        labels = manifest.labels
+        numbers += [labels.low, labels.high, labels.mean, labels.std]
+    if not all(abs(number) <= MOST_SCORE for number in numbers):  # NaN is not either
+        raise ShardError(
+            f"{where}: scores of {max(numbers, key=abs):g} are beyond {MOST_SCORE:g}; the manifest "
+            "was edited or damaged; build again",
+            exit_code=3,
+        )
+    rows = sum(member.rows for member in manifest.members)
+    if manifest.members and rows > manifest.num_rows:
+        raise ShardError(
+            f"{where}: its members have {rows:,} rows, the set {manifest.num_rows:,}; the manifest "
+            "was edited",
+            exit_code=3,
+        )
+
+
+def _check_shards(manifest: Manifest, where: str) -> None:
     names = [shard.name for shard in manifest.shards]
     if len(set(names)) != len(names):
         raise ShardError(f"{where}: names a shard twice; build again", exit_code=3)
-    for name in names:
-        if "/" in name or "\\" in name or name.startswith(".") or not name.endswith(".tar"):
+    end = 0
+    for shard in manifest.shards:
+        if not _SHARD_NAME.fullmatch(shard.name):
             raise ShardError(
-                f"{where}: {name!r} is no file name of a shard; the manifest was edited",
+                f"{where}: {shard.name!r} is no file name of a shard; the manifest was edited",
                 exit_code=3,
             )
+        if shard.first_id < end or shard.samples > shard.rows:
+            raise ShardError(
+                f"{where}: {shard.name} is said to hold {shard.samples:,} of {shard.rows:,} ids "
+                f"from {shard.first_id:,} on, which cannot be; the manifest was edited",
+                exit_code=3,
+            )
+        end = shard.first_id + shard.rows
+    if end > manifest.num_rows:
+        raise ShardError(
+            f"{where}: its shards end at id {end:,}, the set at {manifest.num_rows:,}; the "
+            "manifest was edited",
+            exit_code=3,
+        )
 
 
 def ids_hash() -> "hashlib._Hash":

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.cache import DEFAULT_BYTES, Cache, default_folder
-from shards.columns import COLUMNS, ColumnFiles, table_key
+from shards.cache import DEFAULT_BYTES, Cache, cache_root, default_folder
+from shards.columns import ColumnFiles
 from shards.errors import ShardError
 from shards.layout import STATE
 from shards.manifest import MANIFEST, SAMPLES, Manifest, decode
@@ -28,15 +28,20 @@ _OPEN_FILES = 64
 
 
 def open_set(
-    root: str | Path, *, cache: Path | None = None, cache_bytes: int = DEFAULT_BYTES
+    root: str | Path,
+    *,
+    cache: Path | None = None,
+    cache_bytes: int = DEFAULT_BYTES,
+    share_columns: bool = True,
 ) -> "ShardSet":
     """Open a finished set.
 
     Args:
         root: Folder or fsspec URL.
-        cache: Where copies of remote files go, and columns that processes share where the set's
-            own folder cannot be written to; default `$LMCL_CACHE` or the user's cache folder.
+        cache: Where copies of remote files go, and columns that processes share; default
+            `$LMCL_CACHE` or the user's cache folder. Nothing is written to the set's own folder.
         cache_bytes: Space the copies may take.
+        share_columns: False reads every column from the sample table itself, into memory.
 
     Raises:
         ShardError: If there is no such folder (exit code 4), it is an unfinished build, or its
@@ -50,16 +55,12 @@ def open_set(
             exit_code=4,
         )
     manifest = decode(_manifest_bytes(store), where=f"{store.root}/{MANIFEST}")
-    identity = default_folder(str(store.folder.resolve()) if store.folder else store.root)
     copies = None
     if not store.is_local:
-        copies = Cache(store, cache or identity, limit_bytes=cache_bytes)
+        copies = Cache(store, cache or default_folder(store.root), limit_bytes=cache_bytes)
     path = _samples_path(store, copies, manifest)
-    # A cache that was named may serve several sets, whose columns must not displace each other.
-    shared = [(cache or identity) / COLUMNS / identity.name]
-    if store.folder is not None:
-        shared.insert(0, store.folder / COLUMNS)
-    table = SampleTable(path, ColumnFiles(shared, table_key(path, manifest.samples_sha256)))
+    files = ColumnFiles((cache or cache_root()) / "columns", path) if share_columns else None
+    table = SampleTable(path, files, shards=len(manifest.shards))
     if len(table) != manifest.num_rows:
         raise ShardError(
             f"{store.root}: {SAMPLES} has {len(table):,} rows, the manifest says "
@@ -116,8 +117,7 @@ class ShardSet:
         shard = self.manifest.shards[index]
         if self._copies is not None:
             return self._copies.path(shard.name, sha256=shard.sha256, size_bytes=shard.size_bytes)
-        assert self.store.folder is not None
-        path = self.store.folder / shard.name
+        path = self.store.local_path(shard.name)
         try:
             size_bytes = path.stat().st_size
         except OSError as error:
@@ -150,6 +150,13 @@ class ShardSet:
             raise ShardError(
                 f"{self.root}: sample {id} ({table.path[id]}) was rejected when the set was built; "
                 "repair the file and run the build again with `--retry-failed`",
+                exit_code=3,
+            )
+        shards = self.manifest.shards
+        if not (0 <= index < len(shards) and 0 <= offset <= shards[index].size_bytes - size):
+            raise ShardError(
+                f"{self.root}: sample {id} is said to lie outside its shard (shard {index}, byte "
+                f"{offset:,}, {size:,} bytes); run `lmcl-shard verify {self.root}`",
                 exit_code=3,
             )
         data = self._files.read(index, offset, size, self.shard_path)
@@ -227,8 +234,7 @@ def _manifest_bytes(store: Store) -> bytes:
 def _samples_path(store: Store, copies: Cache | None, manifest: Manifest) -> Path:
     if copies is not None:
         return copies.path(SAMPLES, sha256=manifest.samples_sha256)
-    assert store.folder is not None
-    path = store.folder / SAMPLES
+    path = store.local_path(SAMPLES)
     if not path.is_file():
         raise ShardError(f"{path}: is missing; build the set again", exit_code=3)
     return path

@@ -8,6 +8,7 @@ Columns of numbers of a large table are mapped from files that processes share (
 import contextlib
 import functools
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from shards.columns import SHARED_FROM_ROWS, ColumnFiles, Pieces
 from shards.errors import ShardError
+from shards.score_scale import MOST_SCORE
 
 SCHEMA = pa.schema(
     [
@@ -53,6 +55,17 @@ _DTYPES = {"ids": np.int64, "sha256": np.uint8} | {
     if pa.types.is_primitive(field.type)
 }
 _ROWS_PER_GROUP = 131_072
+_MOST = 2**31 - 1
+_LIMITS = {
+    "offset": (-1, 2**53),
+    "size": (0, 2**30),
+    "width": (0, _MOST),
+    "height": (0, _MOST),
+    "level": (NO_LEVEL, _MOST),
+    "mos": (-MOST_SCORE, MOST_SCORE),
+    "mos_std": (-MOST_SCORE, MOST_SCORE),
+}
+"""What a value of a column may be; NaN is neither below nor above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +101,30 @@ def group_key(group: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
+def described_row(set_name: str, row: SampleRow) -> dict[str, Any]:
+    """What the JSON member of a row's sample says."""
+
+    def known(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
+    return {
+        "id": row.id,
+        "set": set_name,
+        "path": row.path,
+        "mos": known(row.mos),
+        "mos_std": known(row.mos_std),
+        "group": row.group,
+        "distortion": row.distortion,
+        "level": None if row.level == NO_LEVEL else row.level,
+        "subset": row.subset,
+        "part": row.part,
+        "width": row.width,
+        "height": row.height,
+        "codec": row.codec,
+        "sha256": row.sha256.hex(),
+    }
+
+
 def to_arrow(rows: list[SampleRow]) -> pa.Table:
     """Rows as an Arrow table of this module's schema."""
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
@@ -118,13 +155,16 @@ class SampleTable:
     none, `sha256` is uint8 `[n, 32]`.
     """
 
-    def __init__(self, path: Path, files: ColumnFiles | None = None) -> None:
+    def __init__(
+        self, path: Path, files: ColumnFiles | None = None, *, shards: int | None = None
+    ) -> None:
         """Open the table; no column is read yet.
 
         Args:
             path: `samples.parquet` on this machine.
             files: Where columns of numbers may be shared between processes; None reads all into
                 this one's memory.
+            shards: How many the set has; None if that is not known.
 
         Raises:
             ShardError: If it is no sample table.
@@ -145,6 +185,7 @@ class SampleTable:
                 exit_code=3,
             )
         self._columns: dict[str, NDArray[Any]] = {}
+        self._limits = _LIMITS | {"shard": (-1, _MOST if shards is None else shards - 1)}
         self.files = files if len(self) >= SHARED_FROM_ROWS else None
 
     def __len__(self) -> int:
@@ -246,6 +287,10 @@ class SampleTable:
         mapped = self._shared("ids", (int(np.count_nonzero(ok)),), lambda: _places(ok))
         return np.concatenate([*_places(ok)]) if mapped is None else mapped
 
+    def stored_ids(self) -> NDArray[np.int64]:
+        """The table's own column of ids, which must be 0 .. len - 1."""
+        return self._read("id")
+
     def ids(self) -> NDArray[np.int64]:
         """Ids of the usable samples, ascending."""
         return self._ids
@@ -286,7 +331,7 @@ class SampleTable:
                 mapped = self._shared(name, shape, lambda: self._pieces(name))
                 if mapped is not None:
                     return mapped
-            array = _to_numpy(self._file.read([name]).column(0), name)
+            array = self._checked(_to_numpy(self._file.read([name]).column(0), name), name)
             # A damaged footer may lose rows without an error, and ids would be of others.
             if array.shape != shape:
                 raise ValueError(f"{len(array):,} of {len(self):,} rows")
@@ -296,9 +341,19 @@ class SampleTable:
         # Named here: to whoever writes the pieces, an error of reading looks like one of writing.
         with self._damage_named(name):
             for batch in self.arrow([name]):
-                yield _to_numpy(batch.column(0), name)
+                yield self._checked(_to_numpy(batch.column(0), name), name)
         # Parquet's buffers are not needed again, and would count as this process's memory.
         pa.default_memory_pool().release_unused()
+
+    def _checked(self, values: NDArray[Any], name: str) -> NDArray[Any]:
+        """The values, if none is one that no build writes: others compute with them."""
+        if name not in self._limits or values.size == 0:
+            return values
+        low, high = self._limits[name]
+        wrong = (values < low) | (values > high) | np.isinf(values)
+        if wrong.any():
+            raise ValueError(f"holds {values[wrong][0]}, it should be {low:g} .. {high:g}")
+        return values
 
     @contextlib.contextmanager
     def _damage_named(self, name: str) -> Iterator[None]:
@@ -321,6 +376,8 @@ def _places(ok: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
 
 
 def _to_numpy(column: Any, name: str) -> NDArray[Any]:
+    if column.null_count:
+        raise ValueError(f"{column.null_count:,} values are missing")
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks() if column.num_chunks else pa.array([], column.type)
     if name == "sha256":

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Kind = Literal["mos", "dmos", ""]
 
+MOST_SCORE = 1e15
+"""No score and no end of a scale is further from 0: sums and squares of scores stay finite."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreScale:

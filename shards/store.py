@@ -6,13 +6,24 @@ upload is complete. Neither ever shows half a file.
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from shards.errors import ShardError
 from shards.files import Durable, atomic_path, atomic_write, sync
+from shards.text import redact_url
+
+TRIES = 4
+"""How often a remote file is asked for before a fault is given up on."""
+
+FIRST_WAIT_S = 0.5
+"""Wait before the second try; it doubles with every further one."""
+
+FOLLOW_LINKS = "LMCL_FOLLOW_LINKS"
+"""Environment variable: 1 if links inside a set's folder are the user's own (DVC, a hub)."""
 
 
 def is_url(root: str | Path) -> bool:
@@ -36,12 +47,41 @@ class Store:
         """True if files have a path on this machine."""
         return self.folder is not None
 
+    @property
+    def shown(self) -> str:
+        """The root without credentials, for everything that is written or shown."""
+        return redact_url(self.root)
+
+    def local_path(self, name: str) -> Path:
+        """A file of a local set, which may be missing; nothing is opened.
+
+        Raises:
+            ShardError: If the name leads out of the set's folder, through `..` or a link, or to
+                something that is no regular file (exit code 3).
+        """
+        assert self.folder is not None
+        _refuse_climbing(name)
+        path = self.folder / name
+        if not _follows_links():
+            for part in (path, *path.parents):
+                if part == self.folder:
+                    break
+                if part.is_symlink():
+                    raise ShardError(
+                        f"{part}: is a link, and a set from elsewhere may link to anything; copy "
+                        f"the set's files (`cp -rL`), or set {FOLLOW_LINKS}=1 if the links are "
+                        "yours",
+                        exit_code=3,
+                    )
+        if path.exists() and not path.is_file():
+            raise ShardError(f"{path}: is not a regular file; build the set again", exit_code=3)
+        return path
+
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
         if self.folder is not None:
             return (self.folder / name).is_file()
-        with self._errors(name):
-            return bool(self._remote().isfile(self._url(name)))
+        return bool(self._patiently(name, lambda fs, url: fs.isfile(url)))
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -50,11 +90,11 @@ class Store:
             ShardError: If it is missing (exit code 4) or cannot be read.
         """
         if self.folder is not None:
+            path = self.local_path(name)
             with self._errors(name):
-                return (self.folder / name).read_bytes()
-        with self._errors(name):
-            data: bytes = self._remote().cat_file(self._url(name))
-            return data
+                return path.read_bytes()
+        data: bytes = self._patiently(name, lambda fs, url: fs.cat_file(url))
+        return data
 
     def fetch(self, name: str, target: Path) -> None:
         """Copy a remote file to `target`, which appears complete or not at all."""
@@ -76,7 +116,7 @@ class Store:
         """
         _refuse_climbing(name)
         if self.folder is not None:
-            with atomic_write(self.folder / name, durable=durable) as out:
+            with atomic_write(self.local_path(name), durable=durable) as out:
                 yield out
             return
         with tempfile.NamedTemporaryFile(prefix="lmcl-", delete=False) as out:
@@ -105,12 +145,7 @@ class Store:
             if not place.is_dir():
                 return []
             return sorted(prefix + entry.name for entry in os.scandir(place) if entry.is_file())
-        fs, url = self._remote(), self._url(folder)
-        with self._errors(folder):
-            fs.invalidate_cache()
-            if not fs.isdir(url):
-                return []
-            found = fs.ls(url, detail=True)
+        found = self._patiently(folder, _listed)
         return sorted(
             prefix + PurePosixPath(entry["name"]).name
             for entry in found
@@ -119,10 +154,10 @@ class Store:
 
     def size_bytes(self, name: str) -> int:
         """Length of a file."""
-        with self._errors(name):
-            if self.folder is not None:
+        if self.folder is not None:
+            with self._errors(name):
                 return (self.folder / name).stat().st_size
-            return int(self._remote().size(self._url(name)))
+        return int(self._patiently(name, lambda fs, url: fs.size(url)))
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens if there is none."""
@@ -156,14 +191,32 @@ class Store:
 
     def _url(self, name: str) -> str:
         self._remote()
-        return f"{self._prefix.rstrip('/')}/{name}".rstrip("/")
+        # A presigned folder: the signature belongs behind the file's name.
+        prefix, mark, query = self._prefix.partition("?")
+        return f"{prefix.rstrip('/')}/{name}".rstrip("/") + mark + query
+
+    def _patiently(self, name: str, ask: Callable[[Any, str], Any]) -> Any:
+        """What a remote file system answers; a fault of the network is asked again, as for tars."""
+        wait_s = FIRST_WAIT_S
+        for tries_left in reversed(range(TRIES)):
+            try:
+                with self._errors(name):
+                    return ask(self._remote(), self._url(name))
+            except ShardError as error:
+                if error.exit_code != 1:
+                    raise
+                if tries_left == 0:
+                    raise ShardError(f"{error} (tried {TRIES} times)") from error
+            time.sleep(wait_s)
+            wait_s *= 2
+        raise AssertionError("unreachable")
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
         where = f"{self.root.rstrip('/')}/{name}"
         try:
             yield
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ShardError(f"{where}: there is no such file", exit_code=4) from error
         except ShardError:
             raise
@@ -177,6 +230,16 @@ class Store:
             raise ShardError(f"{where}: {type(error).__name__}: {error}; {way_out}") from error
 
 
+def _listed(fs: Any, url: str) -> list[dict[str, Any]]:
+    fs.invalidate_cache()
+    found: list[dict[str, Any]] = fs.ls(url, detail=True) if fs.isdir(url) else []
+    return found
+
+
+def _follows_links() -> bool:
+    return os.environ.get(FOLLOW_LINKS, "") not in ("", "0")
+
+
 def _refuse_climbing(name: str) -> None:
-    if name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise ShardError(f"{name!r} would be written outside the set's folder; refused")
+    if name.startswith("/") or ".." in PurePosixPath(name).parts or "\0" in name:
+        raise ShardError(f"{name!r} is outside the set's folder; refused", exit_code=3)

@@ -12,7 +12,6 @@ import importlib.metadata
 import math
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +32,6 @@ from shards.build.pack import (
 )
 from shards.build.plan import Plan, ShardSize, jobs_of, make_plan
 from shards.build.retry import keep_good_shards
-from shards.columns import COLUMNS
 from shards.errors import ShardError
 from shards.files import remove_stale_temporaries
 from shards.layout import STATE, index_name, shard_stem
@@ -253,8 +251,6 @@ def remove_leftovers(store: Store, shards: Sequence[ShardInfo], name: str) -> No
     store.remove_folder(STATE)
     if store.folder is not None:
         remove_stale_temporaries(store.folder)
-        # Of an earlier set in this folder: found by nobody any more, and large.
-        shutil.rmtree(store.folder / COLUMNS, ignore_errors=True)
 
 
 class _Labels:

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import pyarrow as pa
@@ -25,13 +25,13 @@ from shards.build.image import (
 )
 from shards.errors import ShardError
 from shards.image_formats import MAX_PIXELS
-from shards.layout import STATE, key_of, shard_stem
+from shards.layout import STATE, index_line, key_of, shard_stem
 from shards.manifest import ShardInfo
 from shards.sample import Sample
-from shards.sample_table import NO_LEVEL, SampleRow, group_key, to_arrow
+from shards.sample_table import NO_LEVEL, SampleRow, described_row, group_key, to_arrow
 from shards.source_files import read_regular
 from shards.store import Store
-from shards.tar import Member, TarWriter
+from shards.tar import TarWriter
 
 _RECORD = b"lmcl-record"
 
@@ -197,10 +197,7 @@ def _add(
     tar: TarWriter, job: ShardJob, id: int, sample: Sample, data: bytes, info: ImageInfo
 ) -> tuple[SampleRow, str]:
     key = key_of(job.set_name, id)
-    digest = hashlib.sha256(data)
     image = tar.add(f"{key}.{info.codec}", data)
-    described = describe(job.set_name, id, sample, info, digest.hexdigest())
-    text = tar.add(f"{key}.json", described)
     row = _row(
         id,
         sample,
@@ -208,39 +205,12 @@ def _add(
         shard=job.index,
         offset=image.offset,
         size=image.size,
-        sha256=digest.digest(),
+        sha256=hashlib.sha256(data).digest(),
         ok=True,
     )
+    described = json.dumps(described_row(job.set_name, row), ensure_ascii=True, allow_nan=False)
+    text = tar.add(f"{key}.json", described.encode("ascii"))
     return row, index_line(image, text)
-
-
-def index_line(image: Member, text: Member) -> str:
-    """One sample in DALI's index format v1.2: ending, offset, size and name of each member."""
-    return " ".join(
-        f"{member.name.rpartition('.')[2]} {member.offset} {member.size} {member.name}"
-        for member in (image, text)
-    )
-
-
-def describe(set_name: str, id: int, sample: Sample, info: ImageInfo, sha256: str) -> bytes:
-    """The JSON member of a sample."""
-    fields: dict[str, Any] = {
-        "id": id,
-        "set": set_name,
-        "path": sample.path,
-        "mos": sample.mos,
-        "mos_std": sample.mos_std,
-        "group": sample.group,
-        "distortion": sample.distortion,
-        "level": sample.level,
-        "subset": sample.subset,
-        "part": sample.part,
-        "width": info.width,
-        "height": info.height,
-        "codec": info.codec,
-        "sha256": sha256,
-    }
-    return json.dumps(fields, ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
 def _row(

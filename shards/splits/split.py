@@ -6,6 +6,7 @@ How they are drawn stands in `draw.py`.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from shards.columns import ColumnFiles
 from shards.errors import ShardError
 from shards.manifest import SPLITS
 from shards.read import ShardSet
+from shards.source_files import read_regular
 from shards.store import Store
 
 ALGORITHM = 1
@@ -28,6 +30,7 @@ Protocol = Literal[
     "70-10-20", "80-20", "official", "k-fold", "leave-one-distortion-out", "fraction", "imported"
 ]
 PARTS = ("train", "val", "test")
+_MOST_BYTES = 1 << 37  # ten billion ids of 11 bytes
 Ids = NDArray[np.int64]
 
 
@@ -323,8 +326,8 @@ def _distinct(values: Ids) -> Ids:
 
 def _split_bytes(shard_set: ShardSet, name: str | Path) -> tuple[str, bytes]:
     text = str(name)
-    if text.endswith(".json") and Path(text).is_file():
-        return text, Path(text).read_bytes()
+    if text.endswith(".json") and os.path.lexists(text) and not Path(text).is_dir():
+        return text, read_regular(text, limit_bytes=_MOST_BYTES)
     inside = text if text.startswith(f"{SPLITS}/") else f"{SPLITS}/{text}"
     inside = inside if inside.endswith(".json") else f"{inside}.json"
     if shard_set.store.exists(inside):

@@ -181,7 +181,7 @@ def test_any_damage_of_a_sample_table(
     path.write_bytes(data)
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ShardError):
         patch.setattr("shards.sample_table.SHARED_FROM_ROWS", 0)
-        files = ColumnFiles([path.parent], "key") if shares else None
+        files = ColumnFiles(path.parent, path) if shares else None
         table = SampleTable(path, files)
         for name in SCHEMA.names[1:]:
             assert len(getattr(table, name)) == len(table)

@@ -48,7 +48,7 @@ def test_an_unknown_format_version_is_refused(manifest: Manifest) -> None:
     ("field", "value", "message"),
     [
         ("num_samples", 3, "says 3 samples, its shards hold 2"),
-        ("num_rejected", -1, "negative"),
+        ("num_rejected", -1, "not a manifest"),
         ("shards", "no", "not a manifest"),
         ("score", {"kind": "mos", "low": 1, "high": 0, "higher_is_better": True}, "low < high"),
     ],

@@ -1,13 +1,17 @@
 """Sets behind URLs: a real S3 server as a process of its own, and fsspec's other file systems."""
 
+import functools
+import http.server
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -240,3 +244,85 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stop"):
         stop_half_way()
     assert list(tmp_path.iterdir()) == []
+
+
+class _Server(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder; asks for a signature, and fails the first answers."""
+
+    failures = 0
+    queries: ClassVar[set[str]] = set()
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        type(self).queries.add(query)
+        if type(self).failures > 0 and path.endswith(".json"):
+            type(self).failures -= 1
+            self.send_error(500)
+        elif query != "sig=hunter2":
+            self.send_error(403)
+        else:
+            self.path = path
+            super().do_GET()
+
+    do_HEAD = do_GET  # noqa: N815 - the name is http.server's
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(packed: ShardSet) -> Iterator[str]:
+    """A set behind presigned HTTP; the address without its signature."""
+    handler = functools.partial(_Server, directory=packed.root)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    _Server.failures, _Server.queries = 0, set()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_presigned_folder_is_read_and_a_fault_of_its_manifest_is_asked_again(
+    web: str, packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.store.FIRST_WAIT_S", 0.01)
+    _Server.failures = 2
+    remote = open_set(f"{web}?sig=hunter2", cache=tmp_path / "cache")
+    assert data_of(remote) == data_of(packed)
+    assert _Server.queries == {"sig=hunter2"}
+
+
+@pytest.mark.parametrize("failures", [0, 99], ids=["forbidden", "fault"])
+def test_what_is_secret_in_a_url_is_never_said(
+    web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    monkeypatch.setattr("shards.store.FIRST_WAIT_S", 0.01)
+    _Server.failures = failures
+    address = web.replace("http://", "http://user:hunter2@")
+    with pytest.raises(ShardError) as caught:
+        open_set(f"{address}/set?sig=hunter2x", cache=tmp_path / "cache")
+    assert "hunter2" not in str(caught.value)
+    assert web.removeprefix("http://") in str(caught.value)
+    names = [str(path) for path in tmp_path.rglob("*")]
+    assert not any("hunter2" in name for name in names)
+
+
+def test_the_cache_of_a_set_keeps_files_that_are_no_copies(
+    memory: str, packed: ShardSet, tmp_path: Path
+) -> None:
+    _copy(packed, memory)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "mine.tar").write_bytes(b"mine")
+    remote = open_set(memory, cache=tmp_path / "cache", cache_bytes=1)
+    assert data_of(remote) == data_of(packed)
+    assert (tmp_path / "cache" / "mine.tar").read_bytes() == b"mine"
+
+
+def _copy(shard_set: ShardSet, url: str) -> None:
+    target = Store(url)
+    for name in shard_set.store.names():
+        target.write(name, shard_set.store.read(name))

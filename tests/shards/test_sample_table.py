@@ -71,7 +71,7 @@ def test_a_damaged_column_is_named_and_is_no_fault_of_the_folder(
     data = bytearray(path.read_bytes())
     data[place.data_page_offset : place.data_page_offset + 30] = b"\xff" * 30
     path.write_bytes(data)
-    table = SampleTable(path, ColumnFiles([tmp_path / "files"], "key") if shares else None)
+    table = SampleTable(path, ColumnFiles(tmp_path / "files", path) if shares else None)
     with pytest.raises(ShardError, match="column mos is damaged"):
         _ = table.mos
     assert table.size.shape == (12,)
