@@ -1,19 +1,40 @@
 """`lmcl score`: score images and collections, and filter them by quality."""
 
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from lmcl.inference.batch_job import ScoringOptions, list_on_all_ranks, score_items
-from lmcl.inference.filter import Move, carry_out, plan_moves, write_sheet
-from lmcl.inference.inputs import Item, list_items, text_of_name
+from lmcl.inference.batch_job import (
+    ScoringOptions,
+    Summary,
+    hold_output,
+    list_on_all_ranks,
+    score_held,
+)
+from lmcl.inference.filter import is_below, plan_moves, write_sheet
+from lmcl.inference.inputs import Item, list_items
+from lmcl.inference.interruption import stop_on_signals
+from lmcl.inference.moves import (
+    Move,
+    MoveOutcome,
+    carry_out,
+    check_record,
+    remember_moves,
+    undo_moves,
+)
 from lmcl.inference.scorer import Precision, Scorer, open_scorer
-from lmcl.inference.scores_file import Row, note_path, read_rows
+from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
+from shards.lock import lock_path
+from shards.processes import end_with_parent
+from shards.text import printable
 
 _FAILED = 3
+_LONGEST_LINE = 1 << 16
 
 
 def _unit(_context: click.Context, _option: click.Parameter, below: float | None) -> float | None:
@@ -31,11 +52,10 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     "lmcl score photos --model runs/x --below 0.3 --move-to rejected --dry-run · "
     "accelerate launch -m lmcl score shards --model runs/x --output scores.parquet"
 )
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, metavar="PATH...")
 @click.option(
     "--model",
     "model_folder",
-    required=True,
     type=click.Path(path_type=Path),
     help="Model folder, or a run that holds one.",
 )
@@ -61,6 +81,12 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     help="Move what is below there; what lies there is not scored.",
 )
 @click.option("--dry-run", is_flag=True, help="With --move-to: say what would move, move nothing.")
+@click.option(
+    "--undo",
+    type=click.Path(path_type=Path),
+    metavar="MOVES.CSV",
+    help="Put back what --move-to has moved; scores nothing.",
+)
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet (.html).")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option(
@@ -74,7 +100,7 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 def command(
     paths: tuple[str, ...],
-    model_folder: Path,
+    model_folder: Path | None,
     output: Path,
     resume: bool,
     boxes: bool,
@@ -82,6 +108,7 @@ def command(
     below: float | None,
     move_to: Path | None,
     dry_run: bool,
+    undo: Path | None,
     sheet: Path | None,
     device: str,
     precision: Precision,
@@ -92,13 +119,18 @@ def command(
 
     Exit code 3 if any image could not be scored; its row says why.
     """
+    if undo is not None:
+        _undo(undo, others=bool(paths or model_folder or move_to))
+        return
+    if not paths:
+        raise click.UsageError("Missing argument 'PATH...'.")
+    if model_folder is None:
+        raise click.UsageError("Missing option '--model'.")
     if (move_to is None) != (below is None) and (move_to is not None or dry_run):
         raise click.UsageError("--move-to and --dry-run need --below, the quality to sort out by")
-    scorer = open_scorer(model_folder, device=_device(device), precision=precision)
-    written = [output, note_path(output), *(place for place in (sheet, move_to) if place)]
-    items = list_on_all_ranks(
-        scorer, lambda: list_items(paths, stdin=_stdin_lines(), left_out=written)
-    )
+    if "LOCAL_RANK" in os.environ:
+        # A launcher that was killed does not end its ranks.
+        end_with_parent(signal.SIGTERM)
     options = ScoringOptions(
         output=output,
         box=boxes,
@@ -107,66 +139,154 @@ def command(
         threads=threads or min(4, len(os.sched_getaffinity(0))),
         progress=not no_progress,
     )
-    summary = score_items(scorer, items, options)
-    if int(os.environ.get("RANK", "0")) == 0:
-        better = "higher" if scorer.scale.higher_is_better else "lower"
-        click.echo(
-            f"{output}: {summary.rows} rows ({summary.failed} failed, {summary.reused} kept), "
-            f"scale {scorer.scale_label}, {better} is better"
-        )
-        _after(items, scorer, output, below=below, move_to=move_to, dry_run=dry_run, sheet=sheet)
-    if summary.failed:
+    way_on = (
+        f"what is done stays, beside {printable(output)}; the same command with --resume goes on"
+    )
+    with stop_on_signals(way_on):
+        scorer = open_scorer(model_folder, device=_device(device), precision=precision)
+        after = _Filter(below=below, move_to=move_to, dry_run=dry_run, sheet=sheet)
+        failed = _score(scorer, paths, options, after)
+    if failed:
         sys.exit(_FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Filter:
+    """What is done with the scores at once."""
+
+    below: float | None
+    move_to: Path | None
+    dry_run: bool
+    sheet: Path | None
+
+
+def _score(scorer: Scorer, paths: Sequence[str], options: ScoringOptions, after: _Filter) -> int:
+    """Score, report and filter; how many images could not be scored."""
+    output = options.output
+    written = [output, note_path(output), sources_path(output)]
+    written += [place for place in (after.sheet, after.move_to) if place]
+    items = list_on_all_ranks(
+        scorer, lambda: list_items(paths, stdin=_stdin_lines(), left_out=written)
+    )
+    with hold_output(scorer, output):
+        summary = score_held(scorer, items, options)
+        if int(os.environ.get("RANK", "0")) == 0:
+            _report(scorer, output, summary)
+            if after.sheet is not None or after.below is not None:
+                _filter(scorer, items, _rows_of(output, summary), output, after)
+    return summary.failed
+
+
+def _filter(
+    scorer: Scorer,
+    items: Sequence[Item],
+    rows: Sequence[Row | None],
+    output: Path,
+    after: _Filter,
+) -> None:
+    if after.sheet is not None:
+        # First: it needs the images where they are.
+        count = write_sheet(rows, items, after.sheet, scale=scorer.scale_label)
+        click.echo(f"{printable(after.sheet)}: {count} images, worst first")
+    if after.below is None:
+        return
+    if after.move_to is None:
+        _name_below(rows, after.below)
+        return
+    moves = plan_moves(rows, items, below=after.below, folder=after.move_to)
+    if after.dry_run:
+        _name_moves(moves)
+        done, verb = len(moves), "would move"
+    else:
+        done, verb = _move(moves, after.move_to, output), "moved"
+    click.echo(
+        f"{verb} {done} of {len(rows)} images below {after.below:g} to {printable(after.move_to)}"
+    )
+
+
+def _report(scorer: Scorer, output: Path, summary: Summary) -> None:
+    better = "higher" if scorer.scale.higher_is_better else "lower"
+    others = f", {summary.others} of other images" if summary.others else ""
+    click.echo(
+        f"{printable(output)}: {summary.rows} rows ({summary.failed} failed, "
+        f"{summary.reused} kept{others}), "
+        f"scale {printable(scorer.scale_label)}, {better} is better"
+    )
+
+
+def _rows_of(output: Path, summary: Summary) -> list[Row | None]:
+    """The row of each item; None where the file holds none of the image as it is now."""
+    by_name = {row.path: row for row in read_rows(output)}
+    return [by_name.get(name) for name in summary.names]
 
 
 def _stdin_lines() -> Iterator[str]:
     """Names as the system has them: they need not be UTF-8."""
     # There is no stdin at all where a scheduler has closed it.
-    for line in sys.stdin.buffer if sys.stdin else ():
+    while sys.stdin and (line := sys.stdin.buffer.readline(_LONGEST_LINE)):
         yield os.fsdecode(line)
 
 
-def _after(
-    items: list[Item],
-    scorer: Scorer,
-    output: Path,
-    *,
-    below: float | None,
-    move_to: Path | None,
-    dry_run: bool,
-    sheet: Path | None,
-) -> None:
-    """Contact sheet first: it needs the images where they are."""
-    if sheet is None and below is None:
-        return
-    rows = list(read_rows(output))
-    if sheet is not None:
-        count = write_sheet(rows, items, sheet, scale=scorer.scale_label)
-        click.echo(f"{sheet}: {count} images, worst first")
-    if below is None:
-        return
-    if move_to is None:
-        _name_below(rows, below)
-        return
-    moves = plan_moves(rows, items, below=below, folder=move_to)
-    for move in moves:
-        click.echo(_line(move, dry_run))
-    if not dry_run:
-        carry_out(moves)
-    verb = "would move" if dry_run else "moved"
-    click.echo(f"{verb} {len(moves)} of {len(rows)} images below {below:g} to {move_to}")
-
-
-def _name_below(rows: list[Row], below: float) -> None:
-    bad = [row for row in rows if row.quality is not None and row.quality < below]
+def _name_below(rows: Sequence[Row | None], below: float) -> None:
+    bad = [row for row in rows if row is not None and is_below(row, below)]
     for row in bad:
-        click.echo(f"{row.quality:.3f} {row.path}")
+        click.echo(f"{row.quality:.3f} {printable(row.path)}")
     click.echo(f"{len(bad)} of {len(rows)} images are below {below:g}")
 
 
-def _line(move: Move, dry_run: bool) -> str:
-    arrow = "would go to" if dry_run else "to"
-    return text_of_name(f"{move.quality:.3f} {move.source} {arrow} {move.target}")
+def _name_moves(moves: Sequence[Move]) -> None:
+    for move in moves:
+        click.echo(
+            f"{move.quality:.3f} {printable(move.source)} would go to {printable(move.target)}"
+        )
+
+
+def _move(moves: Sequence[Move], folder: Path, output: Path) -> int:
+    """Move, and say so file by file; how many were moved."""
+    if not moves:
+        return 0
+    remember_moves(output, folder)
+    outcomes = []
+    for outcome in carry_out(moves, folder):
+        outcomes.append(outcome)
+        _tell(outcome, f"{outcome.move.quality:.3f} ")
+    return len(outcomes) - _count_left(outcomes)
+
+
+def _undo(file: Path, *, others: bool) -> None:
+    if others:
+        raise click.UsageError("--undo stands alone: it scores and moves nothing else")
+    check_record(file)
+    outcomes = []
+    with (
+        stop_on_signals("what was put back stays; the same command goes on"),
+        lock_path(file, "lmcl score --undo"),
+    ):
+        for outcome in undo_moves(file):
+            outcomes.append(outcome)
+            _tell(outcome)
+    left = _count_left(outcomes)
+    click.echo(f"put back {len(outcomes) - left} images")
+    if left:
+        sys.exit(_FAILED)
+
+
+def _tell(outcome: MoveOutcome, quality: str = "") -> None:
+    move = outcome.move
+    if outcome.problem:
+        click.echo(
+            f"{printable(move.source)} stays: {printable(outcome.problem)}",
+            err=True,
+        )
+    else:
+        click.echo(f"{quality}{printable(move.source)} to {printable(move.target)}")
+
+
+def _count_left(outcomes: Sequence[MoveOutcome]) -> int:
+    count = sum(bool(outcome.problem) for outcome in outcomes)
+    if count:
+        click.echo(f"{count} images were left where they are", err=True)
+    return count
 
 
 def _device(asked: str) -> str:

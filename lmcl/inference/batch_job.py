@@ -11,7 +11,9 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
@@ -19,27 +21,36 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from lmcl.errors import LmclError
-from lmcl.inference.inputs import Item, text_of_name
+from lmcl.inference.inputs import Item
+from lmcl.inference.moves import MOVES_KEY, recorded_moves
+from lmcl.inference.resume import ResumePlan, after_move, name_rows, plan_resume, source_of
 from lmcl.inference.scorer import ImageScore, PreparedImage, Scorer
 from lmcl.inference.scores_file import (
     JournalRows,
     Layout,
     Row,
     RowJournal,
+    Source,
     check_output,
     journals_of,
     note_path,
     read_note,
     read_rows,
+    read_sources,
     write_note,
     write_rows,
 )
 from pipeline.backends.torch_backend import TorchBackend
+from shards.lock import lock_path
+from shards.text import printable
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _AHEAD = 4
 """Batches that are decoded ahead of the model."""
+_MOST_ERROR = 500
+"""Characters of a row's error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,20 +71,39 @@ class ScoringOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a job came to."""
+    """Result of a batch scoring."""
 
     rows: int
+    """Rows of the output."""
     failed: int
+    """Images that were named and could not be scored."""
     reused: int
-    """Rows taken over from an earlier options."""
+    """Rows of named images taken over from an earlier job."""
+    others: int = 0
+    """Rows of an earlier job whose images were not named this time; they stay."""
+    names: tuple[str, ...] = ()
+    """The row of each item; empty where there is none of the file as it is now. Rank 0 only."""
 
 
 def list_on_all_ranks(scorer: Scorer, list_all: Callable[[], list[Item]]) -> list[Item]:
     """What the first process lists, in every process: a pipe can be read by one only."""
-    state = PartialState(cpu=scorer.device.type == "cpu")
-    found = [list_all() if state.is_main_process else []]
-    broadcast_object_list(found)
-    return found[0]
+    return _from_main(_state(scorer), list_all)
+
+
+@contextmanager
+def hold_output(scorer: Scorer, output: Path) -> Iterator[None]:
+    """Hold the lock of an output on rank 0: one scoring writes it at a time.
+
+    Raises:
+        LockedError: If another process holds it; exit code 2.
+    """
+    check_output(output)
+    if not _state(scorer).is_main_process:
+        yield
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with lock_path(output, "lmcl score"):
+        yield
 
 
 def score_items(scorer: Scorer, items: Sequence[Item], options: ScoringOptions) -> Summary:
@@ -82,36 +112,110 @@ def score_items(scorer: Scorer, items: Sequence[Item], options: ScoringOptions) 
     Raises:
         LmclError: If the output or rows of a job that did not end exist and `resume` was not asked
             for (2), or what is there comes from another model (5).
+        LockedError: If another process scores into the same output; exit code 2.
     """
-    # Without `cpu` the processes of a launch without GPUs would not know of each other.
-    state = PartialState(cpu=scorer.device.type == "cpu")
-    check_output(options.output)
+    with hold_output(scorer, options.output):
+        return score_held(scorer, items, options)
+
+
+def score_held(scorer: Scorer, items: Sequence[Item], options: ScoringOptions) -> Summary:
+    """`score_items` for a caller that holds the output (`hold_output`)."""
+    state = _state(scorer)
+    plan: ResumePlan | None = None
+    if state.is_main_process:
+        _prepare_output(options, _note(scorer, options))
+        _warn_of_another_decoder(scorer.card.decode)
+        before = JournalRows(options.output)
+        plan = plan_resume(before, items, keeps_others=options.resume)
+        _tell(before, plan)
+    todo = _from_main(state, lambda: [items[i] for i in plan.todo] if plan else [])
+    mine = todo[state.process_index :: state.num_processes]
+    journal = RowJournal(options.output, rank=state.process_index)
+    _score_into(journal, scorer, mine, options, state)
+    state.wait_for_everyone()
+    return _from_main(state, lambda: _write_output(scorer, items, plan, options))
+
+
+def _write_output(
+    scorer: Scorer, items: Sequence[Item], plan: ResumePlan | None, options: ScoringOptions
+) -> Summary:
+    """The journals' rows as one file; they go when it is whole."""
+    assert plan is not None
     layout = Layout(
         scale=scorer.scale_label,
         higher_is_better=scorer.scale.higher_is_better,
         box=options.box,
         crops=options.crops,
     )
-    if state.is_main_process:
-        _prepare_output(options, _note(scorer, options))
-        _warn_of_another_decoder(scorer.card.decode)
-    state.wait_for_everyone()
-    before = JournalRows(options.output)
-    paths = [item.path for item in items]
-    reused = sum(path in before and path not in before.failed for path in paths)
-    todo = [i for i in items if i.path not in before or i.path in before.failed]
-    mine = todo[state.process_index :: state.num_processes]
-    state.wait_for_everyone()  # nobody adds rows before everybody has dealt the same hand
-    _score_into(RowJournal(options.output, rank=state.process_index), scorer, mine, options, state)
-    state.wait_for_everyone()
     after = JournalRows(options.output)
-    failed = sum(path in after.failed for path in paths)
-    state.wait_for_everyone()  # every process has read the journals before they go
-    if state.is_main_process:
-        write_rows(after.rows(paths), options.output, layout)
-        after.remove()
-    state.wait_for_everyone()
-    return Summary(rows=len(paths), failed=failed, reused=reused)
+    order = plan.order(after)
+    names = name_rows(after, order.keys)
+    count = write_rows(_named(after.rows(order.keys), names), options.output, layout)
+    after.remove()
+    attempted = {plan.keys[i] for i in plan.todo}
+    stale = {key for key in attempted if after.entries[key].is_retry_failed}
+    failed = [key for key in plan.keys if after.entries[key].is_failed or key in stale]
+    if stale:
+        logger.warning(
+            "%d images have changed since they were scored and cannot be scored as they are now; "
+            "their rows are those of the old files",
+            len(stale),
+        )
+    by_key = dict(zip(order.keys, names, strict=True))
+    absent = stale | {plan.keys[i] for i in plan.absent}
+    return Summary(
+        rows=count,
+        failed=len(failed),
+        reused=len(plan.keys) - len(plan.todo),
+        others=order.others,
+        names=tuple("" if key in absent else by_key[key] for key in plan.keys),
+    )
+
+
+def _named(rows: Iterator[Row], names: Sequence[str]) -> Iterator[Row]:
+    for row, name in zip(rows, names, strict=True):
+        yield row if row.path == name else dataclasses.replace(row, path=name)
+
+
+def _tell(before: JournalRows, plan: ResumePlan) -> None:
+    if before.torn:
+        logger.warning(
+            "%d lines of journals are torn (a job was killed while it wrote); their images are "
+            "scored again",
+            before.torn,
+        )
+    if plan.changed:
+        logger.warning(
+            "%d images have changed since they were scored (size or time of the file); they are "
+            "scored again",
+            plan.changed,
+        )
+    if plan.absent:
+        logger.warning(
+            "%d images that were scored earlier are not there now; their rows are kept",
+            len(plan.absent),
+        )
+
+
+def _state(scorer: Scorer) -> PartialState:
+    # Without `cpu` the processes of a launch without GPUs would not know of each other.
+    return PartialState(cpu=scorer.device.type == "cpu")
+
+
+def _from_main(state: PartialState, make: Callable[[], T]) -> T:
+    """What the first process makes, in every process."""
+    found: list[Any] = [make() if state.is_main_process else None]
+    broadcast_object_list(found)
+    return cast(T, found[0])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Decoded:
+    """What a thread makes of an item."""
+
+    image: PreparedImage | str
+    """Crops, or why there are none."""
+    source: Source
 
 
 def score_stream(scorer: Scorer, items: Sequence[Item], options: ScoringOptions) -> Iterator[Row]:
@@ -120,10 +224,8 @@ def score_stream(scorer: Scorer, items: Sequence[Item], options: ScoringOptions)
     batches = (items[i : i + size] for i in range(0, len(items), size))
     with ThreadPoolExecutor(options.threads, thread_name_prefix="lmcl-decode") as pool:
 
-        def begin(
-            batch: Sequence[Item],
-        ) -> tuple[Sequence[Item], list[Future[PreparedImage | str]]]:
-            return batch, [pool.submit(_prepare, scorer, item, options.box) for item in batch]
+        def begin(batch: Sequence[Item]) -> tuple[Sequence[Item], list[Future[_Decoded]]]:
+            return batch, [pool.submit(_decode, scorer, item, options.box) for item in batch]
 
         ahead = deque(begin(batch) for batch in itertools.islice(batches, _AHEAD))
         while ahead:
@@ -138,24 +240,25 @@ def score_stream(scorer: Scorer, items: Sequence[Item], options: ScoringOptions)
 def _rows(
     scorer: Scorer,
     batch: Sequence[Item],
-    done: Sequence[PreparedImage | str],
+    done: Sequence[_Decoded],
     options: ScoringOptions,
 ) -> Iterator[Row]:
-    scored = iter(scorer.predict([p for p in done if isinstance(p, PreparedImage)]))
-    for item, found in zip(batch, done, strict=True):
-        if isinstance(found, str):
-            yield _failed(item, found)
+    scored = iter(scorer.predict([d.image for d in done if isinstance(d.image, PreparedImage)]))
+    for item, decoded in zip(batch, done, strict=True):
+        if isinstance(decoded.image, str):
+            yield _failed(item, decoded.image, decoded.source)
         else:
-            yield _row(item, next(scored), options)
+            yield _row(item, next(scored), options, decoded.source)
 
 
-def _failed(item: Item, error: str) -> Row:
-    return Row(path=item.path, score=None, quality=None, error=text_of_name(error))
+def _failed(item: Item, error: str, source: Source) -> Row:
+    error = printable(error, _MOST_ERROR)
+    return Row(path=item.path, score=None, quality=None, error=error, source=source)
 
 
-def _row(item: Item, found: ImageScore, options: ScoringOptions) -> Row:
+def _row(item: Item, found: ImageScore, options: ScoringOptions, source: Source) -> Row:
     if found.problem:
-        return _failed(item, found.problem)
+        return _failed(item, found.problem, source)
     return Row(
         path=item.path,
         score=found.score,
@@ -163,7 +266,14 @@ def _row(item: Item, found: ImageScore, options: ScoringOptions) -> Row:
         error="",
         box=found.salient if options.box else None,
         crops=found.crops if options.crops else (),
+        source=source,
     )
+
+
+def _decode(scorer: Scorer, item: Item, salient: bool) -> _Decoded:
+    # Looked at before it is read: what changes meanwhile has changed since, and is scored again.
+    source = source_of(item)
+    return _Decoded(image=_prepare(scorer, item, salient), source=source)
 
 
 def _prepare(scorer: Scorer, item: Item, salient: bool) -> PreparedImage | str:
@@ -227,47 +337,60 @@ def _warn_of_another_decoder(trained_with: str) -> None:
 
 def _prepare_output(options: ScoringOptions, note: dict[str, str]) -> None:
     """Decide what becomes of an earlier job's files."""
-    journals = journals_of(options.output)
-    there = options.output.exists()
-    if not options.resume:
-        if there:
-            raise LmclError(
-                f"{options.output}: exists; go on with it by --resume, or choose another --output",
-                exit_code=2,
-            )
-        if journals:
-            raise LmclError(
-                f"{options.output}: a job that did not end left its rows in "
-                f"{', '.join(j.name for j in journals)}; go on with it by --resume, or remove "
-                "them to begin again, or choose another --output",
-                exit_code=2,
-            )
-    elif there or journals:
-        found = read_note(options.output)
+    output, journals = options.output, journals_of(options.output)
+    is_there = output.exists()
+    # A mistyped name leaves a file without a single score; the corrected command may replace it.
+    if (is_there or journals) and _holds_scores(output, is_there=is_there):
+        if not options.resume:
+            raise _begun(output, journals if not is_there else [])
+        found = read_note(output)
         differing = [name for name, value in note.items() if found.get(name) != value]
         if differing:
             raise LmclError(
-                f"{options.output}: was begun with another {' and '.join(differing)} "
-                f"({note_path(options.output).name} says which); choose another --output",
+                f"{printable(output)}: was begun with another {' and '.join(differing)} "
+                f"({printable(note_path(output).name)} says which); choose another --output",
                 exit_code=5,
             )
-        if there:
-            _back_to_journal(options.output)
-    write_note(options.output, note)
+        if is_there:
+            _back_to_journal(output)
+        note = {key: value for key, value in found.items() if key == MOVES_KEY} | note
+    write_note(output, note)
+
+
+def _holds_scores(output: Path, *, is_there: bool) -> bool:
+    """Whether an earlier job of this program left a score, or what is there is not its file."""
+    if JournalRows(output).has_scores:
+        return True
+    if is_there and not note_path(output).is_file():
+        return True
+    return is_there and any(row.score is not None for row in read_rows(output))
+
+
+def _begun(output: Path, journals: Sequence[Path]) -> LmclError:
+    if not journals:
+        return LmclError(
+            f"{printable(output)}: exists; go on with it by --resume, or choose another --output",
+            exit_code=2,
+        )
+    return LmclError(
+        f"{printable(output)}: a job that did not end left its rows in "
+        f"{', '.join(printable(j.name) for j in journals)}; go on with it by --resume, or remove "
+        "them to begin again, or choose another --output",
+        exit_code=2,
+    )
 
 
 def _back_to_journal(output: Path) -> None:
-    """Rows of a finished output as a journal, so that new ones can join them."""
-    journal = RowJournal(output, rank=9999)
+    """Rows of a finished output as a journal, so that new ones can join them; it stays itself."""
+    journal = RowJournal(output, rank="base")
     try:
+        sources = read_sources(output)
+        moves = recorded_moves(output)
         for row in read_rows(output):
-            journal.append(row)
-    except (ValueError, KeyError, TypeError) as error:
-        journal.path.unlink()
-        raise LmclError(
-            f"{output}: cannot be read as a scores file ({error}); restore it, or choose another "
-            "--output",
-            exit_code=5,
-        ) from error
-    finally:
+            source = sources.get(row.path)
+            journal.append(dataclasses.replace(row, source=source and after_move(source, moves)))
+    except BaseException:
         journal.close()
+        journal.path.unlink()
+        raise
+    journal.close()

@@ -1,10 +1,9 @@
 """Filter images by their scores: move what is below a quality, show all on a contact sheet."""
 
 import base64
-import dataclasses
 import io
 import math
-import shutil
+import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path, PurePosixPath
@@ -12,74 +11,67 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from lmcl.inference.inputs import Item, text_of_name
+from lmcl.inference.inputs import MOVES_NAME, Item, is_moves_file
+from lmcl.inference.moves import Move, numbered, read_moves
+from lmcl.inference.scorer import decode_image
 from lmcl.inference.scores_file import Row
 from lmcl.report.markup import section, shown
 from lmcl.report.page import page
 from lmcl.utils.files import write_atomic
-from pipeline.decode import decode_rgb
+from shards.text import printable
 
 _SIDE = 180
 _MOST_SHOWN = 400
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Move:
-    """One image to be put aside."""
-
-    source: Path
-    target: Path
-    quality: float
-
-
 def plan_moves(
-    rows: Sequence[Row], items: Sequence[Item], *, below: float, folder: Path
+    rows: Sequence[Row | None], items: Sequence[Item], *, below: float, folder: Path
 ) -> list[Move]:
     """Images below a quality, each with a free name in `folder`.
 
     Args:
-        rows: Of the scores file.
-        items: The same images, in the same order.
+        rows: The row of each item; None if there is none of the file as it is now.
+        items: What was named on the command line.
         below: Quality in [0, 1], higher = better, whatever the scale of the training set.
-        folder: Where they go; the part of the path that all share is left out.
+        folder: Where they go; the part of the path that all share is left out. What was moved there
+            before counts, so that a job that goes on chooses the names it would have chosen.
     """
     bad = [
-        (Path(item.file), row.quality)
+        (Path(item.file), row)
         for item, row in zip(items, rows, strict=True)
-        if item.is_file and row.quality is not None and row.quality < below
+        if item.is_file and row is not None and is_below(row, below)
     ]
     # A link is filed under its own name: what it leads to may lie anywhere.
-    files = [Path(item.file).parent.resolve() for item in items if item.is_file]
-    root = _common(files)
+    parents = {Path(item.file).parent.resolve() for item in items if item.is_file}
+    record = folder / MOVES_NAME
+    if is_moves_file(record):
+        parents |= {Path(moved.old).parent for moved in read_moves(record)}
+    root = _common(sorted(parents))
     taken: set[Path] = set()
     moves = []
-    for source, quality in bad:
+    for source, row in bad:
         place = source.parent.resolve().relative_to(root) / source.name
         target = _free(folder / place, taken)
         taken.add(target)
-        moves.append(Move(source=source, target=target, quality=quality))
+        quality = row.quality if row.quality is not None else math.nan
+        moves.append(Move(source=source, target=target, quality=quality, score=row.score))
     return moves
 
 
-def carry_out(moves: Sequence[Move]) -> None:
-    """Move the files; a name that has appeared in the meantime is never written over."""
-    for move in moves:
-        move.target.parent.mkdir(parents=True, exist_ok=True)
-        target = _free(move.target, set())
-        if move.source.is_symlink():
-            # Moved as it is, a relative link would lead elsewhere.
-            target.symlink_to(move.source.parent.resolve() / move.source.readlink())
-            move.source.unlink()
-        else:
-            shutil.move(move.source, target)
+def is_below(row: Row, below: float) -> bool:
+    """Whether a row is of an image whose quality is below a limit."""
+    return row.quality is not None and row.quality < below
 
 
-def write_sheet(rows: Sequence[Row], items: Sequence[Item], output: Path, *, scale: str) -> int:
+def write_sheet(
+    rows: Sequence[Row | None], items: Sequence[Item], output: Path, *, scale: str
+) -> int:
     """A page of thumbnails from the worst to the best; returns how many it shows.
 
     More than a few hundred images are thinned out evenly over the order.
     """
-    scored = [(r, i) for r, i in zip(rows, items, strict=True) if r.quality is not None]
+    pairs = zip(rows, items, strict=True)
+    scored = [(r, i) for r, i in pairs if r is not None and r.quality is not None]
     scored.sort(key=lambda pair: (pair[0].quality or 0.0, pair[0].path))
     kept = np.unique(np.linspace(0, max(len(scored) - 1, 0), _MOST_SHOWN).round().astype(int))
     shown_pairs = [scored[k] for k in kept.tolist() if k < len(scored)]
@@ -113,9 +105,9 @@ def _is_quality(pairs: Sequence[tuple[Row, Item]]) -> bool:
 
 def _thumb(item: Item) -> str:
     try:
-        image = Image.fromarray(decode_rgb(item.read()))
+        image = Image.fromarray(decode_image(item.read()))
     except Exception as error:  # it was there when it was scored; its score is worth showing
-        return f'<p class="quiet">cannot be shown: {escape(text_of_name(str(error)))}</p>'
+        return f'<p class="quiet">cannot be shown: {escape(printable(error))}</p>'
     image.thumbnail((_SIDE, _SIDE))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=80)
@@ -146,7 +138,7 @@ def _common(folders: Sequence[Path]) -> Path:
 
 def _free(target: Path, taken: set[Path]) -> Path:
     candidate, number = target, 1
-    while candidate in taken or candidate.exists():
+    while candidate in taken or os.path.lexists(candidate):
         number += 1
-        candidate = target.with_name(f"{target.stem}-{number}{target.suffix}")
+        candidate = numbered(target, number)
     return candidate

@@ -12,18 +12,28 @@ import dataclasses
 import errno
 import functools
 import glob
+import io
 import os
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from lmcl.errors import LmclError
+from shards.errors import ShardError
 from shards.manifest import MANIFEST
 from shards.read import open_set
+from shards.source_files import MAX_LINE_BYTES, MAX_TABLE_BYTES, open_regular, read_regular
+from shards.tar import iterate_members
+from shards.text import printable, spreadsheet_path
 
 _IN_TARS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
 _TARS = (".tar", ".tar.gz", ".tgz")
-_ORIGIN = ".origin.json"
+_OWN = (".origin.json", ".sources.jsonl")
+"""Ends of the files that `lmcl score` writes beside its output."""
+MOVES_NAME = "moves.csv"
+"""Record of `--move-to`, inside that folder."""
+MOVES_COLUMNS = ("old", "new", "score", "size", "mtime_ns", "link")
+_MOST_TAR_BYTES = 1 << 62
+_MOST_NAME = 1 << 16
 _WRITTEN = (".csv", ".jsonl", ".parquet", ".json")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -42,6 +52,8 @@ class Item:
     """How many they are in a tar."""
     problem: str = ""
     """Why it cannot be read, if that is known already."""
+    place: str = ""
+    """The file without links and other spellings in its folder's path: what the image *is*."""
 
     @property
     def is_file(self) -> bool:
@@ -57,16 +69,11 @@ class Item:
         if self.problem:
             raise LmclError(self.problem, exit_code=4)
         try:
-            with open(self.file, "rb") as file:
-                if self.offset < 0:
-                    return file.read()
-                file.seek(self.offset)
-                data = file.read(self.size)
-        except OSError as error:
-            raise LmclError(error.strerror or str(error), exit_code=4) from error
-        if len(data) != self.size:
-            raise LmclError(f"{self.file} ends after {len(data)} of {self.size} bytes", exit_code=3)
-        return data
+            if self.offset < 0:
+                return read_regular(self.file)
+            return read_regular(self.file, offset=self.offset, size=self.size)
+        except ShardError as error:
+            raise LmclError(str(error), exit_code=error.exit_code) from error
 
 
 def list_items(
@@ -86,20 +93,40 @@ def list_items(
         ShardError: If a shard set cannot be used as one.
     """
     is_left_out = _within(left_out)
+    resolve = resolver()
     found: dict[tuple[str, int, str], Item] = {}
     for argument in arguments:
         expanded = _from_stdin(stdin or iter(()), is_left_out)
         for item in expanded if argument == "-" else _expand(argument, is_left_out):
             # The same bytes under another spelling are the same image; a link is its own.
-            place = os.path.abspath(item.file)
-            found.setdefault((place, item.offset, item.path if item.problem else ""), item)
+            place = resolve(item.file)
+            found.setdefault(
+                (place, item.offset, item.path if item.problem else ""),
+                dataclasses.replace(item, place=place),
+            )
     return _named_apart(list(found.values()))
 
 
 def text_of_name(text: str) -> str:
-    """A name as text that any file can hold: bytes that are no UTF-8 are spelled out."""
+    """A name as text that any file can hold: bytes that are no UTF-8 are spelled out.
+
+    One that a spreadsheet would take for a formula gets `./` in front, so it names the same file.
+    """
     spelled = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return spelled.replace("\0", "\\x00")
+    return spreadsheet_path(spelled.replace("\0", "\\x00"))
+
+
+def resolver() -> Callable[[str], str]:
+    """Resolves a file's folder, but not the file: a link to an image is an image of its own."""
+    folder_of = functools.cache(os.path.realpath)
+
+    def resolve(file: str) -> str:
+        if "\0" in file:
+            return file
+        folder, name = os.path.split(os.path.abspath(file))
+        return os.path.join(folder_of(folder), name)
+
+    return resolve
 
 
 def _named_apart(items: list[Item]) -> list[Item]:
@@ -127,14 +154,9 @@ def _named_apart(items: list[Item]) -> list[Item]:
 
 def _within(places: Sequence[Path]) -> Callable[[Path], bool]:
     """Whether a path is one of the places or lies below one."""
-    folder_of = functools.cache(os.path.realpath)
-
-    def real(path: Path) -> str:
-        folder, name = os.path.split(os.path.abspath(path))
-        return os.path.join(folder_of(folder), name)
-
-    roots = [os.path.join(real(place), "") for place in places]
-    return lambda path: bool(roots) and os.path.join(real(path), "").startswith(tuple(roots))
+    resolve = resolver()
+    roots = tuple(os.path.join(resolve(str(place)), "") for place in places)
+    return lambda path: bool(roots) and os.path.join(resolve(str(path)), "").startswith(roots)
 
 
 def _from_stdin(lines: Iterator[str], is_left_out: Callable[[Path], bool]) -> Iterator[Item]:
@@ -207,7 +229,19 @@ def _is_scores_file(path: Path) -> bool:
     """Whether it is what an earlier job has written; named itself, such a file is a table."""
     if path.suffix not in _WRITTEN:
         return False
-    return path.name.endswith(_ORIGIN) or os.path.isfile(f"{path}{_ORIGIN}")
+    if path.name.endswith(_OWN) or os.path.isfile(f"{path}{_OWN[0]}"):
+        return True
+    return path.name == MOVES_NAME and is_moves_file(path)
+
+
+def is_moves_file(path: Path) -> bool:
+    """Whether a file is the record of an earlier `--move-to`, by its first line."""
+    head = (",".join(MOVES_COLUMNS) + "\n").encode()
+    try:
+        with open_regular(path, limit_bytes=MAX_TABLE_BYTES) as file:
+            return file.read(len(head)) == head
+    except (ShardError, OSError):
+        return False
 
 
 def _single(path: Path) -> Item:
@@ -285,19 +319,22 @@ def _closed_folders(pattern: str) -> Iterator[Item]:
 
 def _from_table(file: Path) -> Iterator[Item]:
     try:
-        # Names need not be UTF-8 on disk, so a table of them need not be either.
-        lines = file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-    except OSError as error:
-        yield _absent(file, f"the table cannot be opened: {error.strerror}")
+        opened = open_regular(file, limit_bytes=MAX_TABLE_BYTES)
+    except ShardError as error:
+        yield _absent(file, f"the table cannot be opened: {error}")
         return
-    with lines:
-        reader = csv.DictReader(lines)
+    # Names need not be UTF-8 on disk, so a table of them need not be either.
+    with io.TextIOWrapper(
+        opened, encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as text:
+        reader = csv.DictReader(iter(functools.partial(text.readline, MAX_LINE_BYTES), ""))
         try:
             columns = reader.fieldnames or ()
             if "path" not in columns:
                 yield _absent(
                     file,
-                    f"the table has no column named path, only {', '.join(columns) or 'nothing'}; "
+                    "the table has no column named path, only "
+                    f"{printable(', '.join(columns)) or 'nothing'}; "
                     "name the column of image paths `path`, and save the table as UTF-8",
                 )
                 return
@@ -321,25 +358,26 @@ def _from_line(table: Path, number: int, path: str | None) -> Item:
 
 def _from_tar(file: Path) -> Iterator[Item]:
     try:
-        with file.open("rb") as opened:
+        with open_regular(file, limit_bytes=_MOST_TAR_BYTES) as opened:
             begin = opened.read(8)
-        for magic, kind in _COMPRESSED.items():
-            if begin.startswith(magic):
-                yield _absent(
-                    file,
-                    f"{kind}-compressed; members are read in place, so unpack it to a plain tar",
-                )
-                return
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                if member.isfile() and PurePosixPath(member.name).suffix.lower() in _IN_TARS:
+            for magic, kind in _COMPRESSED.items():
+                if begin.startswith(magic):
+                    yield _absent(
+                        file,
+                        f"{kind}-compressed; members are read in place, so unpack it to a plain "
+                        "tar",
+                    )
+                    return
+            size_bytes = os.fstat(opened.fileno()).st_size
+            for member in iterate_members(opened, size_bytes=size_bytes, where=str(file)):
+                if PurePosixPath(member.name).suffix.lower() in _IN_TARS:
                     yield Item(
                         path=text_of_name(f"{file.as_posix()}/{member.name}"),
                         file=str(file),
-                        offset=member.offset_data,
+                        offset=member.offset,
                         size=member.size,
                     )
-    except (tarfile.TarError, OSError) as error:
+    except (ShardError, OSError) as error:
         yield _absent(file, f"the tar cannot be read: {error}")
 
 
@@ -361,5 +399,5 @@ def _from_set(root: Path) -> Iterator[Item]:
 
 def _absent(place: Path | str, problem: str) -> Item:
     return Item(
-        path=text_of_name(Path(place).as_posix()), file=str(place), problem=text_of_name(problem)
+        path=text_of_name(Path(place).as_posix()), file=str(place), problem=printable(problem, 500)
     )

@@ -11,8 +11,8 @@ whatever stands in the batch, and the mean over crops is taken in float64.
 import contextlib
 import dataclasses
 import hashlib
-import io
 import math
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int32, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from lmcl.errors import LmclError
@@ -32,6 +32,9 @@ from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
 from pipeline.decode import decode_rgb, reflect_pad, resize_rgb, to_rgb
 from pipeline.errors import PipelineError
 from pipeline.normalize import normalize
+from shards.errors import ShardError
+from shards.image_formats import UNREADABLE, count_frames, describe_damage, open_image
+from shards.source_files import read_regular
 
 MOST_PIXELS = 250_000_000
 """Larger images are refused before they are decoded: a header may promise anything."""
@@ -39,13 +42,6 @@ Precision = Literal["float32", "bfloat16"]
 """What the network computes in; the head and the mean over crops are float32 or wider always."""
 _LARGE = 25_000_000
 """Images of more pixels are decoded one at a time: four at once took 7.3 GB, one takes 2.6."""
-_UNREADABLE = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-)
 _NO_VIEW = np.zeros((0, 0, 3), dtype=np.uint8)
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 """Formats of several frames or pages; an MPO's second picture belongs to its first."""
@@ -151,7 +147,7 @@ class Scorer:
         """Decode an image and cut its crops; safe to call from several threads."""
         if isinstance(image, str | Path):
             image = _read_file(Path(image))
-        large = isinstance(image, bytes) and _check_header(image) > _LARGE
+        large = isinstance(image, bytes) and _count_pixels(image) > _LARGE
         with self._one_large if large else contextlib.nullcontext():
             return self._cut(*_pixels(image), salient=salient)
 
@@ -284,11 +280,7 @@ def _checked(found: ImageScore) -> ImageScore:
 def _pixels(image: object) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
     """Upright RGB, and a number that depends on the image alone (for seeded crops)."""
     if isinstance(image, bytes):
-        try:
-            pixels = decode_rgb(image)
-        except PipelineError as error:
-            raise LmclError(str(error), exit_code=3) from error
-        return pixels, _key(image)
+        return _decode(image), _key(image)
     if isinstance(image, Image.Image):
         pixels = _from_pillow(image)
     elif isinstance(image, Tensor):
@@ -304,24 +296,41 @@ def _pixels(image: object) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
 
 def _read_file(file: Path) -> bytes:
     try:
-        return file.read_bytes()
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
+        return read_regular(file)
+    except ShardError as error:
+        missing = not os.path.exists(file)
         raise LmclError(
-            f"{file}: {error.strerror or error}; name a readable image file",
-            exit_code=4 if missing else 3,
+            f"{error}; name a readable image file", exit_code=4 if missing else 3
         ) from error
 
 
-def _check_header(data: bytes) -> int:
-    """Pixels of an image; refuses, before they are decoded, what is no still image of sane size."""
-    if not data:
-        raise LmclError("the file is empty (0 bytes)", exit_code=3)
+def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """Upright RGB of an image file, by the rule of `pipeline/decode.py`.
+
+    Raises:
+        LmclError: If it is no still image of a known format and sane size; exit code 3.
+    """
+    _count_pixels(data)
+    return _decode(data)
+
+
+def _decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        return decode_rgb(data)
+    except (PipelineError, ShardError) as error:
+        raise LmclError(str(error), exit_code=3) from error
+
+
+def _count_pixels(data: bytes) -> int:
+    """Pixels of an image; refuses, before they are decoded, what is no still image of sane size."""
+    try:
+        # The limit of `_refuse_unscorable` is the lower one, and its sentence names this use.
+        with open_image(data) as opened:
             _refuse_unscorable(opened)
             return opened.width * opened.height
-    except _UNREADABLE as error:
+    except ShardError as error:
+        raise LmclError(str(error), exit_code=3) from error
+    except UNREADABLE as error:
         raise _unreadable(error) from error
 
 
@@ -334,7 +343,7 @@ def _refuse_unscorable(image: Image.Image) -> None:
             "are scored; scale it down",
             exit_code=3,
         )
-    frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+    frames = count_frames(image) if image.format in _ANIMATED else 1
     if frames > 1:
         kind = "a document of {} pages" if image.format == "TIFF" else "an animation of {} frames"
         raise LmclError(f"{kind.format(frames)}; score a single one of them", exit_code=3)
@@ -358,17 +367,12 @@ def _from_pillow(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     try:
         _refuse_unscorable(image)
         return to_rgb(ImageOps.exif_transpose(image))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable(error) from error
 
 
 def _unreadable(error: BaseException) -> LmclError:
-    return LmclError(f"not an image this project can read ({_short(error)})", exit_code=3)
-
-
-def _short(error: BaseException) -> str:
-    # Pillow names the in-memory buffer; its address would make two runs differ.
-    return str(error).partition(" <_io")[0] or type(error).__name__
+    return LmclError(f"not an image this project can read ({describe_damage(error)})", exit_code=3)
 
 
 def _from_tensor(image: Tensor) -> UInt8[np.ndarray, "h w 3"]:

@@ -8,10 +8,12 @@ import csv
 import dataclasses
 import glob
 import json
+import math
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -19,11 +21,52 @@ import pyarrow.parquet as pq
 
 from lmcl.errors import LmclError
 from lmcl.utils.files import write_atomic
+from shards.errors import ShardError
+from shards.files import atomic_path, atomic_write
+from shards.source_files import (
+    MAX_LINE_BYTES,
+    MAX_TABLE_BYTES,
+    open_regular,
+    read_regular,
+    text_lines,
+)
+from shards.text import plain_cell, printable, spreadsheet_cell
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 COLUMNS = ("path", "score", "scale", "higher_is_better", "error", "quality")
 _BOX = ("y", "x", "h", "w")
 _CHUNK = 10_000
+_UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    csv.Error,
+    OSError,
+    ShardError,
+    pa.ArrowException,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """The file a row is about, and what tells whether it has changed since."""
+
+    file: str
+    """As it was named when it was scored."""
+    place: str
+    """Without links and other spellings in its folder's path."""
+    offset: int = -1
+    """Where the image begins in a tar; -1 if the file is the image."""
+    size: int = -1
+    """Bytes of the file; -1 if it could not be looked at."""
+    mtime_ns: int = -1
+    """When it was last written, in nanoseconds since 1970."""
+    is_listing: bool = False
+    """Whether the row only says that something could not be listed: there is no image."""
+    moved_from: str = ""
+    """Where it lay before `--move-to`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +84,8 @@ class Row:
     """Salient crop y, x, h, w."""
     crops: tuple[float, ...] = ()
     """Score of every crop."""
+    source: Source | None = None
+    """Which file it is about; None in files of earlier versions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,16 +121,20 @@ class Layout:
 
 
 class RowJournal:
-    """Finished rows of one process, appended line by line."""
+    """Finished rows of one process, appended line by line to a file of its own."""
 
-    def __init__(self, output: Path, *, rank: int) -> None:
-        self.path = output.with_name(f".{output.name}.rows-{rank:04d}-{os.getpid()}")
+    def __init__(self, output: Path, *, rank: int | Literal["base"]) -> None:
+        # A process number is no name: in containers it is 1 every time.
+        token = secrets.token_hex(6)
+        owner = rank if rank == "base" else f"{rank:04d}"
+        self.path = output.with_name(f".{output.name}.rows-{owner}-{token}")
         output.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("xb")
 
     def append(self, row: Row) -> None:
         """Write a row; it survives the process from here on."""
-        self._file.write(json.dumps(dataclasses.asdict(row)) + "\n")
+        # JSON spells out what is no UTF-8, so a place can be any name.
+        self._file.write(json.dumps(dataclasses.asdict(row)).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -94,32 +143,66 @@ class RowJournal:
 
 
 def journals_of(output: Path) -> list[Path]:
-    """The journals that lie beside an output; its name may hold characters of a pattern."""
-    return sorted(output.parent.glob(f".{glob.escape(output.name)}.rows-*"))
+    """The journals beside an output, oldest first; what the output held itself comes before all."""
+    found = output.parent.glob(f".{glob.escape(output.name)}.rows-*")
+    return sorted(found, key=lambda path: (not _is_base(path), path.stat().st_mtime_ns, path.name))
+
+
+def _is_base(journal: Path) -> bool:
+    # The versions before `base` gave it a rank that nobody has.
+    return journal.name.rpartition(".rows-")[2].startswith(("base-", "9999-"))
+
+
+class Entry(NamedTuple):
+    """Where the best row of an image stands in the journals, and what is asked of it often."""
+
+    file: int
+    offset: int
+    path: str
+    is_failed: bool
+    is_listing: bool
+    size: int
+    mtime_ns: int
+    is_retry_failed: bool = False
+    """Whether a later attempt has failed, whose row does not replace this good one."""
 
 
 class JournalRows:
-    """Rows of all journals of an output, found by path without holding them in memory."""
+    """Rows of all journals of an output, found by key without holding them in memory.
+
+    A good row is replaced by a later good one, never by a failure.
+    """
 
     def __init__(self, output: Path) -> None:
         self._files = journals_of(output)
-        self._place: dict[str, tuple[int, int]] = {}
-        self.failed: set[str] = set()
+        self.entries: dict[str, Entry] = {}
+        """By key, those of the output itself first."""
+        self.base_keys: list[str] = []
+        """Keys of the rows the output held, in its order."""
+        self.moved: dict[str, str] = {}
+        """Keys of the places that images were moved away from: the keys they have now."""
+        self.torn = 0
+        """Lines that cannot be read: a process was killed while it wrote."""
         for index, file in enumerate(self._files):
-            for offset, row in _lines(file):
-                self._add(row, index, offset)
+            is_base = _is_base(file)
+            for offset, row in self._lines(file):
+                key = self._add(row, index, offset)
+                if is_base and key is not None:
+                    self.base_keys.append(key)
 
-    def __contains__(self, path: str) -> bool:
-        return path in self._place
+    @property
+    def has_scores(self) -> bool:
+        """Whether there is a row that is worth keeping."""
+        return any(not entry.is_failed for entry in self.entries.values())
 
-    def rows(self, paths: Sequence[str]) -> Iterator[Row]:
-        """Rows in the order of `paths`; every path must be there."""
+    def rows(self, keys: Sequence[str]) -> Iterator[Row]:
+        """Rows in the order of `keys`; every key must be there."""
         opened = [file.open("rb") for file in self._files]
         try:
-            for path in paths:
-                index, offset = self._place[path]
-                opened[index].seek(offset)
-                row = _parse(opened[index].readline())
+            for key in keys:
+                entry = self.entries[key]
+                opened[entry.file].seek(entry.offset)
+                row = _parse(opened[entry.file].readline())
                 assert row is not None
                 yield row
         finally:
@@ -131,29 +214,95 @@ class JournalRows:
         for file in self._files:
             file.unlink(missing_ok=True)
 
-    def _add(self, row: Row, index: int, offset: int) -> None:
-        # A later success replaces a failure, whichever journal it stands in.
-        if row.path in self._place and row.path not in self.failed:
-            return
-        self._place[row.path] = (index, offset)
-        self.failed.discard(row.path)
-        if row.error:
-            self.failed.add(row.path)
+    def _lines(self, file: Path) -> Iterator[tuple[int, Row]]:
+        offset = 0
+        with open_regular(file, limit_bytes=MAX_TABLE_BYTES) as lines:
+            while line := lines.readline(MAX_LINE_BYTES):
+                row = _parse(line)
+                if row is not None:
+                    yield offset, row
+                elif line.strip():
+                    self.torn += 1
+                offset += len(line)
+
+    def _add(self, row: Row, index: int, offset: int) -> str | None:
+        """Enter a row; its key if that is new."""
+        source = row.source
+        key = key_of(source.place, source.offset) if source else name_key(row.path)
+        if source is not None and source.moved_from:
+            self.moved[key_of(source.moved_from, -1)] = key
+        before = self.entries.get(key)
+        if before is not None and row.score is None and not before.is_failed:
+            self.entries[key] = before._replace(is_retry_failed=True)
+            return None
+        self.entries[key] = Entry(
+            file=index,
+            offset=offset,
+            path=row.path,
+            is_failed=row.score is None,
+            is_listing=source is not None and source.is_listing,
+            size=source.size if source else -1,
+            mtime_ns=source.mtime_ns if source else -1,
+        )
+        return key if before is None else None
+
+
+def key_of(place: str, offset: int) -> str:
+    """What an image is called inside a job: where its bytes lie."""
+    return f"{offset}:{place}"
+
+
+def name_key(path: str) -> str:
+    """The key of a row of which only the name is known: earlier versions wrote no more."""
+    return f"name:{path}"
 
 
 def write_rows(rows: Iterator[Row], output: Path, layout: Layout) -> int:
-    """Write the output in the format its name asks for, whole or not at all; counts the rows."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    """Write the output in the format its name asks for, and its sources; counts the rows.
+
+    Both appear whole or not at all, the sources first: those of a row that the output does not hold
+    yet do no harm.
+    """
     writer = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+    with atomic_path(output) as temporary, atomic_write(sources_path(output)) as sources:
+        # The stream of sources is closed, and named, before the output is.
+        return writer[output.suffix](_with_sources(rows, sources), temporary, layout)
+
+
+def _with_sources(rows: Iterator[Row], out: BinaryIO) -> Iterator[Row]:
+    for row in rows:
+        if row.source is not None:
+            line = {"path": row.path, **dataclasses.asdict(row.source)}
+            out.write(json.dumps(line).encode() + b"\n")
+        yield row
+
+
+def sources_path(output: Path) -> Path:
+    """Where the files that a scores file is about are written down, with sizes and times."""
+    return output.with_name(f"{output.name}.sources.jsonl")
+
+
+def read_sources(output: Path) -> dict[str, Source]:
+    """The sources of a scores file by the names of its rows; empty if none were written.
+
+    Raises:
+        LmclError: If they are damaged (exit code 5).
+    """
+    path = sources_path(output)
+    if not path.exists():
+        return {}
+    found = {}
     try:
-        count = writer[output.suffix](rows, temporary, layout)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(output)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return count
+        for line in text_lines(path):
+            values = json.loads(line)
+            found[str(values.pop("path"))] = msgspec.convert(values, Source)
+    except (ValueError, KeyError, AttributeError, RecursionError, ShardError) as error:
+        raise LmclError(
+            f"{printable(path)}: is damaged ({printable(error)}), so it is not known which files "
+            "the rows are about; remove it to go by their names, or choose another --output",
+            exit_code=5,
+        ) from error
+    return found
 
 
 def note_path(output: Path) -> Path:
@@ -172,71 +321,81 @@ def read_note(output: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-    except msgspec.DecodeError as error:
+        return msgspec.convert(json.loads(read_regular(path, limit_bytes=1 << 20)), dict[str, str])
+    except (ValueError, RecursionError, ShardError) as error:
         raise LmclError(
-            f"{path}: is damaged ({error}), so it is not known which model the rows come from; "
-            "choose another --output, or restore it",
+            f"{printable(path)}: is damaged ({printable(error)}), so it is not known which model "
+            "the rows come from; choose another --output, or restore it",
             exit_code=5,
         ) from error
 
 
 def read_rows(output: Path) -> Iterator[Row]:
-    """Rows of a finished scores file, in its order."""
-    if output.suffix == ".csv":
-        with output.open(encoding="utf-8", newline="") as lines:
-            yield from (_from_values(_typed(row)) for row in csv.DictReader(lines))
-    elif output.suffix == ".jsonl":
-        with output.open(encoding="utf-8") as lines:
-            yield from (_from_values(json.loads(line)) for line in lines)
-    else:
-        for batch in pq.ParquetFile(output).iter_batches(_CHUNK):
-            yield from (_from_values(values) for values in batch.to_pylist())
+    """Rows of a finished scores file, in its order.
+
+    Raises:
+        LmclError: If it cannot be read as a scores file (exit code 5).
+    """
+    read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    try:
+        for values in read[output.suffix](output):
+            yield _from_values(values)
+    except _UNREADABLE as error:
+        raise LmclError(
+            f"{printable(output)}: cannot be read as a scores file ({printable(error)}); restore "
+            "it, or choose another --output",
+            exit_code=5,
+        ) from error
+
+
+def _read_csv(output: Path) -> Iterator[dict[str, Any]]:
+    yield from (_typed(row) for row in csv.DictReader(text_lines(output)))
+
+
+def _read_jsonl(output: Path) -> Iterator[dict[str, Any]]:
+    yield from (json.loads(line) for line in text_lines(output))
+
+
+def _read_parquet(output: Path) -> Iterator[dict[str, Any]]:
+    with open_regular(output, limit_bytes=MAX_TABLE_BYTES) as file:
+        for batch in pq.ParquetFile(file).iter_batches(_CHUNK):
+            yield from batch.to_pylist()
 
 
 def check_output(output: Path) -> None:
-    """Refuse a name that no format belongs to.
+    """Refuse a name that no format belongs to, and what is no file.
 
     Raises:
         LmclError: Exit code 2.
     """
     if output.suffix not in FORMATS:
         raise LmclError(
-            f"{output}: unknown format {output.suffix!r}; end the name in {', '.join(FORMATS)}",
+            f"{printable(output)}: unknown format {printable(output.suffix)!r}; end the name in "
+            f"{', '.join(FORMATS)}",
             exit_code=2,
+        )
+    if os.path.exists(output) and not os.path.isfile(output):
+        raise LmclError(
+            f"{printable(output)}: is no regular file; choose another --output", exit_code=2
         )
 
 
-def _lines(file: Path) -> Iterator[tuple[int, Row]]:
-    offset = 0
-    with file.open("rb") as lines:
-        for line in lines:
-            row = _parse(line)
-            # A line without its end was being written when the process was killed.
-            if row is not None and line.endswith(b"\n"):
-                yield offset, row
-            offset += len(line)
-
-
 def _parse(line: bytes) -> Row | None:
-    try:
-        values = json.loads(line)
-    except ValueError:
+    """A journal's line as a row; None if it is torn or none of ours."""
+    # A line without its end was being written when the process was killed.
+    if not line.endswith(b"\n"):
         return None
-    box = values["box"]
-    return Row(
-        path=values["path"],
-        score=values["score"],
-        quality=values["quality"],
-        error=values["error"],
-        box=None if box is None else (box[0], box[1], box[2], box[3]),
-        crops=tuple(values["crops"]),
-    )
+    try:
+        return msgspec.convert(json.loads(line), Row, strict=True)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _typed(values: dict[str, str]) -> dict[str, Any]:
     """A CSV row's fields as numbers where they are numbers; an empty field is None."""
     found: dict[str, Any] = dict(values)
+    for name in ("path", "error"):
+        found[name] = plain_cell(values[name] or "")
     for name in ("score", "quality"):
         found[name] = float(values[name]) if values.get(name) else None
     for name in _BOX:
@@ -247,14 +406,28 @@ def _typed(values: dict[str, str]) -> dict[str, Any]:
 
 def _from_values(values: dict[str, Any]) -> Row:
     box = [int(values[name]) for name in _BOX if values.get(name) is not None]
+    score, quality = _number(values["score"]), _number(values["quality"])
+    error = values["error"] or ""
+    path = values["path"]
+    if not isinstance(path, str) or not isinstance(error, str):
+        raise ValueError("a row's path or error is no text")
     return Row(
-        path=values["path"],
-        score=values["score"],
-        quality=values["quality"],
-        error=values["error"] or "",
+        path=path,
+        score=score,
+        quality=quality,
+        error=error,
         box=(box[0], box[1], box[2], box[3]) if len(box) == 4 else None,
-        crops=tuple(values.get("crop_scores") or ()),
+        crops=tuple(float(value) for value in values.get("crop_scores") or ()),
     )
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{printable(value, 40)} is no score")
+    return float(value)
 
 
 def _write_csv(rows: Iterator[Row], file: Path, layout: Layout) -> int:
@@ -267,12 +440,16 @@ def _write_csv(rows: Iterator[Row], file: Path, layout: Layout) -> int:
             values["higher_is_better"] = str(layout.higher_is_better).lower()
             if layout.crops:
                 values["crop_scores"] = json.dumps(values["crop_scores"])
-            cells = (
-                "" if v is None else repr(v) if isinstance(v, float) else v for v in values.values()
-            )
-            writer.writerow(list(cells))
+            writer.writerow([_cell(value) for value in values.values()])
             count += 1
     return count
+
+
+def _cell(value: object) -> str:
+    """A CSV field that no spreadsheet runs; `_typed` undoes it."""
+    if value is None:
+        return ""
+    return spreadsheet_cell(value) if isinstance(value, str) else repr(value)
 
 
 def _write_jsonl(rows: Iterator[Row], file: Path, layout: Layout) -> int:

@@ -194,7 +194,7 @@ def test_files_that_cannot_be_scored_say_why(scorer, mixed, tmp_path) -> None:
             scorer.score(folder / name)
     with pytest.raises(LmclError, match="animation of 3 frames"):
         scorer.score(folder / "moving.gif")
-    with pytest.raises(LmclError, match="No such file") as caught:
+    with pytest.raises(LmclError, match="there is no such file") as caught:
         scorer.score(tmp_path / "nowhere.jpg")
     assert caught.value.exit_code == 4
 
@@ -203,10 +203,7 @@ def test_a_header_that_promises_too_much_is_refused_before_decoding(scorer) -> N
     width = 40_000
     height = MOST_PIXELS // width + 1
     header = f"P6\n{width} {height}\n255\n".encode()
-    with (
-        pytest.warns(Image.DecompressionBombWarning),
-        pytest.raises(LmclError, match="250 million pixels, at most 250"),
-    ):
+    with pytest.raises(LmclError, match="250 million pixels, at most 250"):
         scorer.score(header + b"\0" * 100)
 
 
