@@ -32,6 +32,7 @@ from lmcl.inference.scores_file import (
     RowJournal,
     Source,
     check_output,
+    is_name_key,
     journals_of,
     note_path,
     read_note,
@@ -150,7 +151,17 @@ def _write_output(
     after = JournalRows(options.output)
     order = plan.order(after)
     names = name_rows(after, order.keys)
-    count = write_rows(_named(after.rows(order.keys), names), options.output, layout)
+    # What an earlier version wrote says from now on which file it is about.
+    sources = {
+        plan.keys[i]: source_of(items[i])
+        for i in set(range(len(items))) - set(plan.absent)
+        if is_name_key(plan.keys[i])
+    }
+    rows = (
+        dataclasses.replace(row, path=name, source=row.source or sources.get(key))
+        for key, name, row in zip(order.keys, names, after.rows(order.keys), strict=True)
+    )
+    count = write_rows(rows, options.output, layout)
     after.remove()
     attempted = {plan.keys[i] for i in plan.todo}
     stale = {key for key in attempted if after.entries[key].is_retry_failed}
@@ -170,11 +181,6 @@ def _write_output(
         others=order.others,
         names=tuple("" if key in absent else by_key[key] for key in plan.keys),
     )
-
-
-def _named(rows: Iterator[Row], names: Sequence[str]) -> Iterator[Row]:
-    for row, name in zip(rows, names, strict=True):
-        yield row if row.path == name else dataclasses.replace(row, path=name)
 
 
 def _tell(before: JournalRows, plan: ResumePlan) -> None:

@@ -28,6 +28,7 @@ from shards.text import printable
 MOVES_KEY = "moves"
 """In a scores file's note: the records of its moves, as a JSON list."""
 _HEADER = ",".join(MOVES_COLUMNS) + "\n"
+_NOWHERE = "it is a link that would lead nowhere from there"
 _HERE, _NO_REPLACE = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
 _NOT_BY_RENAME = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 _NOT_BY_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
@@ -129,15 +130,34 @@ def undo_moves(file: Path) -> Iterator[MoveOutcome]:
     check_record(file)
     inside = os.path.join(os.path.realpath(file.parent), "")
     latest = {record.new: record for record in read_moves(file)}
-    for record in sorted(latest.values(), key=lambda record: bool(record.link)):
-        move = Move(source=Path(record.new), target=Path(record.old), quality=0.0)
-        if not os.path.lexists(record.new):
-            if not os.path.lexists(record.old):
-                yield MoveOutcome(move=move, problem="is at neither place")
-        elif not record.new.startswith(inside):
-            yield MoveOutcome(move=move, problem=f"lies outside {inside}")
-        else:
-            yield _put_back(record, move)
+    records = sorted(latest.values(), key=lambda record: bool(record.link))
+    # A link may lead to one that comes later: what leads nowhere yet is tried again.
+    count = -1
+    while len(records) != count:
+        count, waiting = len(records), []
+        for record in records:
+            outcome = _undo(record, inside)
+            if outcome is not None and outcome.problem == _NOWHERE:
+                waiting.append(record)
+            elif outcome is not None:
+                yield outcome
+        records = waiting
+    for record in records:
+        outcome = _undo(record, inside, respell=True)
+        if outcome is not None:
+            yield outcome
+
+
+def _undo(record: MoveRecord, inside: str, *, respell: bool = False) -> MoveOutcome | None:
+    """Put one file back, a link also by another spelling if asked; None if it is back already."""
+    move = Move(source=Path(record.new), target=Path(record.old), quality=0.0)
+    if not os.path.lexists(record.new):
+        if os.path.lexists(record.old):
+            return None
+        return MoveOutcome(move=move, problem="is at neither place")
+    if not record.new.startswith(inside):
+        return MoveOutcome(move=move, problem=f"lies outside {inside}")
+    return _put_back(record, move, respell=respell)
 
 
 def check_record(file: Path) -> None:
@@ -160,7 +180,7 @@ def check_record(file: Path) -> None:
         )
 
 
-def _put_back(record: MoveRecord, move: Move) -> MoveOutcome:
+def _put_back(record: MoveRecord, move: Move, *, respell: bool) -> MoveOutcome:
     try:
         if not record.link and _stat(move.source) != (record.size, record.mtime_ns):
             return MoveOutcome(move=move, problem="is not the file that was moved there")
@@ -169,7 +189,8 @@ def _put_back(record: MoveRecord, move: Move) -> MoveOutcome:
         if not os.path.isdir(move.target.parent):
             return MoveOutcome(move=move, problem=f"the folder {move.target.parent} is gone")
         if record.link:
-            _move_link(move.source, move.target, texts=(record.link, os.readlink(move.source)))
+            texts = (record.link, os.readlink(move.source)) if respell else (record.link,)
+            _move_link(move.source, move.target, texts=texts)
         else:
             rename_no_replace(move.source, move.target)
     except FileExistsError:
@@ -349,7 +370,7 @@ def _final_target(link: Path, record: _Recorder) -> str:
     if not os.path.exists(final):
         final = record.new_place(final) or final
     if not os.path.exists(final):
-        raise FileNotFoundError(errno.ENOENT, "a link that leads nowhere")
+        raise FileNotFoundError(errno.ENOENT, "it is a link that leads nowhere")
     return final
 
 
@@ -360,7 +381,9 @@ def _move(move: Move, final: str) -> None:
     text = os.readlink(move.source)
     # Moved as it is, a relative link would lead elsewhere.
     absolute = os.path.join(os.path.realpath(move.source.parent), text)
-    _move_link(move.source, move.target, texts=(absolute, final))
+    # A link to a link would break when that one is moved.
+    texts = (final,) if os.path.islink(absolute) else (absolute, final)
+    _move_link(move.source, move.target, texts=texts)
 
 
 def _move_link(source: Path, target: Path, *, texts: Sequence[str]) -> None:
@@ -371,7 +394,7 @@ def _move_link(source: Path, target: Path, *, texts: Sequence[str]) -> None:
             source.unlink()
             return
         target.unlink()
-    raise FileNotFoundError(errno.ENOENT, "a link that would lead nowhere from there")
+    raise FileNotFoundError(errno.ENOENT, _NOWHERE)
 
 
 def _rename(source: Path, target: Path) -> bool:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from lmcl.inference.inputs import Item, resolver
-from lmcl.inference.scores_file import Entry, JournalRows, Source, key_of, name_key
+from lmcl.inference.scores_file import Entry, JournalRows, Source, is_name_key, key_of, name_key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def name_rows(rows: JournalRows, keys: Sequence[str]) -> list[str]:
     for key in keys:
         path = rows.entries[key].path
         if count[path] > 1:
-            base = path if key.startswith("name:") else _file_of(key)
+            base = path if is_name_key(key) else _file_of(key)
             path, number = base, 1
             while path in taken:
                 number += 1
@@ -148,9 +148,7 @@ class _Known:
         resolve = resolver()
         # Rows of earlier versions say no more than a path, as it was spelled.
         self._places = {
-            resolve(entry.path): key
-            for key, entry in rows.entries.items()
-            if key.startswith("name:")
+            resolve(entry.path): key for key, entry in rows.entries.items() if is_name_key(key)
         }
 
     def find(self, item: Item) -> str:

@@ -257,6 +257,11 @@ def name_key(path: str) -> str:
     return f"name:{path}"
 
 
+def is_name_key(key: str) -> bool:
+    """Whether a key is one of `name_key`."""
+    return key.startswith("name:")
+
+
 def write_rows(rows: Iterator[Row], output: Path, layout: Layout) -> int:
     """Write the output in the format its name asks for, and its sources; counts the rows.
 
