@@ -4,6 +4,7 @@ A box is (y, x, height, width) in the image's *frame*: the decoded, upright imag
 `max_side` says so, and reflected at its lower and right edge where it is smaller than a crop.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,9 @@ from pipeline.saliency_table import SaliencyTable as SaliencyTable
 
 _EVALUATION_KEY = 0x45564C  # never that of an epoch: those are folded from two numbers
 _POOL_KEY = 0x504F4F4C
+
+BoxRule = Callable[[Int64[np.ndarray, " b"], Int64[np.ndarray, "b 2"]], NDArray[np.int32]]
+"""Ids and frame sizes (`frame_sizes`) -> boxes [b, v, 4]."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
@@ -23,6 +23,7 @@ from pipeline.backends.select import (
 from pipeline.backends.torch_backend import TorchBackend
 from pipeline.batch import CropBatch
 from pipeline.boxes import (
+    BoxRule,
     CropConfig,
     check_boxes,
     evaluation_boxes,
@@ -42,8 +43,6 @@ _log = logging.getLogger(__name__)
 
 Mode = Literal["train", "eval", "global"]
 Backend = DaliBackend | TorchBackend
-BoxRule = Callable[[Int64[np.ndarray, " b"], Int64[np.ndarray, "b 2"]], NDArray[np.int32]]
-"""Ids and frame sizes (`pipeline.boxes.frame_sizes`) -> boxes [b, v, 4]."""
 
 
 @dataclass(kw_only=True)

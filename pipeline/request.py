@@ -1,6 +1,7 @@
 """Requests: the samples and boxes of a batch, known before a pixel is decoded."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
@@ -43,3 +44,22 @@ class Decoded:
     """On the device that was asked for."""
     gpu_decoded: Bool[np.ndarray, " b"]
     """Which images the GPU decoded; all others took the CPU recipe's way."""
+
+
+@runtime_checkable
+class EncodedReader(Protocol):
+    """Where a backend reads encoded images; `pipeline.shard_reader.ShardReader` is one."""
+
+    def prefetch(self, ids: Int64[np.ndarray, " b"]) -> None:
+        """Start bringing what lies elsewhere; returns at once."""
+
+    def buffer_bytes(self, ids: Int64[np.ndarray, " b"]) -> int:
+        """Bytes that `read` needs for these samples."""
+
+    def read(
+        self, ids: Int64[np.ndarray, " b"], *, into: UInt8[np.ndarray, " _bytes"] | None = None
+    ) -> list[UInt8[np.ndarray, " _size"]]:
+        """The encoded bytes of each sample, in order."""
+
+    def describe(self, sample: int) -> str:
+        """What and where a sample is, for messages."""

@@ -28,6 +28,7 @@ from lmcl.models.saliency import SaliencyConfig, window_to_box
 from lmcl.models.stem import SqueezeLevels
 from pipeline.batch import CropBatch
 from pipeline.boxes import (
+    BoxRule,
     CropConfig,
     centre_boxes,
     evaluation_boxes,
@@ -35,7 +36,7 @@ from pipeline.boxes import (
     pool_boxes,
     scaled_sizes,
 )
-from pipeline.loader import BoxRule, Loader, Mode
+from pipeline.loader import Loader, Mode
 from shards.read import ShardSet
 
 logger = logging.getLogger(__name__)

@@ -30,8 +30,7 @@ from pipeline.backends.decode_batch import (
 from pipeline.decode_config import DecodeConfig, Decoder
 from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.frames import frame_pixels
-from pipeline.request import Decoded, Request, ViewSpec
-from pipeline.shard_reader import ShardReader
+from pipeline.request import Decoded, EncodedReader, Request, ViewSpec
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class DaliBackend:
 
     def __init__(
         self,
-        reader: ShardReader,
+        reader: EncodedReader,
         spec: ViewSpec,
         *,
         device: torch.device,

@@ -15,8 +15,7 @@ from pipeline.decode_config import Decoder
 from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.frames import frame_pixels, is_endless_jpeg, needs_preparation, wrap_ppm
 from pipeline.gpu_formats import Road, decode_road
-from pipeline.request import Request, ViewSpec
-from pipeline.shard_reader import ShardReader
+from pipeline.request import EncodedReader, Request, ViewSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class InputQueue:
 
     def __init__(
         self,
-        reader: ShardReader,
+        reader: EncodedReader,
         spec: ViewSpec,
         readers: ThreadPoolExecutor,
         requests: Iterator[Request],
@@ -161,7 +160,7 @@ def _indices(spec: ViewSpec) -> Int32[np.ndarray, "b v"]:
 
 
 def _read_inputs(
-    reader: ShardReader,
+    reader: EncodedReader,
     request: Request,
     spec: ViewSpec,
     buffer: UInt8[np.ndarray, " _bytes"] | None,
@@ -220,7 +219,7 @@ def _rows_needed(
 
 
 def _prepare(
-    reader: ShardReader, request: Request, row: int, data: UInt8[np.ndarray, " _size"], crop: int
+    reader: EncodedReader, request: Request, row: int, data: UInt8[np.ndarray, " _size"], crop: int
 ) -> UInt8[np.ndarray, "y x 3"]:
     height, width = request.sizes[row].tolist()
     tall, wide = request.targets[row].tolist()
