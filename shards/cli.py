@@ -1,11 +1,14 @@
 """`lmcl-shard`: pack, check, look at and split data sets."""
 
+import contextlib
+import errno
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -19,6 +22,7 @@ from shards.build.plan import Plan, ShardSize, make_plan
 from shards.build.reshard import reshard as reshard_sets
 from shards.datasets.registry import Reader, SourceOptions, open_source, readers, suggestion
 from shards.errors import ShardError
+from shards.files import atomic_write
 from shards.image_formats import MAX_PIXELS
 from shards.info import contact_sheet, describe_set
 from shards.read import ShardSet, open_set
@@ -27,9 +31,12 @@ from shards.splits.dedupe import drop_twins, find_twins, signatures
 from shards.splits.draw import make_splits
 from shards.splits.import_splits import import_splits
 from shards.splits.split import PARTS, Split, write_split
+from shards.text import bounded_message, printable, redact_url
 from shards.verify import verify as verify_set
 
 _SHOWN = 5
+_STOPS = (signal.SIGTERM, signal.SIGHUP)
+_GOES_ON = "what is finished is kept, the same command goes on where it stopped"
 _SHARD_SAMPLES = "Images in a shard. [a sixteenth of the set, at least 100 and at most 2,000]"
 _EXAMPLES = """\b
 Examples:
@@ -38,28 +45,57 @@ Examples:
   lmcl-shard build demo --output data/demo
 """
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Stopped(BaseException):
+    """The process was asked to end; not an error, so that nothing on the way catches it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
 
 def main() -> None:
-    """Entry point: errors become one sentence and an exit code."""
+    """Entry point: errors, a stop and an interrupt become one sentence and an exit code."""
     try:
+        _catch_stops()
         cli.main(standalone_mode=False)
     except ShardError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _end(f"error: {error}", error.exit_code)
     except OSError as error:
         # A folder that may not be written, a full disk: the system's own words say it best.
         place = f"{error.filename}: " if error.filename else ""
-        click.echo(f"error: {place}{error.strerror or error}", err=True)
-        sys.exit(1)
-    except click.exceptions.Abort:
-        click.echo("interrupted; the same command goes on where it stopped", err=True)
-        sys.exit(130)
+        way_out = "; make room and run the same command again, it goes on where it stopped"
+        hint = way_out if error.errno in _FULL else ""
+        text = bounded_message(redact_url(f"{place}{error.strerror or error}{hint}"))
+        _end(f"error: {text}", 1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on where it stopped", err=True)
-        sys.exit(130)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _end(f"interrupted; {_GOES_ON}", 130)
+    except _Stopped as stop:
+        _end(f"stopped by {signal.Signals(stop.number).name}; {_GOES_ON}", 128 + stop.number)
+
+
+def _catch_stops() -> None:
+    """End as by Ctrl-C when a terminal is closed or a scheduler asks, not in the middle."""
+
+    def stop(number: int, frame: object) -> None:
+        for name in _STOPS:
+            signal.signal(name, signal.SIG_IGN)  # once is enough; what is half done is removed
+        raise _Stopped(number)
+
+    for name in _STOPS:
+        if signal.getsignal(name) is signal.SIG_DFL:  # `nohup` ignores one, and means it
+            signal.signal(name, stop)
+
+
+def _end(text: str, exit_code: int) -> NoReturn:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        click.echo(text, err=True)
+    sys.exit(exit_code)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -181,9 +217,13 @@ def build(
             overwrite=overwrite,
             progress=advance,
         )
-    click.echo(f"{output}: {manifest.num_samples:,} images in {len(manifest.shards)} shards")
+    click.echo(
+        f"{redact_url(output)}: {manifest.num_samples:,} images in {len(manifest.shards)} shards"
+    )
     if manifest.num_rejected:
-        click.echo(f"{manifest.num_rejected:,} images were left out: {output}/rejected.jsonl")
+        click.echo(
+            f"{manifest.num_rejected:,} images were left out: {redact_url(output)}/rejected.jsonl"
+        )
 
 
 @cli.command()
@@ -206,7 +246,7 @@ def verify(root: str, deep: bool, as_json: bool, no_progress: bool) -> None:
         raise ShardError(f"{root}: {wrong} errors; see the lines above", exit_code=3)
     if not as_json:
         how = "every hash, image and label" if deep else "files, sizes, counts and index"
-        click.echo(f"{root}: {found.samples:,} samples, {how} as they should be")
+        click.echo(f"{redact_url(root)}: {found.samples:,} samples, {how} as they should be")
 
 
 @cli.command()
@@ -221,8 +261,9 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
     else:
         click.echo(describe_set(shard_set))
     if sheet is not None:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        sheet.write_bytes(contact_sheet(shard_set))
+        picture = contact_sheet(shard_set)
+        with atomic_write(sheet) as out:
+            out.write(picture)
         click.echo(f"contact sheet: {sheet}", err=True)
 
 
@@ -332,7 +373,9 @@ def _dedupe(
         )
         for twin in twins[:_SHOWN]:
             first, second = (shard_set.samples.path[id] for id in (twin.first, twin.second))
-            click.echo(f"  {twin.parts[0]} {first} ~ {twin.parts[1]} {second}")
+            click.echo(
+                f"  {twin.parts[0]} {printable(first)} ~ {twin.parts[1]} {printable(second)}"
+            )
         kept.append(drop_twins(shard_set, drawn, twins) if drop else drawn)
     return kept
 
@@ -370,7 +413,9 @@ def reshard(
             engine=engine,
             progress=advance,
         )
-    click.echo(f"{output}: {manifest.num_samples:,} images in {len(manifest.shards)} shards")
+    click.echo(
+        f"{redact_url(output)}: {manifest.num_samples:,} images in {len(manifest.shards)} shards"
+    )
 
 
 @cli.command()
@@ -452,7 +497,7 @@ def _source_folder(name: str, source: Path | None, output: str) -> Path:
 def _plan_text(plan: Plan, output: str) -> str:
     return "\n".join(
         (
-            f"{plan.name} -> {output}",
+            f"{plan.name} -> {redact_url(output)}",
             f"  images   {plan.rows:,}, of them {plan.labelled:,} labelled",
             f"  bytes    {plan.size_bytes:,}",
             f"  groups   {plan.groups:,}",

@@ -169,6 +169,10 @@ def atomic_path(path: str | Path, *, durable: Durable = "name") -> Iterator[Path
         if durable != "nothing":
             sync(temporary)
         os.replace(temporary, target)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(target)  # a full disk does not say which file it was
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if durable == "name":

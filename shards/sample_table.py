@@ -131,8 +131,13 @@ def to_arrow(rows: list[SampleRow]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def write_parquet(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write tables one after another, in row groups of a size that keeps memory flat."""
+def write_parquet(path: Path | pa.NativeFile, tables: Iterable[pa.Table]) -> None:
+    """Write tables one after another, in row groups of a size that keeps memory flat.
+
+    Args:
+        path: Where to, or an open stream.
+        tables: Of this module's schema, in order of ids.
+    """
     held: list[pa.Table] = []
     rows = 0
     with pq.ParquetWriter(

@@ -162,18 +162,11 @@ class Store:
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens if there is none."""
         if self.folder is not None:
-            (self.folder / name).unlink(missing_ok=True)
+            self.local_path(name).unlink(missing_ok=True)
             return
         with self._errors(name):
             if self._remote().exists(self._url(name)):
                 self._remote().rm_file(self._url(name))
-
-    def remove_folder(self, name: str) -> None:
-        """Remove a folder that holds only files."""
-        for file in self.names(name):
-            self.remove(file)
-        if self.folder is not None and (self.folder / name).is_dir():
-            (self.folder / name).rmdir()
 
     def _remote(self) -> Any:
         if self._fs is None:

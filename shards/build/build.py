@@ -4,23 +4,27 @@
 retry_failed=False, overwrite=False, progress=None) -> Manifest`
 
 A build that was killed goes on where it was when the same call is made again; whatever was half
-written has a temporary name and is not looked at. A folder is finished when it has a manifest.
+written has a temporary name and is not looked at. A folder is finished when it has a manifest. One
+build at a time works on a folder; files that no build wrote there are never replaced.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
+import io
 import math
 import os
 import re
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from shards.build.decode_budget import PIXELS_AT_ONCE, lock_file
+from shards.build.decode_budget import PIXELS_AT_ONCE, lock_file, new_token
 from shards.build.executor import Engine, run_jobs
 from shards.build.pack import (
     PackOptions,
@@ -32,9 +36,11 @@ from shards.build.pack import (
 )
 from shards.build.plan import Plan, ShardSize, jobs_of, make_plan
 from shards.build.retry import keep_good_shards
+from shards.cache import cache_root
 from shards.errors import ShardError
 from shards.files import remove_stale_temporaries
 from shards.layout import STATE, index_name, shard_stem
+from shards.lock import lock_at, lock_folder
 from shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -53,6 +59,11 @@ from shards.store import Store
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
 _PLAN = f"{STATE}/plan.json"
 _STARTED = f"{STATE}/started"
+_STATE_FILE = re.compile(
+    re.escape(STATE) + r"/([a-z0-9][a-z0-9_-]{0,40}-\d{6,}\.parquet|plan\.json|started)"
+)
+# Headers, the JSON member, padding and the row, for an estimate.
+_BYTES_BESIDE_IMAGE = 2500
 
 
 def build(
@@ -92,20 +103,125 @@ def build(
     options, size = options or PackOptions(), size or ShardSize()
     _check_name(dataset.name)
     store = Store(output)
-    if retry_failed and store.exists(MANIFEST):
-        _write_starts(store, keep_good_shards(store, dataset))
-        store.remove(MANIFEST)
-    plan = make_plan(dataset, options=options, size=size, starts=_read_starts(store))
-    refuse_missing(plan, options)
-    finished = _finished(store, plan, overwrite=overwrite)
-    if finished is not None:
-        return finished
+    retry = retry_failed and store.exists(MANIFEST)
+    plan = None
+    if not retry:
+        # Looked at before anything is written, the lock included: the set may be read-only.
+        plan = make_plan(dataset, options=options, size=size, starts=_read_starts(store))
+        refuse_missing(plan, options)
+        finished = _finished(store, plan, overwrite=overwrite)
+        if finished is not None and not store.names(STATE):
+            return finished
+    with _lock(store):
+        if retry:
+            _refuse_foreign(store, dataset.name)
+            _write_starts(store, keep_good_shards(store, dataset))
+            store.write(_STARTED, b"retry")
+            store.remove(MANIFEST)
+        if plan is None:
+            plan = make_plan(dataset, options=options, size=size, starts=_read_starts(store))
+            refuse_missing(plan, options)
+        finished = _finished(store, plan, overwrite=overwrite)
+        if finished is not None:
+            remove_leftovers(store, finished.shards, finished.name)
+            return finished
+        _begin(store, plan, options)
+        budget = new_token()
+        jobs = jobs_of(
+            dataset,
+            plan,
+            root=store.root,
+            options=options,
+            pixels_at_once=pixels_at_once,
+            budget=budget,
+        )
+        tell = progress or (lambda images, total: None)
+        try:
+            records = _pack(jobs, plan, store, engine, workers, retry_failed, tell)
+        finally:
+            lock_file(budget).unlink(missing_ok=True)
+        return _finish(dataset, plan, store, records)
+
+
+def _begin(store: Store, plan: Plan, options: PackOptions) -> None:
+    _refuse_foreign(store, plan.name)
+    if not options.bmp_to_png:
+        _need_space(store, plan)
     # From here on the folder is an unfinished build, even if nothing else is ever written to it.
     store.write(_STARTED, plan.source_sha256.encode())
-    tell = progress or (lambda images, total: None)
-    jobs = jobs_of(dataset, plan, root=store.root, options=options, pixels_at_once=pixels_at_once)
-    records = _pack(jobs, plan, store, engine, workers, retry_failed, tell)
-    return _finish(dataset, plan, store, records)
+    store.remove(MANIFEST)
+
+
+@contextlib.contextmanager
+def _lock(store: Store) -> Iterator[None]:
+    """Let one build work on a folder; of a remote one, one of this user on this machine.
+
+    Raises:
+        ShardError: If another one does (exit code 2).
+    """
+    if store.folder is None:
+        name = hashlib.sha256(store.shown.encode()).hexdigest()
+        file = cache_root() / "locks" / f"{name}.lock"
+        with lock_at(file, "building", what=store.shown):
+            yield
+        return
+    is_new = not store.folder.exists()
+    try:
+        with lock_folder(store.folder, "building"):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                store.folder.rmdir()  # nothing was written, as if nothing had been asked
+
+
+def _refuse_foreign(store: Store, name: str) -> None:
+    """Stop before files are replaced that no build put there.
+
+    Raises:
+        ShardError: Naming the first of them (exit code 2).
+    """
+    if store.exists(_STARTED):
+        return
+    known = set[str]()
+    if store.exists(MANIFEST):
+        try:
+            manifest = decode(store.read(MANIFEST), where=f"{store.root}/{MANIFEST}")
+        except ShardError:
+            return  # damaged, and it was asked to be replaced
+        known = {SAMPLES, REJECTED, *(shard.name for shard in manifest.shards)}
+        known |= {index_name(shard.name) for shard in manifest.shards}
+    taken = re.compile(rf"{_shard_files(name)}|{re.escape(SAMPLES)}|{re.escape(REJECTED)}")
+    foreign = [file for file in store.names() if taken.fullmatch(file) and file not in known]
+    if foreign:
+        raise ShardError(
+            f"{store.root}: holds {foreign[0]}, which no build wrote there and this one would "
+            f"replace ({len(foreign):,} such files); choose another `--output`",
+            exit_code=2,
+        )
+
+
+def _shard_files(name: str) -> str:
+    return re.escape(name) + r"-\d{6,}\.(tar|idx)"
+
+
+def _need_space(store: Store, plan: Plan) -> None:
+    """Compare what is to be written with what is free; shards that are there are written already.
+
+    Raises:
+        ShardError: If it cannot fit.
+    """
+    if store.folder is None:
+        return
+    ours = re.compile(_shard_files(plan.name))
+    held = sum(store.size_bytes(file) for file in store.names() if ours.fullmatch(file))
+    needed = plan.size_bytes + _BYTES_BESIDE_IMAGE * plan.rows - held
+    free = shutil.disk_usage(store.folder).free
+    if needed > free:
+        raise ShardError(
+            f"{store.root}: about {needed / 1e9:,.1f} GB are to be written, {free / 1e9:,.1f} GB "
+            "are free there; make room, or choose another `--output`"
+        )
 
 
 def refuse_missing(plan: Plan, options: PackOptions) -> None:
@@ -149,12 +265,10 @@ def _finished(store: Store, plan: Plan, *, overwrite: bool) -> Manifest | None:
             raise ShardError(
                 f"{error}; `--overwrite` replaces the set", exit_code=error.exit_code
             ) from error
-        store.remove(MANIFEST)
         return None
     if manifest.source_sha256 == plan.source_sha256:
         return manifest
     if overwrite:
-        store.remove(MANIFEST)
         return None
     raise ShardError(
         f"{store.root}: holds a finished set {manifest.name!r} of {manifest.num_samples:,} images "
@@ -190,11 +304,10 @@ def _pack(
     running = run_jobs(
         left(), engine=engine, workers=count, progress=lambda images: progress(images, plan.rows)
     )
-    try:
+    # Closed at once when this is interrupted: workers end before the lock of the folder does.
+    with contextlib.closing(running):
         for record in running:
             records[record.first_id] = record
-    finally:
-        lock_file(store.root).unlink(missing_ok=True)
     return [records[start] for start in plan.starts]
 
 
@@ -244,13 +357,18 @@ def remove_leftovers(store: Store, shards: Sequence[ShardInfo], name: str) -> No
     """Remove the records of the build, and shards of an earlier one that no longer belong."""
     kept = {shard.name for shard in shards}
     kept |= {index_name(shard.name) for shard in shards}
-    ours = re.compile(re.escape(name) + r"-\d{6,}\.(tar|idx)")
+    ours = re.compile(_shard_files(name))
     for file in store.names():
         if ours.fullmatch(file) and file not in kept:
             store.remove(file)
-    store.remove_folder(STATE)
+    for file in store.names(STATE):
+        if _STATE_FILE.fullmatch(file):
+            store.remove(file)
     if store.folder is not None:
         remove_stale_temporaries(store.folder)
+        remove_stale_temporaries(store.folder / STATE)
+        with contextlib.suppress(OSError):
+            (store.folder / STATE).rmdir()  # unless somebody else's files are in it
 
 
 class _Labels:
@@ -296,20 +414,28 @@ def _write_samples(store: Store, name: str, records: Sequence[ShardRecord], labe
             position += record.shard is not None
             yield table
 
-    with tempfile.TemporaryDirectory(prefix="lmcl-") as folder:
-        path = Path(folder) / SAMPLES
-        write_parquet(path, tables())
-        return publish(store, path, SAMPLES)
+    with store.writing(SAMPLES) as out:
+        hashing = _Hashing(out)
+        write_parquet(pa.PythonFile(hashing, "w"), tables())
+    return hashing.sha256.hexdigest()
 
 
-def publish(store: Store, path: Path, name: str) -> str:
-    """Copy a finished local file into the set; returns its sha256."""
-    found = hashlib.sha256()
-    with path.open("rb") as source, store.writing(name) as out:
-        while block := source.read(1 << 20):
-            found.update(block)
-            out.write(block)
-    return found.hexdigest()
+class _Hashing(io.RawIOBase):
+    """A stream that hashes what is written through it, in order."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self.sha256 = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self._out.write(data)
+
+    def tell(self) -> int:
+        return self._out.tell()
 
 
 def _write_rejected(store: Store, rejected: Sequence[Rejected]) -> None:

@@ -9,8 +9,8 @@ process held when it dies.
 
 import contextlib
 import fcntl
-import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -125,7 +125,11 @@ def unbounded(pixels: int) -> Iterator[None]:
     yield
 
 
-def lock_file(root: str) -> Path:
-    """The file that all workers of a set on this machine lock, whatever started them."""
-    name = hashlib.sha256(root.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"lmcl-decode-{os.getuid()}-{name}"
+def new_token() -> str:
+    """A name for the budget of one build, which nobody else on the machine can guess."""
+    return secrets.token_hex(16)
+
+
+def lock_file(token: str) -> Path:
+    """The file that all workers of a build on this machine lock, whatever started them."""
+    return Path(tempfile.gettempdir()) / f"lmcl-decode-{token}"

@@ -6,7 +6,8 @@ not grow with the set.
 
 import concurrent.futures
 import multiprocessing
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Literal
 
 from shards.build.pack import ShardJob, ShardRecord, pack_shard
@@ -18,12 +19,16 @@ Progress = Callable[[int], None]
 
 _POLL_S = 0.25
 _counter: Any = None
+_stop: Any = None
 
 
 def run_jobs(
     jobs: Iterator[ShardJob], *, engine: Engine, workers: int, progress: Progress
-) -> Iterator[ShardRecord]:
+) -> Generator[ShardRecord, None, None]:
     """Run every job and yield its record, in whatever order they finish.
+
+    Closed early (an interrupt), it returns when all workers have left their image: half a shard
+    is removed, finished ones stay.
 
     Args:
         jobs: Taken one by one as workers become free.
@@ -48,10 +53,10 @@ def _run_in_processes(
 ) -> Iterator[ShardRecord]:
     # spawn: a fork of a process that already runs threads (torch, pyarrow) may never finish.
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
+    counter, stop = context.Value("q", 0), context.Event()
     seen = 0
     pool = concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(counter,)
+        workers, mp_context=context, initializer=_start_worker, initargs=(counter, stop)
     )
     try:
         waiting: set[concurrent.futures.Future[ShardRecord]] = set()
@@ -68,6 +73,7 @@ def _run_in_processes(
             "`--workers`: finished shards are kept"
         ) from error
     finally:
+        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -82,10 +88,13 @@ def _collect(waiting: Any, counter: Any, seen: int, progress: Progress) -> Any:
     return waiting, now
 
 
-def _start_worker(counter: Any) -> None:
-    global _counter
+def _start_worker(counter: Any, stop: Any) -> None:
+    global _counter, _stop
     end_with_parent()
-    _counter = counter
+    # A terminal sends them to every process; the parent is who decides, and tells.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _counter, _stop = counter, stop
 
 
 def _pack_and_count(job: ShardJob) -> ShardRecord:
@@ -93,6 +102,8 @@ def _pack_and_count(job: ShardJob) -> ShardRecord:
 
 
 def _count(images: int) -> None:
+    if _stop.is_set():
+        raise ShardError("stopped; the same command goes on where it was")
     with _counter.get_lock():
         _counter.value += images
 

@@ -70,6 +70,8 @@ class ShardJob:
     """Hash of samples, file sizes, file times and options; decides whether a record is reused."""
     pixels_at_once: int
     """Decoded at once by all workers of this set on a machine; changes no byte."""
+    budget: str
+    """Token of the budget they share (`decode_budget.new_token`); changes no byte."""
 
     @property
     def stem(self) -> str:
@@ -114,7 +116,7 @@ def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord
     rows: list[SampleRow] = []
     rejected: list[Rejected] = []
     index_lines: list[str] = []
-    budget = PixelBudget(lock_file(job.root), pixels=job.pixels_at_once)
+    budget = PixelBudget(lock_file(job.budget), pixels=job.pixels_at_once)
     with contextlib.closing(budget), store.writing(f"{job.stem}.tar", durable="bytes") as out:
         tar = TarWriter(out)
         for id, sample in enumerate(job.samples, start=job.first_id):

@@ -133,7 +133,13 @@ def _cuts(sizes: "array.array[int]", limit: ShardSize) -> tuple[int, ...]:
 
 
 def jobs_of(
-    dataset: DataSet, plan: Plan, *, root: str, options: PackOptions, pixels_at_once: int
+    dataset: DataSet,
+    plan: Plan,
+    *,
+    root: str,
+    options: PackOptions,
+    pixels_at_once: int,
+    budget: str,
 ) -> Iterator[ShardJob]:
     """The jobs of a plan, made one at a time."""
     samples = dataset.samples()
@@ -153,6 +159,7 @@ def jobs_of(
             options=options,
             fingerprint=_fingerprint(taken, start, options),
             pixels_at_once=pixels_at_once,
+            budget=budget,
         )
 
 

@@ -24,6 +24,7 @@ from shards.read import open_set
 from shards.sample import DataSet
 
 FIVE = ShardSize(samples=5)
+FOUR = ShardSize(samples=4)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -137,27 +138,151 @@ def test_a_changed_file_is_packed_again_when_a_build_goes_on(
     assert open_set(out).read_bytes(0) == first.read_bytes()
 
 
-def test_a_killed_process_leaves_no_set_and_the_same_command_finishes_it(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Forty images, and what an undisturbed build makes of them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(40):
+        pixels = rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{k:03d}.png")
+    build(open_unlabelled(folder / "images"), folder / "whole", workers=1, size=FOUR)
+    return folder / "images", hashes(folder / "whole")
+
+
+def start(images: Path, out: Path, *, workers: int = 2) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", "from shards.cli import main; main()", "build", "unlabelled"]
+    command += [str(images), "--output", str(out), "--shard-samples", "4"]
+    command += ["--workers", str(workers), "--no-progress"]
+    return subprocess.Popen(
+        command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def end_of(running: "subprocess.Popen[bytes]") -> int:
+    running.communicate()
+    return running.returncode
+
+
+def wait_for(done: Callable[[], bool], running: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while not done() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_build_killed_at_any_moments_ends_in_the_same_set(
+    tmp_path: Path, pictures: tuple[Path, dict[str, str]], kills: int
+) -> None:
+    images, expected = pictures
+    out = tmp_path / "out"
+    random = np.random.default_rng(kills)
+    # From before the first shard to after the manifest.
+    for number in random.integers(0, 12, kills).tolist():
+        running = start(images, out)
+        wait_for(lambda number=number: len(list(out.glob("*.tar"))) >= number, running)
+        time.sleep(float(random.uniform(0, 0.05)))
+        running.kill()
+        running.communicate()
+        if number % 3 == 0 and (out / "manifest.json").exists():
+            shutil.rmtree(out)
+    assert end_of(start(images, out)) == 0
+    assert hashes(out) == expected
+    assert sorted(path.name for path in out.iterdir()) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGTERM, 1), (signal.SIGHUP, 2), (signal.SIGINT, 2)],
+)
+def test_a_build_that_is_asked_to_stop_keeps_what_is_done_and_says_how_to_go_on(
+    tmp_path: Path, pictures: tuple[Path, dict[str, str]], number: int, workers: int
+) -> None:
+    images, expected = pictures
+    out = tmp_path / "out"
+    running = start(images, out, workers=workers)
+    wait_for(lambda: len(list(out.glob("*.tar"))) >= 2, running)
+    running.send_signal(number)
+    _, said = running.communicate()
+    assert running.returncode == 128 + number, said
+    assert b"the same command goes on where it stopped" in said
+    assert said.strip().count(b"\n") == 0  # click ends the line of a ^C
+    assert not list(out.glob(".*.part"))
+    assert not (out / ".lmcl.lock").exists()
+    records = [path.stem for path in (out / ".build").glob("*-*.parquet")]
+    kept = {f"{stem}.tar": (out / f"{stem}.tar").stat().st_mtime_ns for stem in records}
+    assert len(kept) >= 1
+    assert end_of(start(images, out)) == 0
+    assert hashes(out) == expected
+    assert all((out / name).stat().st_mtime_ns == then for name, then in kept.items())
+
+
+def test_of_two_builds_into_one_folder_the_second_is_told_about_the_first(
+    tmp_path: Path, pictures: tuple[Path, dict[str, str]]
+) -> None:
+    images, expected = pictures
+    out = tmp_path / "out"
+    first = start(images, out)
+    wait_for(lambda: bool(list(out.glob("*.tar"))), first)
+    first.send_signal(signal.SIGSTOP)  # as long as the second looks
+    second = start(images, out)
+    _, said = second.communicate()
+    first.send_signal(signal.SIGCONT)
+    assert end_of(first) == 0
+    assert second.returncode == 2
+    assert f"(process {first.pid}, building since" in said.decode()
+    assert hashes(out) == expected
+
+
+@pytest.mark.parametrize("name", ["mine-000000.tar", "mine-000007.idx", "samples.parquet"])
+def test_files_that_no_build_wrote_are_not_replaced(
+    tmp_path: Path, table: Callable[..., DataSet], name: str
+) -> None:
+    dataset = table(2)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_bytes(b"theirs")
+    with pytest.raises(ShardError, match=f"holds {name}, which no build wrote") as caught:
+        build(dataset, out, workers=1)
+    assert caught.value.exit_code == 2
+    assert os.listdir(out) == [name]
+
+
+def test_files_of_others_in_the_folders_of_a_build_stay(
+    tmp_path: Path, table: Callable[..., DataSet]
+) -> None:
+    out = tmp_path / "out"
+    (out / ".build").mkdir(parents=True)
+    for name in ("notes.txt", ".build/main.swift", "other-000000.tar"):
+        (out / name).write_bytes(b"theirs")
+    build(table(2), out, workers=1)
+    for name in ("notes.txt", ".build/main.swift", "other-000000.tar"):
+        assert (out / name).read_bytes() == b"theirs"
+
+
+def test_a_build_that_cannot_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    rng = np.random.default_rng(0)
-    for k in range(60):
-        pixels = rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(images / f"{k:03d}.png")
-    command = [sys.executable, "-c", "from shards.cli import main; main()", "build", "unlabelled"]
-    command += [str(images), "--output", str(tmp_path / "out"), "--shard-samples", "4"]
-    command += ["--workers", "1", "--no-progress"]
-    running = subprocess.Popen(command, cwd=Path(__file__).parents[3])
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "out").glob("*.tar"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
-    assert not (tmp_path / "out/manifest.json").exists()
-    dataset = open_unlabelled(images)
-    build(dataset, tmp_path / "out", workers=1, size=ShardSize(samples=4))
-    build(dataset, tmp_path / "whole", workers=1, size=ShardSize(samples=4))
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+    for k in range(40):
+        with (images / f"{k}.png").open("wb") as sparse:
+            sparse.truncate(1 << 40)
+    with pytest.raises(ShardError, match=r"43,98\d\.\d GB are to be written, .* GB are free there"):
+        build(open_unlabelled(images), tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_cannot_be_finished_is_named(
+    tmp_path: Path, pictures: tuple[Path, dict[str, str]]
+) -> None:
+    images, _ = pictures
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+    command = [sys.executable, "-c", limit + "from shards.cli import main; main()", "build"]
+    command += ["unlabelled", str(images), "--output", str(tmp_path / "out"), "--workers", "1"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{tmp_path}/out/unlabelled-000000.tar: File too large" in done.stderr
+    assert not list((tmp_path / "out").glob(".*.part"))
 
 
 def damage(dataset: DataSet, *ids: int) -> None:

@@ -4,7 +4,9 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import re
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import pytest
 from PIL import Image
 
 from shards.build.build import build
-from shards.build.decode_budget import PixelBudget, lock_file
+from shards.build.decode_budget import PixelBudget
 from shards.build.plan import ShardSize
 from shards.datasets.unlabelled import open_unlabelled
 from shards.errors import ShardError
@@ -147,9 +149,22 @@ def test_a_picture_larger_than_the_budget_is_packed(tmp_path: Path) -> None:
     assert manifest.num_samples == 2
 
 
-def test_a_build_leaves_no_lock_file_behind(tmp_path: Path) -> None:
-    build(_flat_jpegs(tmp_path / "source", 2, 20), tmp_path / "out", workers=1)
-    assert not lock_file(str(tmp_path / "out")).exists()
+def test_a_build_leaves_no_lock_file_behind_and_its_name_cannot_be_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    names = []
+    for number in range(2):
+        build(
+            _flat_jpegs(tmp_path / f"source{number}", 2, 20),
+            tmp_path / "out" / str(number),
+            workers=1,
+            progress=lambda images, total: names.extend(os.listdir(tmp_path / "tmp")),
+        )
+    assert os.listdir(tmp_path / "tmp") == []
+    assert len(set(names)) == 2
+    assert all(re.fullmatch("lmcl-decode-[0-9a-f]{32}", name) for name in names)
 
 
 def test_a_lock_file_that_cannot_be_opened_is_an_error_with_a_way_out(tmp_path: Path) -> None:
