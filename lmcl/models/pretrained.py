@@ -4,11 +4,14 @@ Whoever opens the folder learns which pixels the model saw, in which scale it an
 was trained on. Nothing is unpickled and no network is used.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lmcl.errors import LmclError
@@ -17,9 +20,28 @@ from lmcl.models.quality_model import MEAN, STD, DecoderConfig, QualityModel
 from lmcl.models.saliency import SaliencyConfig
 from pipeline.boxes import CropConfig
 from shards import ScoreScale
+from shards.errors import ShardError
 from shards.files import atomic_folder, atomic_path
+from shards.source_files import open_regular, read_regular
+from shards.text import printable
 
 FORMAT_VERSION = 1
+
+_MOST_CARD_BYTES = 1 << 20
+_MOST_WEIGHT_BYTES = 1 << 36
+_MOST_HEADER_BYTES = 1 << 24
+"""Of model.safetensors: names and shapes; a ViT-g has 60 kB of them."""
+_MOST_TEXT = 1000
+_MOST_CROP_PIXELS = 1 << 27
+"""Pixels of all crops of an image: 2,600 crops of 224."""
+_DTYPES = ("F32", "F16", "BF16", "F64", "I64", "I32", "BOOL")
+_MOST: Mapping[str, Mapping[str, int]] = {
+    "encoder": {"width": 1 << 14, "depth": 512, "heads": 1 << 10, "patch": 1 << 10, "frozen": 64},
+    "decoder": {"queries": 1 << 12, "heads": 1 << 10},
+    "crops": {"size": 1 << 12, "evaluation": 1 << 14, "max_side": 1 << 20},
+    "saliency": {"view": 1 << 12, "layers": 512, "window": 1 << 12},
+}
+"""More is no model anybody has trained, but an attempt at somebody's memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,30 +105,124 @@ def load_model(folder: Path) -> ReleasedModel:
     for path in (config, weights):
         if not path.is_file():
             raise LmclError(
-                f"{path}: missing; a model folder holds config.json and model.safetensors, as in "
-                "`<run>/model` of a finished run",
+                f"{printable(path)}: missing; a model folder holds config.json and "
+                "model.safetensors, as in `<run>/model` of a finished run",
                 exit_code=4,
             )
-    try:
-        card = msgspec.json.decode(config.read_bytes(), type=ModelCard)
-    except msgspec.DecodeError as error:
-        raise LmclError(
-            f"{config}: not a model card of this version: {error}", exit_code=5
-        ) from error
-    if card.format_version != FORMAT_VERSION:
-        raise LmclError(
-            f"{config}: format_version is {card.format_version}, this version reads "
-            f"{FORMAT_VERSION}; install the lmcl that wrote it",
-            exit_code=5,
-        )
+    card = read_card(config)
+    shapes = _read_shapes(weights)
+    expected = _expected_shapes(config, card)
+    if shapes != expected:
+        raise _misfit(weights, _first_difference(shapes, expected))
     model = build_model(card)
     try:
         model.load_state_dict(load_file(weights))
     except Exception as error:  # safetensors raises its own, undocumented classes
-        raise LmclError(
-            f"{weights}: does not fit {config.name}: {str(error).splitlines()[0]}", exit_code=5
-        ) from error
+        raise _misfit(weights, printable(str(error).splitlines()[0])) from error
     return ReleasedModel(model=model.eval().requires_grad_(False), card=card)
+
+
+def read_card(config: Path) -> ModelCard:
+    """Read a model folder's config.json; its encoder is one that is built here, by name alone.
+
+    Raises:
+        LmclError: If it is damaged, of another version, or asks for what no model has (5).
+    """
+    try:
+        data = read_regular(config, limit_bytes=_MOST_CARD_BYTES)
+        card = msgspec.json.decode(data, type=ModelCard)
+        _check_card(card)
+    except (msgspec.DecodeError, ValueError, RecursionError, ShardError) as error:
+        raise LmclError(
+            f"{printable(config)}: not a model card of this version: {printable(error)}; take the "
+            "folder as lmcl wrote it",
+            exit_code=5,
+        ) from error
+    if card.format_version != FORMAT_VERSION:
+        raise LmclError(
+            f"{printable(config)}: format_version is {printable(card.format_version, 40)}, this "
+            f"version reads {FORMAT_VERSION}; install the lmcl that wrote it",
+            exit_code=5,
+        )
+    # Weights come from the folder and from nowhere else.
+    return replace(card, encoder=replace(card.encoder, weights=""))
+
+
+def _check_card(card: ModelCard) -> None:
+    for table, limits in _MOST.items():
+        for name, most in limits.items():
+            value = getattr(getattr(card, table), name)
+            if value is not None and value > most:
+                raise ValueError(
+                    f"{table}.{name} is {printable(value, 40)}, more than the {most:,} allowed"
+                )
+    pixels = card.crops.evaluation * card.crops.size**2
+    if pixels > _MOST_CROP_PIXELS:
+        raise ValueError(
+            f"{card.crops.evaluation} crops of {card.crops.size} are {pixels:,} pixels an image, "
+            f"more than the {_MOST_CROP_PIXELS:,} allowed"
+        )
+    numbers = (*card.mean, *card.std, card.score.low, card.score.high)
+    if not all(map(math.isfinite, numbers)) or min(card.std) <= 0:
+        raise ValueError("mean, std and score are finite numbers, std above 0")
+    if not card.score.low < card.score.high:
+        raise ValueError("score.low is below score.high")
+    for name in ("training_set", "split", "split_hash", "decode", "note"):
+        if len(getattr(card, name)) > _MOST_TEXT:
+            raise ValueError(f"{name} is longer than {_MOST_TEXT} characters")
+
+
+def _expected_shapes(config: Path, card: ModelCard) -> dict[str, list[int]]:
+    """Names and shapes of the card's weights, found without memory for them."""
+    try:
+        with torch.device("meta"):
+            return {name: list(t.shape) for name, t in build_model(card).state_dict().items()}
+    except Exception as error:  # timm's models refuse sizes in any way they like
+        raise LmclError(
+            f"{printable(config)}: its model cannot be built: {printable(error)}; take the folder "
+            "as lmcl wrote it",
+            exit_code=5,
+        ) from error
+
+
+def _read_shapes(weights: Path) -> dict[str, list[int]]:
+    """Names and shapes in a safetensors file; no tensor is read.
+
+    Raises:
+        LmclError: If it is none, or its tensors are of no type that weights have; exit code 5.
+    """
+    try:
+        with open_regular(weights, limit_bytes=_MOST_WEIGHT_BYTES) as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > _MOST_HEADER_BYTES:
+            raise ValueError(f"its header claims {header_bytes:,} bytes")
+        shapes = {}
+        with safe_open(weights, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                view = tensors.get_slice(name)
+                if view.get_dtype() not in _DTYPES:
+                    raise ValueError(f"tensor {name!r} is of type {view.get_dtype()}")
+                shapes[name] = list(view.get_shape())
+    except (SafetensorError, ShardError, ValueError, OSError) as error:
+        raise _misfit(weights, printable(error)) from error
+    return shapes
+
+
+def _first_difference(found: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> str:
+    for name, shape in expected.items():
+        if name not in found:
+            return f"tensor {name} is missing"
+        if found[name] != shape:
+            return f"tensor {name} has shape {printable(found[name], 60)}, not {shape}"
+    more = next(name for name in found if name not in expected)
+    return f"there is a tensor {printable(more, 60)} that the model has not"
+
+
+def _misfit(weights: Path, why: str) -> LmclError:
+    return LmclError(
+        f"{printable(weights)}: does not fit config.json: {why}; take the folder as lmcl wrote it",
+        exit_code=5,
+    )
 
 
 def build_model(card: ModelCard) -> QualityModel:

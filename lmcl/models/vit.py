@@ -1,5 +1,6 @@
 """Vision transformers of timm as encoders."""
 
+import glob
 from collections.abc import Sequence
 
 import timm
@@ -11,6 +12,16 @@ from lmcl.errors import ConfigError
 from lmcl.models.attention import SUPPORTED_ATTENTION
 from lmcl.models.encoder import Encoder, EncoderConfig
 from lmcl.models.stem import PixelsOrFeatures
+from shards.text import printable
+
+
+def _unknown(name: str) -> ConfigError:
+    beginning = glob.escape(name[:40].partition("_")[0])
+    near = timm.list_models(f"*{beginning}*vit*")[:3] or timm.list_models("deit3_*patch16_224")
+    return ConfigError(
+        f"encoder.name = {printable(name, 80)!r}: timm {timm.__version__} has no such model; try "
+        f"one of {', '.join(near)}, or squeezenet-vit"
+    )
 
 
 class TimmEncoder(Encoder):
@@ -24,6 +35,9 @@ class TimmEncoder(Encoder):
             "num_heads": config.heads,
             "patch_size": config.patch,
         }
+        # Names with a scheme (hf-hub:, local-dir:) would fetch a configuration, or read a folder's.
+        if not timm.is_model(config.name):
+            raise _unknown(config.name)
         try:
             self.vit = timm.create_model(
                 config.name,
@@ -34,11 +48,10 @@ class TimmEncoder(Encoder):
                 **{name: value for name, value in changes.items() if value is not None},
             )
         except RuntimeError as error:
-            near = timm.list_models(f"*{config.name.split('_')[0]}*vit*")[:3]
-            hint = near or timm.list_models("deit3_*patch16_224")
             raise ConfigError(
-                f"encoder.name = {config.name!r}: timm {timm.__version__} has no such model "
-                f"({error}); try one of {', '.join(hint)}, or squeezenet-vit"
+                f"encoder.name = {config.name!r}: timm {timm.__version__} cannot make it "
+                f"({printable(error)}); try another vision transformer, e.g. "
+                "deit3_small_patch16_224, or squeezenet-vit"
             ) from error
         except TypeError as error:
             raise ConfigError(
