@@ -1,42 +1,50 @@
 """Both passes of the loss on any device: chunked.py for the sums, plain torch for the rest."""
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
-from kernels import chunked
-from kernels import validation as checks
-from kernels.distributed import Shares, find_shares, gather_rows
+from kernels import chunked, validation
+from kernels.distributed import RankLayout, find_rank_layout, gather_rows
 from kernels.groups import Groups, Neighbours, find_groups, find_neighbours
-from kernels.types import Forward, Options, mean_over_ranks
+from kernels.types import Forward, LossInputs, mean_over_ranks
 
 STATS = 2
 """Log-sum-exp of the whole denominator (+inf if empty) and pull of the hub, per row."""
 
 
-def forward(
-    rows: Tensor,
-    hubs: Tensor,
-    group: Tensor,
-    temperature: Tensor,
-    overlap: Tensor | None,
-    keys: Tensor | None,
-    options: Options,
-    *,
-    with_gradient: bool,
-) -> Forward:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Tables:
+    """What both passes derive from a step's inputs, in the working precision."""
+
+    rows: Tensor
+    hubs: Tensor
+    groups: Groups
+    neighbours: Neighbours
+    layout: RankLayout
+    temperature: float
+
+    def row_hubs(self) -> Tensor:
+        """The hub of each row, [n, d]; made when wanted, for it would double the tables."""
+        return self.hubs[self.groups.image]
+
+
+def forward(inputs: LossInputs, *, with_gradient: bool) -> Forward:
     """Loss, figures and what `backward` needs; rows, hubs and keys have unit length."""
-    groups, near, shares, tau = _prepare(rows, hubs, group, temperature, overlap, options)
-    work = working_dtype(rows.dtype)
-    columns = gather_rows(rows if keys is None else keys, shares)
-    problem = _problem(rows, columns, shares, groups, near, tau, student=keys is None)
-    if keys is None:
-        negatives, cosine = chunked.student_forward(problem)
-        d_rows = rows.new_empty(0, rows.shape[1], dtype=work)
-    else:
+    rows, options = inputs.rows, inputs.options
+    tables = _make_tables(inputs)
+    near, layout, tau = tables.neighbours, tables.layout, tables.temperature
+    columns = gather_rows(rows if inputs.keys is None else inputs.keys, layout)
+    problem = _make_problem(tables, columns, has_keys=options.has_keys)
+    if options.has_keys:
         negatives, cosine, d_rows = chunked.teacher_forward(
-            problem, columns.to(work), offset=shares.offset, with_gradient=with_gradient
+            problem, columns.to(tables.rows), offset=layout.offset, with_gradient=with_gradient
         )
-    positive = (problem.rows * hubs.to(work)[groups.image]).sum(1)
+    else:
+        negatives, cosine = chunked.student_forward(problem)
+        d_rows = tables.rows.new_empty(0, rows.shape[1])
+    positive = (tables.rows * tables.row_hubs()).sum(1)
     total = torch.logaddexp(negatives, positive / tau) if options.include_positive else negatives
     dead = total == -torch.inf
     loss = torch.where(dead, 0.0, total) - positive / tau
@@ -46,8 +54,8 @@ def forward(
     other = near.column != torch.arange(loss.shape[0], device=loss.device)[:, None]
     cosines = torch.where(other, cosine, 0.0).sum(1)
     per_row = torch.stack([loss, share, positive, cosines])
-    mean, figures = mean_over_ranks(per_row, other.sum(), shares)
-    many = keys is None and shares.world_size > 1
+    mean, figures = mean_over_ranks(per_row, other.sum(), layout)
+    many = not options.has_keys and layout.world_size > 1
     empty = rows.new_empty(0, rows.shape[1])
     return Forward(
         loss=mean,
@@ -60,45 +68,36 @@ def forward(
     )
 
 
-def backward(
-    d_loss: Tensor,
-    rows: Tensor,
-    hubs: Tensor,
-    group: Tensor,
-    temperature: Tensor,
-    overlap: Tensor | None,
-    saved: Forward,
-    options: Options,
-    *,
-    student: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(d_loss: Tensor, inputs: LossInputs, saved: Forward) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by rows, hubs and temperature."""
-    groups, near, shares, tau = _prepare(rows, hubs, group, temperature, overlap, options)
-    work = working_dtype(rows.dtype)
+    student = not inputs.options.has_keys
+    tables = _make_tables(inputs)
+    layout, tau = tables.layout, tables.temperature
     log_sum, pull = saved.stats
-    upstream = d_loss.to(work) * (shares.world_size / max(shares.total, 1))
+    upstream = d_loss.to(log_sum) * (layout.world_size / max(layout.total, 1))
     weight = upstream * pull
-    local, local_hubs = rows.to(work), hubs.to(work)[groups.image]
     if student:
-        columns = saved.columns if shares.world_size > 1 else rows
-        whole = upstream.expand(rows.shape[0]).contiguous()
+        columns = saved.columns if layout.world_size > 1 else inputs.rows
+        whole = upstream.expand(tables.rows.shape[0]).contiguous()
         d_rows = chunked.student_backward(
-            _problem(rows, columns, shares, groups, near, tau, student=True),
+            _make_problem(tables, columns, has_keys=False),
             log_sum=log_sum,
             weight=whole,
-            others=_statistics_of_others(log_sum, whole, shares),
+            others=_statistics_of_others(log_sum, whole, layout),
         )
     else:
         d_rows = saved.d_rows * weight[:, None]
     # Each pair of a symmetric matrix is met twice, once from either row.
     times = 0.5 if student else 1.0
-    positive = (local * local_hubs).sum(1)
-    d_beta = (local * d_rows).sum() * (tau * times) - (weight * positive).sum()
+    row_hubs = tables.row_hubs()
+    positive = (tables.rows * row_hubs).sum(1)
+    d_beta = (tables.rows * d_rows).sum() * (tau * times) - (weight * positive).sum()
     pulled = (weight / tau)[:, None]
-    d_hubs = _sum_by_image(-pulled * local, groups)
+    d_hubs = _sum_by_image(-pulled * tables.rows, tables.groups)
+    temperature = inputs.temperature
     return (
-        (d_rows - pulled * local_hubs).to(rows.dtype),
-        d_hubs.to(hubs.dtype),
+        (d_rows - pulled * row_hubs).to(inputs.rows.dtype),
+        d_hubs.to(inputs.hubs.dtype),
         (-d_beta / tau**2).reshape(temperature.shape).to(temperature),
     )
 
@@ -108,64 +107,60 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _prepare(
-    rows: Tensor,
-    hubs: Tensor,
-    group: Tensor,
-    temperature: Tensor,
-    overlap: Tensor | None,
-    options: Options,
-) -> tuple[Groups, Neighbours, Shares, float]:
-    groups = find_groups(group, hubs=hubs.shape[0], validate=options.validate)
+def _make_tables(inputs: LossInputs) -> _Tables:
+    rows, options = inputs.rows, inputs.options
+    work = working_dtype(rows.dtype)
+    groups = find_groups(inputs.group, hubs=inputs.images, validate=options.validate)
     most = groups.most()
-    checks.check_table(rows.shape[0], most)
-    checks.check_overlap_width(overlap, most)
-    tau = float(temperature)
-    checks.check_temperature_value(tau)
-    shares = find_shares(rows.shape[0], hubs.shape[0], device=rows.device, gather=options.gather)
+    validation.check_table(rows.shape[0], most)
+    validation.check_overlap_width(inputs.overlap, most)
+    temperature = float(inputs.temperature)
+    validation.check_temperature_value(temperature)
+    layout = find_rank_layout(
+        rows.shape[0], inputs.images, device=rows.device, gather=options.gather
+    )
     near = find_neighbours(
         groups,
         intra_weight=options.weight,
-        images=shares.images,
-        overlap=overlap,
-        dtype=working_dtype(rows.dtype),
+        images=layout.images,
+        overlap=inputs.overlap,
+        dtype=work,
     )
-    return groups, near, shares, tau
+    return _Tables(
+        rows=rows.to(work),
+        hubs=inputs.hubs.to(work),
+        groups=groups,
+        neighbours=near,
+        layout=layout,
+        temperature=temperature,
+    )
+
+
+def _make_problem(tables: _Tables, columns: Tensor, *, has_keys: bool) -> chunked.Problem:
+    """Rows before and after the local ones are columns too, where rows are compared with rows."""
+    rows, layout = tables.rows, tables.layout
+    many = not has_keys and layout.world_size > 1
+    none = rows.new_empty(0, rows.shape[1])
+    return chunked.make_problem(
+        rows,
+        columns[: layout.offset].to(rows) if many else none,
+        columns[layout.offset + rows.shape[0] :].to(rows) if many else none,
+        groups=tables.groups,
+        neighbours=tables.neighbours,
+        temperature=tables.temperature,
+    )
 
 
 def _statistics_of_others(
-    log_sum: Tensor, weight: Tensor, shares: Shares
+    log_sum: Tensor, weight: Tensor, layout: RankLayout
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Log-sum-exp and upstream weight of the rows of lower and of higher ranks."""
-    if shares.world_size == 1:
+    if layout.world_size == 1:
         empty = log_sum.new_empty(0)
         return (empty, empty), (empty, empty)
-    table = gather_rows(torch.stack([log_sum, weight], dim=1), shares)
-    before, after = table[: shares.offset], table[shares.offset + log_sum.shape[0] :]
+    table = gather_rows(torch.stack([log_sum, weight], dim=1), layout)
+    before, after = table[: layout.offset], table[layout.offset + log_sum.shape[0] :]
     return (before[:, 0], before[:, 1]), (after[:, 0], after[:, 1])
-
-
-def _problem(
-    rows: Tensor,
-    columns: Tensor,
-    shares: Shares,
-    groups: Groups,
-    near: Neighbours,
-    tau: float,
-    *,
-    student: bool,
-) -> chunked.Problem:
-    work = working_dtype(rows.dtype)
-    many = student and shares.world_size > 1
-    empty = rows.new_empty(0, rows.shape[1], dtype=work)
-    return chunked.make_problem(
-        rows.to(work),
-        columns[: shares.offset].to(work) if many else empty,
-        columns[shares.offset + rows.shape[0] :].to(work) if many else empty,
-        groups=groups,
-        neighbours=near,
-        temperature=tau,
-    )
 
 
 def _sum_by_image(values: Tensor, groups: Groups) -> Tensor:

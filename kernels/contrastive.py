@@ -2,33 +2,15 @@
 
 import importlib.util
 import os
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels import torch_op as op
-from kernels import validation as checks
-from kernels.distributed import GatherWithGradient, Shares, find_shares, sum_over_ranks
-from kernels.groups import find_groups, find_neighbours
-from kernels.reference import dense_rows, same_image_masks
+from kernels import reference_backend, torch_op, validation
 from kernels.tuning import MAX_SINGLE_WIDTH, MAX_WIDTH
-from kernels.types import Options
-
-
-class LossOutput(NamedTuple):
-    """The loss and what it says of the embeddings; all but `loss` are detached."""
-
-    loss: Float[Tensor, ""]
-    """Mean over the rows of all ranks, nats; the same value on every rank."""
-    intra_share: Float[Tensor, ""]
-    """Mean share of the denominator that crops of the same image hold, in [0, 1]."""
-    positive_similarity: Float[Tensor, ""]
-    """Mean cosine of a row and its hub."""
-    intra_similarity: Float[Tensor, ""]
-    """Mean cosine of two crops of one image; 0 if no image has two."""
+from kernels.types import LossInputs, LossOptions, LossOutput
 
 
 def manifold_contrastive_loss(
@@ -79,7 +61,7 @@ def manifold_contrastive_loss(
     Source: arXiv 2406.19247, the information loss of its equation set; options are ours
     (docs/kernels.md).
     """
-    checks.check_arguments(
+    validation.check_arguments(
         rows,
         hubs,
         group,
@@ -96,29 +78,32 @@ def manifold_contrastive_loss(
         rows, hubs = F.normalize(rows, dim=1), F.normalize(hubs, dim=1)
         keys = None if keys is None else F.normalize(keys, dim=1)
     if validate and not torch.compiler.is_compiling():
-        checks.check_values(rows, hubs, keys, normalize=normalize)
-    keys = None if keys is None else keys.detach()
+        validation.check_values(rows, hubs, keys, normalize=normalize)
     if isinstance(temperature, Tensor):
         tau = temperature
     else:
         tau = torch.tensor(temperature, dtype=torch.float64)
-    if backend == "dense":
-        return _dense(
-            rows, hubs, group, tau, intra_weight, overlap, include_positive, keys, gather, validate
-        )
-    options = Options(
-        intra_weight=0.0 if isinstance(intra_weight, str) else float(intra_weight),
-        balanced=isinstance(intra_weight, str),
-        include_positive=include_positive,
-        normalize=normalize and backend == "triton",
-        gather=gather,
-        validate=validate,
-        backend=backend,
+    inputs = LossInputs(
+        rows=rows,
+        hubs=hubs,
+        group=group,
+        temperature=tau,
+        overlap=overlap,
+        keys=None if keys is None else keys.detach(),
+        options=LossOptions(
+            intra_weight=0.0 if isinstance(intra_weight, str) else float(intra_weight),
+            balanced=isinstance(intra_weight, str),
+            include_positive=include_positive,
+            normalize=normalize and backend == "triton",
+            gather=gather,
+            validate=validate,
+            has_keys=keys is not None,
+            backend=backend,
+        ),
     )
-    result = op.contrastive_forward(
-        rows, hubs, group, tau, overlap, keys, options,
-        with_gradient=torch.is_grad_enabled() and rows.requires_grad,
-    )  # fmt: skip
+    if backend == "dense":
+        return reference_backend.forward(inputs)
+    result = torch_op.contrastive_forward(inputs)
     share, positive, intra = result.figures.detach().unbind()
     return LossOutput(result.loss, share, positive, intra)
 
@@ -170,65 +155,3 @@ def _in_autocast_dtype(
         return rows, hubs, keys
     dtype = torch.get_autocast_dtype("cuda")
     return rows.to(dtype), hubs.to(dtype), None if keys is None else keys.to(dtype)
-
-
-def _dense(
-    rows: Float[Tensor, "n d"],
-    hubs: Float[Tensor, "b d"],
-    group: Int[Tensor, " n"],
-    temperature: Float[Tensor, "..."],
-    intra_weight: float | str,
-    overlap: Float[Tensor, "n c"] | None,
-    include_positive: bool,
-    keys: Float[Tensor, "n d"] | None,
-    gather: bool,
-    validate: bool,
-) -> LossOutput:
-    """The reference: masks, one big matrix, autograd, a gradient for every gathered column."""
-    groups = find_groups(group, hubs=hubs.shape[0], validate=validate)
-    checks.check_overlap_width(overlap, groups.most())
-    checks.check_temperature_value(float(temperature.detach()))
-    shares = find_shares(rows.shape[0], hubs.shape[0], device=rows.device, gather=gather)
-    columns = rows if keys is None else keys
-    if shares.world_size > 1:
-        columns = GatherWithGradient.apply(columns, shares)
-    same, itself = same_image_masks(group, columns=shares.total, offset=shares.offset)
-    near = find_neighbours(
-        groups,
-        intra_weight=intra_weight,
-        images=shares.images,
-        overlap=overlap,
-        dtype=rows.dtype,
-    )
-    weight = torch.zeros(same.shape, dtype=rows.dtype, device=rows.device)
-    weight.scatter_(1, near.column + shares.offset, near.log_weight.exp())
-    result = dense_rows(
-        rows,
-        columns,
-        hubs[groups.image],
-        same_image=same,
-        itself=itself,
-        intra_weight=weight,
-        temperature=temperature.reshape(()).to(rows),
-        include_positive=include_positive,
-    )
-    pairs = (groups.size - 1).sum()
-    return _means(result.loss, result.intra_share, result.positive, result.intra_sum, pairs, shares)
-
-
-def _means(
-    loss: Float[Tensor, " n"],
-    intra_share: Float[Tensor, " n"],
-    positive: Float[Tensor, " n"],
-    intra_sum: Float[Tensor, " n"],
-    pairs: Int[Tensor, ""],
-    shares: Shares,
-) -> LossOutput:
-    rows = max(shares.total, 1)
-    own = loss.sum()
-    local = torch.stack([own, intra_share.sum(), positive.sum(), intra_sum.sum(), pairs]).detach()
-    whole = sum_over_ranks(local, shares)
-    # The value is the mean of all ranks, the gradient this rank's part times the number of ranks.
-    part = own * (shares.world_size / rows)
-    mean = part + (whole[0] / rows - part.detach())
-    return LossOutput(mean, whole[1] / rows, whole[2] / rows, whole[3] / whole[4].clamp(min=1))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shares:
-    """How the rows and images of one step are dealt to the ranks."""
+class RankLayout:
+    """How the rows and images of one step are laid out over the ranks."""
 
     rows: tuple[int, ...]
     """Rows of each rank."""
@@ -44,40 +44,40 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def find_shares(rows: int, images: int, *, device: torch.device, gather: bool) -> Shares:
+def find_rank_layout(rows: int, images: int, *, device: torch.device, gather: bool) -> RankLayout:
     """Rows and images of each rank; one small gather, joined by ranks that hold nothing."""
     if not (gather and is_distributed()):
-        return Shares(rows=(rows,), images=images, rank=0)
+        return RankLayout(rows=(rows,), images=images, rank=0)
     own = torch.tensor([rows, images], device=device)
     every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(every, own)
     table = torch.stack(every).tolist()
-    return Shares(
+    return RankLayout(
         rows=tuple(count for count, _ in table),
         images=sum(count for _, count in table),
         rank=dist.get_rank(),
     )
 
 
-def gather_rows(local: Tensor, shares: Shares) -> Tensor:
+def gather_rows(local: Tensor, layout: RankLayout) -> Tensor:
     """Rows of all ranks in rank order; without gradient.
 
     Args:
         local: This rank's rows, [n, ...]; n may differ between ranks and be 0.
-        shares: Who holds how many.
+        layout: Who holds how many.
     """
-    if shares.world_size == 1 or shares.total == 0:
+    if layout.world_size == 1 or layout.total == 0:
         return local
-    padded = local.new_zeros(max(shares.rows), *local.shape[1:])
+    padded = local.new_zeros(max(layout.rows), *local.shape[1:])
     padded[: local.shape[0]] = local
-    every = [torch.empty_like(padded) for _ in shares.rows]
+    every = [torch.empty_like(padded) for _ in layout.rows]
     dist.all_gather(every, padded)
-    return torch.cat([part[:count] for part, count in zip(every, shares.rows, strict=True)])
+    return torch.cat([part[:count] for part, count in zip(every, layout.rows, strict=True)])
 
 
-def sum_over_ranks(values: Tensor, shares: Shares) -> Tensor:
+def sum_over_ranks(values: Tensor, layout: RankLayout) -> Tensor:
     """Elementwise sum over the ranks; the argument is left as it is."""
-    if shares.world_size == 1:
+    if layout.world_size == 1:
         return values
     total = values.clone()
     dist.all_reduce(total)
@@ -92,12 +92,12 @@ class GatherWithGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor, shares: Shares) -> Tensor:  # noqa: D102
-        ctx.shares = shares
-        return gather_rows(local, shares).clone()
+    def forward(ctx: Any, local: Tensor, layout: RankLayout) -> Tensor:  # noqa: D102
+        ctx.layout = layout
+        return gather_rows(local, layout).clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: D102
-        shares: Shares = ctx.shares
-        total = sum_over_ranks(gradient.contiguous(), shares)
-        return total[shares.offset : shares.offset + shares.rows[shares.rank]], None
+        layout: RankLayout = ctx.layout
+        total = sum_over_ranks(gradient.contiguous(), layout)
+        return total[layout.offset : layout.offset + layout.rows[layout.rank]], None

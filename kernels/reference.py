@@ -1,7 +1,7 @@
 """The definition of the loss, the plain way: form the (n, m) matrix, let autograd do the rest.
 
 This is the ground truth of every other backend, so it favours being read over being fast. In
-float64 its gradients agree with finite differences; tests/kernels/test_dense.py checks that.
+float64 its gradients agree with finite differences; tests/kernels/test_contrastive.py checks that.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-class DenseRows(NamedTuple):
+class ReferenceRows(NamedTuple):
     """What the definition says of each row; everything is differentiable."""
 
     loss: Float[Tensor, " n"]
@@ -24,7 +24,7 @@ class DenseRows(NamedTuple):
     """Sum of the cosines of the row and the other crops of its image."""
 
 
-def dense_rows(
+def reference_rows(
     rows: Float[Tensor, "n d"],
     columns: Float[Tensor, "m d"],
     hubs: Float[Tensor, "n d"],
@@ -34,7 +34,7 @@ def dense_rows(
     intra_weight: Float[Tensor, "n m"],
     temperature: Float[Tensor, ""],
     include_positive: bool = False,
-) -> DenseRows:
+) -> ReferenceRows:
     """Loss and shares of each row, straight from the formula.
 
     Args:
@@ -66,7 +66,7 @@ def dense_rows(
     total = _logsumexp(torch.stack(terms, dim=1))
     alive = total > -torch.inf
     dead_as_zero = torch.where(alive | total.isnan(), total, 0.0)
-    return DenseRows(
+    return ReferenceRows(
         loss=dead_as_zero - positive / temperature,
         intra_share=torch.where(intra > -torch.inf, (intra - dead_as_zero).exp(), 0.0),
         positive=positive,

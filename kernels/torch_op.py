@@ -3,24 +3,29 @@
 Everything whose size depends on values (images per batch, rows of other ranks) stays inside the
 operation, so `torch.compile(fullgraph=True)` sees two calls and nothing else. Defined through
 `torch.library.Library` and not `custom_op`, whose wrapper loads the compiler (1.4 s, 300 MB) on the
-first call and costs four times as much on each.
+first call and costs four times as much on each. A schema knows tensors and scalars only, so the
+fields of `LossInputs` are laid flat on one side of it and put together again on the other.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels import chunked_backend as with_chunked
+from kernels import chunked_backend
 from kernels.distributed import is_distributed
-from kernels.types import Forward, Options
+from kernels.types import Forward, LossInputs, LossOptions
 
 _OPTIONS = (
     "float intra_weight, bool balanced, bool include_positive, bool normalize, bool gather, "
-    "bool validate, str backend"
+    "bool validate, bool has_keys, str backend"
 )
 _TABLES = "Tensor rows, Tensor hubs, Tensor group, Tensor temperature, Tensor? overlap"
 _SAVED = "Tensor stats, Tensor columns, Tensor used_hubs, Tensor hub_length, Tensor unit_d_rows"
+_TABLE_COUNT = 5
+_SAVED_COUNT = 5
+_OPTION_NAMES = tuple(field.name for field in dataclasses.fields(LossOptions))
 
 _library: Any = torch.library.Library("lmcl", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
@@ -29,108 +34,84 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    f"contrastive_backward(Tensor d_loss, {_TABLES}, {_SAVED}, {_OPTIONS}, bool student) -> "
+    f"contrastive_backward(Tensor d_loss, {_TABLES}, {_SAVED}, {_OPTIONS}) -> "
     "(Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def contrastive_forward(
-    rows: Tensor,
-    hubs: Tensor,
-    group: Tensor,
-    temperature: Tensor,
-    overlap: Tensor | None,
-    keys: Tensor | None,
-    options: Options,
-    *,
-    with_gradient: bool,
-) -> Forward:
+def contrastive_forward(inputs: LossInputs) -> Forward:
     """Call the operation: differentiable once, by rows, hubs and temperature."""
-    return Forward(
-        *torch.ops.lmcl.contrastive_forward(
-            rows, hubs, group, temperature, overlap, keys, *_scalars(options), with_gradient
-        )
+    with_gradient = torch.is_grad_enabled() and inputs.rows.requires_grad
+    return Forward(*torch.ops.lmcl.contrastive_forward(*flatten(inputs), with_gradient))
+
+
+def flatten(inputs: LossInputs) -> tuple[Any, ...]:
+    """Tables, keys and options in the order of the schema of the forward operation."""
+    tables = (inputs.rows, inputs.hubs, inputs.group, inputs.temperature, inputs.overlap)
+    return *tables, inputs.keys, *(getattr(inputs.options, name) for name in _OPTION_NAMES)
+
+
+def _unflatten(
+    tables: tuple[Any, ...], keys: Tensor | None, scalars: tuple[Any, ...]
+) -> LossInputs:
+    rows, hubs, group, temperature, overlap = tables
+    return LossInputs(
+        rows=rows,
+        hubs=hubs,
+        group=group,
+        temperature=temperature,
+        overlap=overlap,
+        keys=keys,
+        options=LossOptions(**dict(zip(_OPTION_NAMES, scalars, strict=True))),
     )
 
 
-def _scalars(options: Options) -> tuple[float | bool | str, ...]:
-    return (
-        options.intra_weight,
-        options.balanced,
-        options.include_positive,
-        options.normalize,
-        options.gather,
-        options.validate,
-        options.backend,
-    )
+def _forward_inputs(arguments: tuple[Any, ...]) -> tuple[LossInputs, bool]:
+    tables, (keys, *scalars, with_gradient) = arguments[:_TABLE_COUNT], arguments[_TABLE_COUNT:]
+    return _unflatten(tables, keys, tuple(scalars)), with_gradient
 
 
-def _options(scalars: tuple[Any, ...]) -> Options:
-    intra_weight, balanced, include_positive, normalize, gather, validate, backend = scalars
-    return Options(
-        intra_weight=intra_weight,
-        balanced=balanced,
-        include_positive=include_positive,
-        normalize=normalize,
-        gather=gather,
-        validate=validate,
-        backend=backend,
-    )
-
-
-def _forward(
-    rows: Tensor,
-    hubs: Tensor,
-    group: Tensor,
-    temperature: Tensor,
-    overlap: Tensor | None,
-    keys: Tensor | None,
-    *arguments: Any,
-) -> Any:
-    tensors = (rows, hubs, group, temperature, overlap, keys)
-    options, with_gradient = _options(arguments[:-1]), arguments[-1]
+def _forward(*arguments: Any) -> Forward:
+    inputs, with_gradient = _forward_inputs(arguments)
     # Autocast would round the products inside; the caller has chosen the precision of the tables.
-    with torch.autocast(rows.device.type, enabled=False):
-        return _passes(options.backend).forward(*tensors, options, with_gradient=with_gradient)
+    with torch.autocast(inputs.rows.device.type, enabled=False):
+        return _backend(inputs).forward(inputs, with_gradient=with_gradient)  # type: ignore[no-any-return]
 
 
-def _backward(d_loss: Tensor, *arguments: Any) -> Any:
-    rows, hubs, group, temperature, overlap = arguments[:5]
-    empty = rows.new_empty(0)
-    saved = Forward(empty, empty, *arguments[5:10])
-    options = _options(arguments[10:-1])
-    student = arguments[-1]
-    with torch.autocast(rows.device.type, enabled=False):
-        return _passes(options.backend).backward(
-            d_loss, rows, hubs, group, temperature, overlap, saved, options, student=student
-        )
+def _backward(d_loss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    tables, rest = arguments[:_TABLE_COUNT], arguments[_TABLE_COUNT:]
+    inputs = _unflatten(tables, None, rest[_SAVED_COUNT:])
+    empty = inputs.rows.new_empty(0)
+    saved = Forward(empty, empty, *rest[:_SAVED_COUNT])
+    with torch.autocast(inputs.rows.device.type, enabled=False):
+        return _backend(inputs).backward(d_loss, inputs, saved)  # type: ignore[no-any-return]
 
 
-def _passes(backend: str) -> Any:
-    if backend != "triton":
-        return with_chunked
+def _backend(inputs: LossInputs) -> Any:
+    if inputs.options.backend != "triton":
+        return chunked_backend
     # Triton is there on Linux only, and its kernels read the environment when loaded.
-    from kernels import triton_backend as with_triton
+    from kernels import triton_backend
 
-    return with_triton
+    return triton_backend
 
 
 def _fake_forward(*arguments: Any) -> Forward:
-    rows, hubs, _, _, _, keys = arguments[:6]
-    options, with_gradient = _options(arguments[6:-1]), arguments[-1]
+    inputs, with_gradient = _forward_inputs(arguments)
+    rows, hubs, options = inputs.rows, inputs.hubs, inputs.options
     n, d = rows.shape
-    many = keys is None and options.gather and is_distributed()
-    work = with_chunked.working_dtype(rows.dtype)
-    width, per_row, changed = d, with_chunked.STATS, False
-    if options.backend == "triton":
-        from kernels import triton_launch as launch
-        from kernels import tuning
+    many = not options.has_keys and options.gather and is_distributed()
+    work = chunked_backend.working_dtype(rows.dtype)
+    width, per_row, changed = d, chunked_backend.STATS, False
+    is_triton = options.backend == "triton"
+    if is_triton:
+        from kernels import triton_launch, tuning
 
-        width, per_row = sum(tuning.split_width(d)), launch.STATS
+        width, per_row = sum(tuning.split_width(d)), triton_launch.STATS
         changed = options.normalize or width != d
     columns = torch.library.get_ctx().new_dynamic_size() if many else (n if changed else 0)
-    has_d_rows = keys is not None and (with_gradient or options.backend != "triton")
+    has_d_rows = options.has_keys and (with_gradient or not is_triton)
     return Forward(
         loss=rows.new_empty((), dtype=work),
         figures=rows.new_empty(3, dtype=work),
@@ -138,9 +119,7 @@ def _fake_forward(*arguments: Any) -> Forward:
         columns=rows.new_empty(columns, width),
         hubs=hubs.new_empty(hubs.shape[0] if changed else 0, width),
         hub_length=hubs.new_empty(hubs.shape[0] if options.normalize else 0, dtype=torch.float32),
-        d_rows=rows.new_empty(
-            n if has_d_rows else 0, d, dtype=rows.dtype if options.backend == "triton" else work
-        ),
+        d_rows=rows.new_empty(n if has_d_rows else 0, d, dtype=rows.dtype if is_triton else work),
     )
 
 
@@ -150,18 +129,17 @@ def _fake_backward(d_loss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Ten
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.scalars = inputs[6:-1]
-    ctx.student = inputs[5] is None
-    ctx.save_for_backward(*inputs[:5], *output[2:])
+    ctx.scalars = inputs[_TABLE_COUNT + 1 : -1]
+    ctx.save_for_backward(*inputs[:_TABLE_COUNT], *output[2:])
     ctx.set_materialize_grads(False)
 
 
 def _derive(ctx: Any, d_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * 14
+    nothing = (None,) * (_TABLE_COUNT + 1 + len(_OPTION_NAMES) + 1)
     if d_loss is None:
         return nothing
     d_rows, d_hubs, d_temperature = torch.ops.lmcl.contrastive_backward(
-        d_loss, *ctx.saved_tensors, *ctx.scalars, ctx.student
+        d_loss, *ctx.saved_tensors, *ctx.scalars
     )
     return d_rows, d_hubs, None, d_temperature, *nothing[4:]
 

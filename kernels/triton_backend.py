@@ -1,152 +1,129 @@
 """Both passes of the loss through the Triton kernels: gathers, launches, and means; few of each."""
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
-from kernels import triton_launch as launch
-from kernels import validation as checks
-from kernels.distributed import Shares, find_shares, gather_rows
+from kernels import triton_launch, validation
+from kernels.distributed import RankLayout, find_rank_layout, gather_rows
 from kernels.groups import Groups, find_groups, row_weights
-from kernels.types import Forward, Options, mean_over_ranks
+from kernels.triton_launch import ColumnStats, LaunchConfig, Operands, Rows
+from kernels.types import Forward, LossInputs, mean_over_ranks
 
 
-def forward(
-    rows: Tensor,
-    hubs: Tensor,
-    group: Tensor,
-    temperature: Tensor,
-    overlap: Tensor | None,
-    keys: Tensor | None,
-    options: Options,
-    *,
-    with_gradient: bool,
-) -> Forward:
+def forward(inputs: LossInputs, *, with_gradient: bool) -> Forward:
     """Loss, figures and what `backward` needs."""
-    groups, setting, shares = _prepare(rows, hubs, group, temperature, overlap, options)
+    rows, options = inputs.rows, inputs.options
+    groups, config, layout = _plan_pass(inputs, validate=options.validate)
     if options.validate:
-        checks.check_overlap_width(overlap, groups.most())
-        checks.check_temperature_value(float(temperature))
-    local = launch.prepare(rows, setting)
-    local_hubs = launch.prepare(hubs, setting)
-    compared = local.table if keys is None else launch.prepare(keys, setting).table
-    columns = gather_rows(compared, shares)
-    stats, d_rows = launch.forward(
-        local, columns, local_hubs.table, _in_32_bits(groups), setting,
-        offset=shares.offset, with_gradient=keys is not None and with_gradient,
-    )  # fmt: skip
-    pairs = (groups.size - 1).sum()
-    loss, figures = mean_over_ranks(stats[: launch.LOG], pairs, shares)
-    kept = columns if keys is None else local.table
-    changed = options.normalize or setting.plan.width != rows.shape[1]
-    many = keys is None and shares.world_size > 1
-    width = setting.plan.width
+        validation.check_overlap_width(inputs.overlap, groups.most())
+        validation.check_temperature_value(float(inputs.temperature))
+    local = triton_launch.prepare(rows, config)
+    hubs = triton_launch.prepare(inputs.hubs, config)
+    keys = inputs.keys
+    compared = local.table if keys is None else triton_launch.prepare(keys, config).table
+    columns = gather_rows(compared, layout)
+    operands = Operands(
+        rows=local, columns=columns, hubs=hubs, groups=groups, config=config, offset=layout.offset
+    )
+    stats, d_rows = triton_launch.forward(
+        operands, with_gradient=options.has_keys and with_gradient
+    )
+    loss, figures = mean_over_ranks(
+        stats[: triton_launch.LOG], (groups.size.long() - 1).sum(), layout
+    )
+    changed = options.normalize or config.plan.width != rows.shape[1]
+    many = not options.has_keys and layout.world_size > 1
+    none = rows.new_empty(0, config.plan.width)
+    kept = local.table if options.has_keys else columns
     return Forward(
         loss=loss,
         figures=figures,
         stats=stats,
-        columns=kept if changed or many else rows.new_empty(0, width),
-        hubs=local_hubs.table if changed else rows.new_empty(0, width),
-        hub_length=local_hubs.length,
+        columns=kept if changed or many else none,
+        hubs=hubs.table if changed else none.clone(),
+        hub_length=hubs.length,
         d_rows=d_rows[:, : rows.shape[1]].contiguous(),
     )
 
 
-def backward(
-    d_loss: Tensor,
-    rows: Tensor,
-    hubs: Tensor,
-    group: Tensor,
-    temperature: Tensor,
-    overlap: Tensor | None,
-    saved: Forward,
-    options: Options,
-    *,
-    student: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(d_loss: Tensor, inputs: LossInputs, saved: Forward) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by rows, hubs and temperature."""
-    options = dataclasses.replace(options, validate=False)
-    groups, setting, shares = _prepare(rows, hubs, group, temperature, overlap, options)
-    n, d = rows.shape
-    groups = _in_32_bits(groups)
-    changed = options.normalize or setting.plan.width != d
-    many = student and shares.world_size > 1
-    columns = saved.columns if changed or many else rows.contiguous()
-    start = shares.offset if many else 0
-    local = columns[start : start + n]
-    local_hubs = launch.Rows(saved.hubs if changed else hubs.contiguous(), saved.hub_length)
-    factor = (d_loss.float() * (shares.world_size / max(shares.total, 1))).reshape(1)
-    d_hubs = launch.backward_hubs(
-        local, local_hubs, groups, setting, saved.stats[launch.PULL], factor
-    )
-    d_beta = saved.stats[launch.D_BETA] * factor
+    groups, config, layout = _plan_pass(inputs, validate=False)
+    d, student = inputs.rows.shape[1], not inputs.options.has_keys
+    operands = _saved_operands(inputs, saved, groups, config, layout)
+    factor = (d_loss.float() * (layout.world_size / max(layout.total, 1))).reshape(1)
+    d_hubs = triton_launch.backward_hubs(operands, saved.stats[triton_launch.PULL], factor)
     if student:
         stats = saved.stats.clone()
-        statistics, factors = _statistics(stats, factor, setting, shares)
-        d_rows = launch.backward(
-            local, columns, local_hubs.table, groups, setting, stats, statistics, factors,
-            offset=start,
-        )[:, :d]  # fmt: skip
-        d_beta = stats[launch.D_BETA]
+        of_columns = _column_stats(stats, factor, config, layout)
+        d_rows = triton_launch.backward(operands, stats, of_columns)[:, :d]
+        d_beta = stats[triton_launch.D_BETA]
     else:
         d_rows = saved.d_rows * factor
+        d_beta = saved.stats[triton_launch.D_BETA] * factor
+    temperature = inputs.temperature
     tau = temperature.float()
-    if temperature.device == rows.device:
+    if temperature.device == inputs.rows.device:
         d_temperature = -(d_beta.sum() / tau.square())
     else:
         # A plain number: nobody asks for its gradient, and fetching it would wait for the GPU.
         d_temperature = torch.zeros_like(tau)
     return (
-        d_rows.to(rows.dtype).contiguous(),
+        d_rows.to(inputs.rows.dtype).contiguous(),
         d_hubs[:, :d].contiguous(),
         d_temperature.reshape(temperature.shape).to(temperature.dtype),
     )
 
 
-def _prepare(
-    rows: Tensor,
-    hubs: Tensor,
-    group: Tensor,
-    temperature: Tensor,
-    overlap: Tensor | None,
-    options: Options,
-) -> tuple[Groups, launch.Setting, Shares]:
-    if overlap is not None:
-        checks.check_table(*overlap.shape)
-    groups = find_groups(group, hubs=hubs.shape[0], validate=options.validate)
-    shares = find_shares(rows.shape[0], hubs.shape[0], device=rows.device, gather=options.gather)
-    setting = launch.make_setting(
-        rows,
-        temperature,
-        row_weights(groups, options.weight, images=shares.images, dtype=torch.float32),
-        overlap,
-        include_positive=options.include_positive,
-        normalize=options.normalize,
+def _plan_pass(inputs: LossInputs, *, validate: bool) -> tuple[Groups, LaunchConfig, RankLayout]:
+    rows, options = inputs.rows, inputs.options
+    if inputs.overlap is not None:
+        validation.check_table(*inputs.overlap.shape)
+    groups = find_groups(inputs.group, hubs=inputs.images, validate=validate)
+    layout = find_rank_layout(
+        rows.shape[0], inputs.images, device=rows.device, gather=options.gather
     )
-    return groups, setting, shares
+    weight = row_weights(groups, options.weight, images=layout.images, dtype=torch.float32)
+    config = triton_launch.make_launch_config(inputs, weight)
+    return _in_32_bits(groups), config, layout
 
 
-def _statistics(
-    stats: Tensor, factor: Tensor, setting: launch.Setting, shares: Shares
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Scale of the local rows, log2 and scale of all columns, and what partials are multiplied by.
+def _saved_operands(
+    inputs: LossInputs, saved: Forward, groups: Groups, config: LaunchConfig, layout: RankLayout
+) -> Operands:
+    """The forward pass's operands again, from what it kept; a teacher's keys are not wanted."""
+    rows = inputs.rows
+    changed = inputs.options.normalize or config.plan.width != rows.shape[1]
+    many = not inputs.options.has_keys and layout.world_size > 1
+    columns = saved.columns if changed or many else rows.contiguous()
+    offset = layout.offset if many else 0
+    local = Rows(columns[offset : offset + rows.shape[0]], rows.new_empty(0, dtype=torch.float32))
+    hubs = Rows(saved.hubs if changed else inputs.hubs.contiguous(), saved.hub_length)
+    return Operands(
+        rows=local, columns=columns, hubs=hubs, groups=groups, config=config, offset=offset
+    )
+
+
+def _column_stats(
+    stats: Tensor, factor: Tensor, config: LaunchConfig, layout: RankLayout
+) -> ColumnStats:
+    """Scales of rows and columns, and what partial sums are multiplied by.
 
     With several ranks every row's log-sum-exp and upstream factor travel: eight bytes. Scales are
     relative to this rank's factor, so that half-precision weights stay in range.
     """
-    scale, log = stats[launch.SCALE], stats[launch.LOG]
-    if shares.world_size == 1:
-        return (scale, log, scale), (factor, factor)
-    table = gather_rows(torch.stack([log, factor.expand_as(log)], dim=1), shares)
+    scale, log = stats[triton_launch.SCALE], stats[triton_launch.LOG]
+    if layout.world_size == 1:
+        return ColumnStats(scale, log, scale, factor, factor)
+    table = gather_rows(torch.stack([log, factor.expand_as(log)], dim=1), layout)
     reference = torch.where(factor == 0, 1.0, factor)
     logs = table[:, 0].contiguous()
-    ratio = table[:, 1] / reference * setting.boost
-    if launch.is_fixed(setting):
-        ratio = ratio * torch.exp2(launch.exponent_scale(setting) - logs)
+    ratio = table[:, 1] / reference * config.boost
+    if triton_launch.is_fixed(config):
+        ratio = ratio * torch.exp2(triton_launch.exponent_scale(config) - logs)
     column_scale = ratio.contiguous()
-    own = column_scale[shares.offset : shares.offset + log.shape[0]]
-    return (own, logs, column_scale), (reference, factor)
+    own = column_scale[layout.offset : layout.offset + log.shape[0]]
+    return ColumnStats(own, logs, column_scale, reference, factor)
 
 
 def _in_32_bits(groups: Groups) -> Groups:

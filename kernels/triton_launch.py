@@ -18,6 +18,7 @@ from torch import Tensor
 from kernels import _contrastive_triton as device
 from kernels import tuning
 from kernels.groups import Groups
+from kernels.types import LossInputs
 
 STATS = 9
 """Figures per row: the seven of `finish_rows`, then the row's length, then d loss / d beta."""
@@ -31,7 +32,7 @@ empty: Callable[..., Tensor] = torch.empty
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class LaunchConfig:
     """What is the same for all kernels of one step."""
 
     plan: tuning.Plan
@@ -58,34 +59,68 @@ class Rows(NamedTuple):
     """Lengths that the rows were divided by; empty if they were not."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operands:
+    """What the kernels of a pass read: prepared tables, images of the rows, configuration."""
+
+    rows: Rows
+    """Local rows."""
+    columns: Float[Tensor, "m w"]
+    """What they are compared with, of all ranks."""
+    hubs: Rows
+    groups: Groups
+    """Images of the local rows, int32."""
+    config: LaunchConfig
+    offset: int
+    """Column of the first local row."""
+
+    @property
+    def images(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, first row of it and first row after it, for each row."""
+        return self.groups.image, self.groups.first, self.groups.end
+
+
+class ColumnStats(NamedTuple):
+    """What the student's backward pass knows of rows and columns beside their coordinates."""
+
+    row_scale: Float[Tensor, " n"]
+    """Scale of each local row."""
+    column_log: Float[Tensor, " m"]
+    """log2 of each column's own denominator."""
+    column_scale: Float[Tensor, " m"]
+    """Scale of each column."""
+    far_factor: Float[Tensor, "1"]
+    """What sums over other images are multiplied by."""
+    own_factor: Float[Tensor, "1"]
+    """What the own image and the hub are multiplied by."""
+
+
 def is_interpreted() -> bool:
     """True if the kernels run in Triton's interpreter, on tensors of the CPU."""
     return not isinstance(device.log_sums, triton.JITFunction)
 
 
-def make_setting(
-    rows: Tensor,
-    temperature: Tensor,
-    weight: Float[Tensor, " n"],
-    overlap: Tensor | None,
-    *,
-    include_positive: bool,
-    normalize: bool,
-) -> Setting:
-    """Plan, precision and the arguments that all kernels share."""
+def make_launch_config(inputs: LossInputs, weight: Float[Tensor, " n"]) -> LaunchConfig:
+    """Plan, precision and the arguments that all kernels share.
+
+    Args:
+        inputs: The step's inputs.
+        weight: w_A of each row.
+    """
+    rows, temperature = inputs.rows, inputs.temperature
     interpreted = is_interpreted()
     # A float arrives as float64 on the CPU; its value costs nothing to read.
     on_device = temperature.is_cuda or (interpreted and temperature.dtype == torch.float32)
     learned = temperature.float() if on_device else None
     exact = torch.get_float32_matmul_precision() == "highest"
-    return Setting(
+    return LaunchConfig(
         plan=tuning.make_plan(rows.shape[1], _NAMES[rows.dtype], capability(rows.device)),
         temperature=1.0 if learned is not None else float(temperature),
         learned=learned,
         weight=weight,
-        overlap=None if overlap is None else overlap.float().contiguous(),
-        include_positive=include_positive,
-        normalize=normalize,
+        overlap=None if inputs.overlap is None else inputs.overlap.float().contiguous(),
+        include_positive=inputs.options.include_positive,
+        normalize=inputs.options.normalize,
         boost=4096.0 if rows.dtype == torch.float16 else 1.0,
         options={
             "LEARNED": learned is not None,
@@ -95,14 +130,14 @@ def make_setting(
     )
 
 
-def is_fixed(setting: Setting) -> bool:
+def is_fixed(config: LaunchConfig) -> bool:
     """True if exponents are relative to the largest possible one, not to a running maximum."""
-    return setting.learned is None and setting.temperature >= _COLDEST_FIXED
+    return config.learned is None and config.temperature >= _COLDEST_FIXED
 
 
-def exponent_scale(setting: Setting) -> float:
+def exponent_scale(config: LaunchConfig) -> float:
     """log2(e) / temperature, for a temperature that the host knows."""
-    return math.log2(math.e) / setting.temperature
+    return math.log2(math.e) / config.temperature
 
 
 @functools.cache
@@ -121,12 +156,12 @@ def _processors(where: torch.device) -> int:
     return _device_facts(where.index or 0)[1] if where.type == "cuda" else _INTERPRETED_PROCESSORS
 
 
-def prepare(rows: Tensor, setting: Setting) -> Rows:
+def prepare(rows: Tensor, config: LaunchConfig) -> Rows:
     """Rows divided by their lengths if asked, and padded to the plan's width."""
     n, d = rows.shape
-    width = setting.plan.width
+    width = config.plan.width
     rows = rows.contiguous()
-    if not setting.normalize:
+    if not config.normalize:
         if d == width:
             return Rows(rows, rows.new_empty(0, dtype=torch.float32))
         padded = rows.new_zeros(n, width)
@@ -143,28 +178,14 @@ def prepare(rows: Tensor, setting: Setting) -> Rows:
     return Rows(table, length)
 
 
-def forward(
-    prepared: Rows,
-    columns: Tensor,
-    hubs: Tensor,
-    groups: Groups,
-    setting: Setting,
-    *,
-    offset: int,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(operands: Operands, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
     """Figures of each row, [STATS, n], and with fixed keys the gradient by the rows, else [0, w].
 
     Args:
-        prepared: Local rows.
-        columns: Prepared columns of all ranks.
-        hubs: Prepared hubs.
-        groups: Images of the local rows, int32.
-        setting: As made by `make_setting`.
-        offset: Column of the first local row.
+        operands: Rows, columns, hubs and their images.
         with_gradient: Columns are fixed keys: finish the gradient here.
     """
-    rows = prepared.table
+    rows, columns, config = operands.rows.table, operands.columns, operands.config
     n, width = rows.shape
     stats = empty(STATS, n, dtype=torch.float32, device=rows.device)
     none = rows.new_empty(0, width)
@@ -173,140 +194,106 @@ def forward(
     # Two rows are filled by other passes, or not at all: what an operation gives back may not hold
     # stray memory, or two calls differ.
     stats[LENGTH:] = 0.0
-    if setting.normalize:
-        stats[LENGTH] = prepared.length
-    fixed = is_fixed(setting) and not with_gradient
-    tile = setting.plan.means if with_gradient else setting.plan.sums
+    if config.normalize:
+        stats[LENGTH] = operands.rows.length
+    fixed = is_fixed(config) and not with_gradient
+    tile = config.plan.means if with_gradient else config.plan.sums
     grid = _grid(n, columns.shape[0], tile, rows.device)
     sums = empty(grid[1], n, dtype=torch.float32, device=rows.device)
     peaks = sums if fixed else torch.empty_like(sums)
-    common = (groups.first, groups.end, setting.learned)
-    walk = {**_widths(setting), **_blocks(tile), **setting.options}
-    partial = sums
-    if with_gradient:
-        partial = empty(grid[1], n, width, dtype=torch.float32, device=rows.device)
-        device.mean_columns[grid](
-            rows, columns, *common, sums, peaks, partial, n, columns.shape[0], offset,
-            setting.temperature, setting.boost, **walk,
-        )  # fmt: skip
-    else:
-        device.log_sums[grid](
-            rows, columns, *common, sums, peaks, n, columns.shape[0], offset,
-            setting.temperature, FIXED=fixed, **walk,
-        )  # fmt: skip
-    _finish_rows(rows, columns, hubs, groups, setting, stats, (sums, peaks), offset, fixed)
+    common = (operands.groups.first, operands.groups.end, config.learned)
+    sizes = (n, columns.shape[0], operands.offset)
+    walk = {**_widths(config), **_blocks(tile), **config.options}
     if not with_gradient:
+        device.log_sums[grid](
+            rows, columns, *common, sums, peaks, *sizes, config.temperature, FIXED=fixed, **walk,
+        )  # fmt: skip
+        _finish_rows(operands, stats, (sums, peaks), fixed=fixed)
         return stats, none
-    d_rows = _finish_gradient(
-        rows, columns, hubs, groups, setting, stats, (partial, peaks), offset, None
-    )
-    return stats, d_rows
+    partial = empty(grid[1], n, width, dtype=torch.float32, device=rows.device)
+    device.mean_columns[grid](
+        rows, columns, *common, sums, peaks, partial, *sizes, config.temperature, config.boost,
+        **walk,
+    )  # fmt: skip
+    _finish_rows(operands, stats, (sums, peaks), fixed=fixed)
+    return stats, _finish_gradient(operands, stats, (partial, peaks), factors=None)
 
 
-def backward(
-    rows: Tensor,
-    columns: Tensor,
-    hubs: Tensor,
-    groups: Groups,
-    setting: Setting,
-    stats: Tensor,
-    statistics: tuple[Tensor, Tensor, Tensor],
-    factors: tuple[Tensor, Tensor],
-    *,
-    offset: int,
-) -> Tensor:
+def backward(operands: Operands, stats: Tensor, of_columns: ColumnStats) -> Tensor:
     """Gradient by the student's rows; d loss / d beta is left in `stats[D_BETA]`.
 
     Args:
-        rows: Prepared local rows.
-        columns: Prepared rows of all ranks.
-        hubs: Prepared hubs.
-        groups: Images of the local rows, int32.
-        setting: As in the forward pass.
+        operands: As in the forward pass.
         stats: Figures of the local rows; a copy, D_BETA is written.
-        statistics: Scale of the local rows; log2 and scale of all columns.
-        factors: What sums over other images, and what the own image and hub are multiplied by.
-        offset: Column of the first local row.
+        of_columns: Statistics of the rows of all ranks.
     """
+    rows, columns, config = operands.rows.table, operands.columns, operands.config
     n, width = rows.shape
     if n == 0:
         return rows.new_empty(0, width)
-    row_scale, column_log, column_scale = statistics
-    fixed = is_fixed(setting)
-    tile = setting.plan.pairs if fixed else setting.plan.online_pairs
+    fixed = is_fixed(config)
+    tile = config.plan.pairs if fixed else config.plan.online_pairs
     grid = _grid(n, columns.shape[0], tile, rows.device)
     partial = empty(grid[1], n, width, dtype=torch.float32, device=rows.device)
     device.pair_gradient[grid](
-        rows, columns, groups.first, groups.end, setting.learned, stats[LOG], row_scale,
-        column_log, column_scale, partial, n, columns.shape[0], offset, setting.temperature,
-        FIXED=fixed, **_widths(setting), **_blocks(tile), **setting.options,
+        rows, columns, operands.groups.first, operands.groups.end, config.learned, stats[LOG],
+        of_columns.row_scale, of_columns.column_log, of_columns.column_scale, partial,
+        n, columns.shape[0], operands.offset, config.temperature,
+        FIXED=fixed, **_widths(config), **_blocks(tile), **config.options,
     )  # fmt: skip
-    return _finish_gradient(
-        rows, columns, hubs, groups, setting, stats, (partial, partial), offset, factors
-    )
+    factors = (of_columns.far_factor, of_columns.own_factor)
+    return _finish_gradient(operands, stats, (partial, partial), factors=factors)
 
 
-def backward_hubs(
-    rows: Tensor, hubs: Rows, groups: Groups, setting: Setting, pull: Tensor, factor: Tensor
-) -> Tensor:
+def backward_hubs(operands: Operands, pull: Tensor, factor: Tensor) -> Tensor:
     """Gradient by the hubs, in the order of the rows, so the bits are the same every time."""
+    hubs, config = operands.hubs, operands.config
     b, width = hubs.table.shape
-    d_hubs = empty(b, width, dtype=hubs.table.dtype, device=rows.device)
+    d_hubs = empty(b, width, dtype=hubs.table.dtype, device=hubs.table.device)
     if b:
         device.hub_gradient[(b,)](
-            rows, hubs.table, groups.starts, pull, setting.learned, factor, hubs.length, d_hubs,
-            setting.temperature,
+            operands.rows.table, hubs.table, operands.groups.starts, pull, config.learned, factor,
+            hubs.length, d_hubs, config.temperature,
             D=width, BLOCK_D=triton.next_power_of_2(width), BLOCK_N=16,
-            NORMALIZE=setting.normalize, LEARNED=setting.options["LEARNED"], num_warps=4,
+            NORMALIZE=config.normalize, LEARNED=config.options["LEARNED"], num_warps=4,
         )  # fmt: skip
     return d_hubs
 
 
 def _finish_rows(
-    rows: Tensor,
-    columns: Tensor,
-    hubs: Tensor,
-    groups: Groups,
-    setting: Setting,
-    stats: Tensor,
-    parts: tuple[Tensor, Tensor],
-    offset: int,
-    fixed: bool,
+    operands: Operands, stats: Tensor, parts: tuple[Tensor, Tensor], *, fixed: bool
 ) -> None:
-    tile = setting.plan.finish
-    n = rows.shape[0]
+    config, rows = operands.config, operands.rows.table
+    tile, n = config.plan.finish, rows.shape[0]
     device.finish_rows[(triton.cdiv(n, tile.rows),)](
-        rows, columns, hubs, groups.image, groups.first, groups.end, setting.weight,
-        setting.overlap, setting.learned, *parts, stats, n, offset, _table_width(setting),
-        parts[0].shape[0], setting.temperature, setting.boost,
-        FIXED=fixed, HAS_OVERLAP=setting.overlap is not None,
-        INCLUDE_POSITIVE=setting.include_positive, **_widths(setting),
-        **_blocks(tile, staged=False), **setting.options,
+        rows, operands.columns, operands.hubs.table, *operands.images, config.weight,
+        config.overlap, config.learned, *parts, stats, n, operands.offset, _table_width(config),
+        parts[0].shape[0], config.temperature, config.boost,
+        FIXED=fixed, HAS_OVERLAP=config.overlap is not None,
+        INCLUDE_POSITIVE=config.include_positive, **_widths(config),
+        **_blocks(tile, staged=False), **config.options,
     )  # fmt: skip
 
 
 def _finish_gradient(
-    rows: Tensor,
-    columns: Tensor,
-    hubs: Tensor,
-    groups: Groups,
-    setting: Setting,
+    operands: Operands,
     stats: Tensor,
     parts: tuple[Tensor, Tensor],
-    offset: int,
+    *,
     factors: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    tile = setting.plan.finish
+    config, rows = operands.config, operands.rows.table
+    tile = config.plan.finish
     n, width = rows.shape
     d_rows = empty(n, width, dtype=rows.dtype, device=rows.device)
     device.finish_gradient[(triton.cdiv(n, tile.rows),)](
-        rows, columns, hubs, groups.image, groups.first, groups.end, setting.weight,
-        setting.overlap, setting.learned, stats[LOG], stats[PULL], *parts,
-        *(factors or (None, None)), stats[LENGTH], d_rows, stats[D_BETA], n, offset,
-        _table_width(setting), parts[0].shape[0], setting.temperature, setting.boost,
+        rows, operands.columns, operands.hubs.table, *operands.images, config.weight,
+        config.overlap, config.learned, stats[LOG], stats[PULL], *parts,
+        *(factors or (None, None)), stats[LENGTH], d_rows, stats[D_BETA], n, operands.offset,
+        _table_width(config), parts[0].shape[0], config.temperature, config.boost,
         STUDENT=factors is not None,
-        HAS_OVERLAP=setting.overlap is not None, NORMALIZE=setting.normalize, **_widths(setting),
-        **_blocks(tile, staged=False), **setting.options,
+        HAS_OVERLAP=config.overlap is not None, NORMALIZE=config.normalize, **_widths(config),
+        **_blocks(tile, staged=False), **config.options,
     )  # fmt: skip
     return d_rows
 
@@ -319,8 +306,8 @@ def _grid(rows: int, columns: int, tile: tuning.Tile, where: torch.device) -> tu
     return row_tiles, splits
 
 
-def _widths(setting: Setting) -> dict[str, int]:
-    return {"D0": setting.plan.widths[0], "D1": setting.plan.widths[1]}
+def _widths(config: LaunchConfig) -> dict[str, int]:
+    return {"D0": config.plan.widths[0], "D1": config.plan.widths[1]}
 
 
 def _blocks(tile: tuning.Tile, *, staged: bool = True) -> dict[str, int]:
@@ -328,5 +315,5 @@ def _blocks(tile: tuning.Tile, *, staged: bool = True) -> dict[str, int]:
     return blocks | ({"STAGES": tile.stages} if staged else {})
 
 
-def _table_width(setting: Setting) -> int:
-    return 0 if setting.overlap is None else setting.overlap.shape[1]
+def _table_width(config: LaunchConfig) -> int:
+    return 0 if config.overlap is None else config.overlap.shape[1]

@@ -1,16 +1,30 @@
-"""What the backends agree on: options of a step, results of a pass, the mean over ranks."""
+"""What the backends agree on: inputs of a step, results of a pass, the mean over ranks."""
 
 import dataclasses
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.distributed import Shares, sum_over_ranks
+from kernels.distributed import RankLayout, sum_over_ranks
+
+
+class LossOutput(NamedTuple):
+    """The loss and what it says of the embeddings; all but `loss` are detached."""
+
+    loss: Float[Tensor, ""]
+    """Mean over the rows of all ranks, nats; the same value on every rank."""
+    intra_share: Float[Tensor, ""]
+    """Mean share of the denominator that crops of the same image hold, in [0, 1]."""
+    positive_similarity: Float[Tensor, ""]
+    """Mean cosine of a row and its hub."""
+    intra_similarity: Float[Tensor, ""]
+    """Mean cosine of two crops of one image; 0 if no image has two."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class LossOptions:
     """The scalars of `manifold_contrastive_loss`, in the order of the operation's schema."""
 
     intra_weight: float
@@ -19,12 +33,33 @@ class Options:
     normalize: bool
     gather: bool
     validate: bool
+    has_keys: bool
+    """Rows are compared with a teacher's keys; the backward pass does not hold them any more."""
     backend: str
 
     @property
     def weight(self) -> float | str:
         """w_A as the tables of pairs want it."""
         return "balanced" if self.balanced else self.intra_weight
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossInputs:
+    """One step's inputs as every backend gets them; checked, of one dtype and one device."""
+
+    rows: Float[Tensor, "n d"]
+    hubs: Float[Tensor, "b d"]
+    group: Int[Tensor, " n"]
+    temperature: Float[Tensor, "..."]
+    overlap: Float[Tensor, "n c"] | None
+    keys: Float[Tensor, "n d"] | None
+    """None for student keys, and in the backward pass."""
+    options: LossOptions
+
+    @property
+    def images(self) -> int:
+        """Images of this rank: one hub each."""
+        return self.hubs.shape[0]
 
 
 class Forward(NamedTuple):
@@ -46,15 +81,15 @@ class Forward(NamedTuple):
     """Teacher keys: gradient by the rows before the upstream factor, [n, d]; else empty."""
 
 
-def mean_over_ranks(per_row: Tensor, pairs: Tensor, shares: Shares) -> tuple[Tensor, Tensor]:
+def mean_over_ranks(per_row: Tensor, pairs: Tensor, layout: RankLayout) -> tuple[Tensor, Tensor]:
     """Loss and figures of all ranks.
 
     Args:
         per_row: Loss, intra share, cosine to the hub, sum of cosines inside the image; [4, n].
         pairs: Number of ordered pairs of crops of one image, [].
-        shares: Rows of each rank.
+        layout: Rows of each rank.
     """
-    whole = sum_over_ranks(torch.cat([per_row.sum(1), pairs.to(per_row).reshape(1)]), shares)
-    rows = max(shares.total, 1)
+    whole = sum_over_ranks(torch.cat([per_row.sum(1), pairs.to(per_row).reshape(1)]), layout)
+    rows = max(layout.total, 1)
     figures = torch.cat([whole[1:3] / rows, whole[3:4] / whole[4:].clamp(min=1)])
     return whole[0] / rows, figures

@@ -14,8 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import kernels
-from kernels import chunked_backend as with_chunked
-from kernels import distributed
+from kernels import chunked_backend, distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 D = 16
@@ -162,11 +161,13 @@ def test_the_kernels_gather_rows_and_statistics(name, ranks) -> None:
 
 def test_the_backward_pass_sends_eight_bytes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = []
-    shares = distributed.Shares(rows=(4, 3), images=2, rank=0)
+    layout = distributed.RankLayout(rows=(4, 3), images=2, rank=0)
     monkeypatch.setattr(
-        with_chunked, "gather_rows", lambda local, _: sent.append(local) or local.repeat(2, 1)[:7]
+        chunked_backend,
+        "gather_rows",
+        lambda local, _: sent.append(local) or local.repeat(2, 1)[:7],
     )
-    with_chunked._statistics_of_others(torch.zeros(4), torch.zeros(4), shares)
+    chunked_backend._statistics_of_others(torch.zeros(4), torch.zeros(4), layout)
     assert [(table.shape, table.element_size()) for table in sent] == [((4, 2), 4)]
 
 

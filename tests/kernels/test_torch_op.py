@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import kernels
-from kernels import torch_op as op
-from kernels.types import Options
+from kernels import torch_op
+from kernels.types import LossInputs, LossOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKENDS = ["chunked", "triton"]
@@ -19,24 +19,26 @@ BACKENDS = ["chunked", "triton"]
 def arguments(backend, make_batch, *, teacher=False, normalize=False):
     batch = make_batch([3, 1, 2], d=16)
     rows, hubs, keys = (batch[name].float() for name in ("rows", "hubs", "keys"))
-    options = Options(
+    options = LossOptions(
         intra_weight=1.0,
         balanced=True,
         include_positive=True,
         normalize=normalize and backend == "triton",
         gather=True,
         validate=True,
+        has_keys=teacher,
         backend=backend,
     )
-    tables = (rows.requires_grad_(), hubs.requires_grad_(), batch["group"])
-    tau = torch.tensor(0.2, requires_grad=True)
-    return (
-        *tables,
-        tau,
-        batch["overlap"].float(),
-        keys if teacher else None,
-        *op._scalars(options),
+    inputs = LossInputs(
+        rows=rows.requires_grad_(),
+        hubs=hubs.requires_grad_(),
+        group=batch["group"],
+        temperature=torch.tensor(0.2, requires_grad=True),
+        overlap=batch["overlap"].float(),
+        keys=keys if teacher else None,
+        options=options,
     )
+    return torch_op.flatten(inputs)
 
 
 @pytest.mark.parametrize("teacher", [False, True], ids=["student", "teacher"])

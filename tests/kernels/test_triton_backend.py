@@ -1,4 +1,4 @@
-"""The Triton kernels, interpreted: widths, splits, repeatability; test_truth.py has the rest."""
+"""The kernels interpreted: widths, splits, repeatability; test_reference.py has the rest."""
 
 import pytest
 import torch

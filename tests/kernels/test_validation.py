@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import groups
-from kernels import validation as checks
+from kernels import groups, validation
 
 
 def given(**changes):
@@ -57,7 +56,7 @@ WRONG = {
 @pytest.mark.parametrize(("changes", "error", "words"), WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_argument_is_named(changes, error, words) -> None:
     with pytest.raises(error, match=words):
-        checks.check_arguments(**given(**changes))
+        validation.check_arguments(**given(**changes))
 
 
 @pytest.mark.parametrize("backend", ["dense", "chunked", "triton"])
@@ -86,7 +85,7 @@ def test_normalize_accepts_rows_of_any_length() -> None:
 
 def test_a_table_beyond_32_bits_is_refused() -> None:
     with pytest.raises(ValueError, match=r"65536 x 32768 elements, the limit is 2\^31 - 1"):
-        checks.check_table(2**16, 2**15)
+        validation.check_table(2**16, 2**15)
 
 
 def test_triton_names_why_it_cannot_run(monkeypatch) -> None:
