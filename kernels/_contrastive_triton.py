@@ -17,6 +17,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 NOTHING = tl.constexpr(-1.0e30)
 DEAD = tl.constexpr(1.0e30)
+SHORTEST = tl.constexpr(1.0e-12)
 
 _SIZES = ["N", "M", "OFFSET", "C", "SPLITS"]
 
@@ -278,7 +279,8 @@ def _own_log_weight(b_weight, p_overlap, o_from, o_place, m_pair, C, HAS_OVERLAP
     if HAS_OVERLAP:
         p_pair = p_overlap + o_from.to(tl.int64) * C + o_place
         b_iou = tl.load(p_pair, mask=m_pair & (o_place < C), other=0.0)
-        b_pair = b_weight * tl.maximum(1.0 - b_iou, 0.0)
+        # Not tl.maximum, which would make a 0 of NaN.
+        b_pair = b_weight * tl.where(b_iou > 1.0, 0.0, 1.0 - b_iou)
     b_log = tl.log2(tl.where(m_pair & (b_pair != 0.0), b_pair, 1.0))
     return tl.where(m_pair & (b_pair != 0.0), b_log, NOTHING)
 
@@ -501,6 +503,8 @@ def finish_gradient(
     tl.store(p_d_beta + o_row, times * b_negative / beta - b_pull * b_positive, mask=m_row)
     if NORMALIZE:
         b_length = tl.load(p_length + o_row, mask=m_row, other=1.0)
+        # A row of zeros has no direction to turn to, and dividing by its length would blow up.
+        b_length = tl.where(b_length > SHORTEST, b_length, float("inf"))
         b_acc0 = (b_acc0 - b_z0 * b_along[:, None]) / b_length[:, None]
         if D1 > 0:
             b_acc1 = (b_acc1 - b_z1 * b_along[:, None]) / b_length[:, None]
@@ -539,7 +543,9 @@ def hub_gradient(
     o_hub = i_image.to(tl.int64) * D + o_d
     if NORMALIZE:
         b_hub = tl.load(p_hubs + o_hub, mask=m_d, other=0.0).to(tl.float32)
-        b_sum = (b_sum - b_hub * tl.sum(b_hub * b_sum, 0)) / tl.load(p_length + i_image)
+        length = tl.load(p_length + i_image)
+        length = tl.where(length > SHORTEST, length, float("inf"))
+        b_sum = (b_sum - b_hub * tl.sum(b_hub * b_sum, 0)) / length
     tl.store(p_d_hubs + o_hub, b_sum.to(p_d_hubs.dtype.element_ty), mask=m_d)
 
 
@@ -559,7 +565,7 @@ def normalize_rows(
     o_wide = o_row.to(tl.int64)[:, None]
     m_in = m_row[:, None] & (o_d < D)[None, :]
     b_in = tl.load(p_in + o_wide * D + o_d[None, :], mask=m_in, other=0.0).to(tl.float32)
-    b_length = tl.maximum(tl.sqrt(tl.sum(b_in * b_in, 1)), 1e-12)
+    b_length = tl.maximum(tl.sqrt(tl.sum(b_in * b_in, 1)), SHORTEST)
     b_out = (b_in / b_length[:, None]).to(p_out.dtype.element_ty)
     m_out = m_row[:, None] & (o_d < D_OUT)[None, :]
     tl.store(p_out + o_wide * D_OUT + o_d[None, :], b_out, mask=m_out)

@@ -1,16 +1,12 @@
 """The public loss: checks, choice of backend, and nothing of the arithmetic."""
 
-import importlib.util
-import os
-
 import torch
-import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels import reference_backend, torch_op, validation
-from kernels.tuning import MAX_SINGLE_WIDTH, MAX_WIDTH
-from kernels.types import LossInputs, LossOptions, LossOutput
+from kernels.precision import LossPlan, announce, float32_products, plan_for_rows
+from kernels.types import SHORTEST, LossInputs, LossOptions, LossOutput
 
 
 def manifold_contrastive_loss(
@@ -25,6 +21,7 @@ def manifold_contrastive_loss(
     keys: Float[Tensor, "n d"] | None = None,
     gather: bool = True,
     backend: str = "auto",
+    precision: str = "rows",
     normalize: bool = False,
     validate: bool = True,
 ) -> LossOutput:
@@ -44,9 +41,17 @@ def manifold_contrastive_loss(
         keys: The teacher's embeddings of the same crops, to compare the rows with in place of the
             rows themselves; no gradient flows. Hubs are then expected from the teacher too.
         gather: Compare with the rows of all ranks, if torch.distributed is initialised.
-        backend: "auto" (triton on CUDA, chunked elsewhere), "triton", "chunked" or "dense".
-        normalize: Divide rows, hubs and keys by their lengths first.
-        validate: Refuse rows that are not of unit length; reads values, so it waits for a GPU.
+        backend: "auto" (triton where it can run, chunked elsewhere), "triton", "chunked" or
+            "dense".
+        precision: Of the products; sums are float32 at least. "rows": what the rows came in, or
+            autocast's type inside a GPU's autocast; float32 rows on a GPU are TF32 where torch's
+            matmul precision allows it. "auto": bf16 where the fused kernels run, float32
+            elsewhere. "bf16", "fp16", "tf32", "fp32": this or a refusal. Tables are rounded once;
+            gradients keep the type of the rows.
+        normalize: Divide rows, hubs and keys by their lengths first; a row of zeros stays one and
+            gets no gradient.
+        validate: Refuse rows that are not of unit length, scattered groups, overlaps outside
+            [0, 1]; reads values, so it waits for a GPU.
 
     Returns:
         Loss and figures, float32 (float64 for float64 rows). The gradient is scaled so that the
@@ -69,16 +74,20 @@ def manifold_contrastive_loss(
         intra_weight=intra_weight,
         overlap=overlap,
         keys=keys,
+    )
+    plan = plan_for_rows(
+        rows.device,
+        width=rows.shape[1],
+        dtype=_dtype_of_products(rows),
+        precision=precision,
         backend=backend,
     )
-    if backend in ("auto", "triton"):
-        rows, hubs, keys = _in_autocast_dtype(rows, hubs, keys)
-    backend = choose_backend(rows, backend)
-    if normalize and backend != "triton":
-        rows, hubs = F.normalize(rows, dim=1), F.normalize(hubs, dim=1)
-        keys = None if keys is None else F.normalize(keys, dim=1)
-    if validate and not torch.compiler.is_compiling():
-        validation.check_values(rows, hubs, keys, normalize=normalize)
+    if not torch.compiler.is_compiling():
+        announce(plan)
+        if validate:
+            validation.check_values(rows, hubs, keys, overlap, normalize=normalize)
+    if plan.backend != "triton":
+        rows, hubs, keys = _prepare_tables(rows, hubs, keys, plan, normalize=normalize)
     if isinstance(temperature, Tensor):
         tau = temperature
     else:
@@ -94,64 +103,49 @@ def manifold_contrastive_loss(
             intra_weight=0.0 if isinstance(intra_weight, str) else float(intra_weight),
             balanced=isinstance(intra_weight, str),
             include_positive=include_positive,
-            normalize=normalize and backend == "triton",
+            normalize=normalize and plan.backend == "triton",
             gather=gather,
             validate=validate,
             has_keys=keys is not None,
-            backend=backend,
+            backend=plan.backend,
+            precision=plan.precision,
         ),
     )
-    if backend == "dense":
-        return reference_backend.forward(inputs)
-    result = torch_op.contrastive_forward(inputs)
-    share, positive, intra = result.figures.detach().unbind()
-    return LossOutput(result.loss, share, positive, intra)
+    if plan.backend == "dense":
+        with float32_products(plan.precision):
+            loss, figures = reference_backend.forward(inputs)
+    else:
+        loss, figures, *_ = torch_op.contrastive_forward(inputs)
+    share, positive, intra = figures.detach().unbind()
+    return LossOutput(loss, share, positive, intra, plan.backend, plan.precision, plan.reason)
 
 
-def choose_backend(rows: Float[Tensor, "n d"], backend: str) -> str:
-    """The backend that "auto" stands for, and a refusal of one that cannot work.
-
-    Args:
-        rows: Their device, width and dtype decide.
-        backend: As given by the caller.
-
-    Raises:
-        ValueError: If the Triton kernels are asked for where they cannot run.
-    """
-    obstacle = _why_not_triton(rows) if backend in ("auto", "triton") else ""
-    if backend == "auto":
-        # Full float32 has no good tile (docs/kernels.md); TF32 is the caller's to allow.
-        exact = rows.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-        return "chunked" if obstacle or exact or not rows.is_cuda else "triton"
-    if obstacle:
-        raise ValueError(
-            f"backend: asked for 'triton', but {obstacle}; use backend='auto' or 'chunked'"
-        )
-    return backend
+def _dtype_of_products(rows: Float[Tensor, "n d"]) -> torch.dtype:
+    """Inside a GPU's autocast its dtype, for an operation of our own is not on autocast's lists."""
+    if rows.is_cuda and torch.is_autocast_enabled("cuda") and rows.dtype != torch.float64:
+        return torch.get_autocast_dtype("cuda")
+    return rows.dtype
 
 
-def _why_not_triton(rows: Float[Tensor, "n d"]) -> str:
-    if rows.dtype == torch.float64:
-        return "its kernels have no float64"
-    most = MAX_SINGLE_WIDTH if rows.dtype == torch.float32 else MAX_WIDTH
-    if rows.shape[1] > most:
-        return f"{rows.dtype} rows are {rows.shape[1]} wide and its kernels stop at {most}"
-    if rows.is_cuda:
-        return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return f"rows are on {rows.device} and its kernels need CUDA"
-    return ""
-
-
-def _in_autocast_dtype(
-    rows: Float[Tensor, "n d"], hubs: Float[Tensor, "b d"], keys: Tensor | None
+def _prepare_tables(
+    rows: Float[Tensor, "n d"],
+    hubs: Float[Tensor, "b d"],
+    keys: Tensor | None,
+    plan: LossPlan,
+    *,
+    normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inside a GPU's autocast the tables are rounded to its dtype; a CPU would gain nothing.
+    """What the Triton kernels do by themselves: lengths of 1, and rounding, once."""
 
-    An operation of our own is not on autocast's lists, and `F.normalize` under autocast gives
-    float32, so without this the half-precision kernels would never be taken.
-    """
-    if not rows.is_cuda or not torch.is_autocast_enabled("cuda"):
-        return rows, hubs, keys
-    dtype = torch.get_autocast_dtype("cuda")
-    return rows.to(dtype), hubs.to(dtype), None if keys is None else keys.to(dtype)
+    def prepare(table: Tensor) -> Tensor:
+        table = _divide_by_length(table) if normalize else table
+        # The chunked backend widens half precision tile by tile and keeps the tables as they are.
+        return table.to(plan.dtype) if plan.backend == "dense" else table
+
+    return prepare(rows), prepare(hubs), None if keys is None else prepare(keys)
+
+
+def _divide_by_length(table: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """`F.normalize`, but a row of zeros has a gradient of zeros and not of its upstream / 1e-12."""
+    length = torch.linalg.vector_norm(table, dim=1, keepdim=True)
+    return table / torch.where(length > SHORTEST, length, torch.inf)

@@ -8,11 +8,11 @@ from kernels import validation
 from kernels.distributed import GatherWithGradient, RankLayout, find_rank_layout, sum_over_ranks
 from kernels.groups import find_groups, find_neighbours
 from kernels.reference import ReferenceRows, reference_rows, same_image_masks
-from kernels.types import LossInputs, LossOutput
+from kernels.types import LossInputs
 
 
-def forward(inputs: LossInputs) -> LossOutput:
-    """Loss and figures, differentiable any number of times; memory O(n m)."""
+def forward(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    """Loss, differentiable any number of times, and figures [3] as in `Forward`; memory O(n m)."""
     rows, hubs, options = inputs.rows, inputs.hubs, inputs.options
     groups = find_groups(inputs.group, hubs=inputs.images, validate=options.validate)
     validation.check_overlap_width(inputs.overlap, groups.most())
@@ -48,7 +48,7 @@ def forward(inputs: LossInputs) -> LossOutput:
 
 def _mean_over_ranks(
     result: ReferenceRows, pairs: Int[Tensor, ""], layout: RankLayout
-) -> LossOutput:
+) -> tuple[Tensor, Tensor]:
     rows = max(layout.total, 1)
     own: Float[Tensor, ""] = result.loss.sum()
     sums = [own, result.intra_share.sum(), result.positive.sum(), result.intra_sum.sum(), pairs]
@@ -56,4 +56,4 @@ def _mean_over_ranks(
     # The value is the mean of all ranks, the gradient this rank's part times the number of ranks.
     part = own * (layout.world_size / rows)
     mean = part + (whole[0] / rows - part.detach())
-    return LossOutput(mean, whole[1] / rows, whole[2] / rows, whole[3] / whole[4].clamp(min=1))
+    return mean, torch.stack([whole[1] / rows, whole[2] / rows, whole[3] / whole[4].clamp(min=1)])

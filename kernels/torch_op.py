@@ -8,6 +8,8 @@ fields of `LossInputs` are laid flat on one side of it and put together again on
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,11 +17,12 @@ from torch import Tensor
 
 from kernels import chunked_backend
 from kernels.distributed import is_distributed
+from kernels.precision import DTYPES, float32_products
 from kernels.types import Forward, LossInputs, LossOptions
 
 _OPTIONS = (
     "float intra_weight, bool balanced, bool include_positive, bool normalize, bool gather, "
-    "bool validate, bool has_keys, str backend"
+    "bool validate, bool has_keys, str backend, str precision"
 )
 _TABLES = "Tensor rows, Tensor hubs, Tensor group, Tensor temperature, Tensor? overlap"
 _SAVED = "Tensor stats, Tensor columns, Tensor used_hubs, Tensor hub_length, Tensor unit_d_rows"
@@ -74,8 +77,7 @@ def _forward_inputs(arguments: tuple[Any, ...]) -> tuple[LossInputs, bool]:
 
 def _forward(*arguments: Any) -> Forward:
     inputs, with_gradient = _forward_inputs(arguments)
-    # Autocast would round the products inside; the caller has chosen the precision of the tables.
-    with torch.autocast(inputs.rows.device.type, enabled=False):
+    with _surroundings(inputs):
         return _backend(inputs).forward(inputs, with_gradient=with_gradient)  # type: ignore[no-any-return]
 
 
@@ -84,8 +86,24 @@ def _backward(d_loss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs = _unflatten(tables, None, rest[_SAVED_COUNT:])
     empty = inputs.rows.new_empty(0)
     saved = Forward(empty, empty, *rest[:_SAVED_COUNT])
-    with torch.autocast(inputs.rows.device.type, enabled=False):
+    with _surroundings(inputs):
         return _backend(inputs).backward(d_loss, inputs, saved)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _surroundings(inputs: LossInputs) -> Iterator[None]:
+    """The rows' GPU is the current one, and products are what `precision` says.
+
+    Triton launches on the current device, whatever device its arguments are on; autocast would
+    round the products inside.
+    """
+    device = inputs.rows.device
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(float32_products(inputs.options.precision))
+        yield
 
 
 def _backend(inputs: LossInputs) -> Any:
@@ -103,22 +121,24 @@ def _fake_forward(*arguments: Any) -> Forward:
     n, d = rows.shape
     many = not options.has_keys and options.gather and is_distributed()
     work = chunked_backend.working_dtype(rows.dtype)
-    width, per_row, changed = d, chunked_backend.STATS, False
+    width, per_row, changed, table = d, chunked_backend.STATS, False, rows.dtype
     is_triton = options.backend == "triton"
     if is_triton:
         from kernels import triton_launch, tuning
 
         width, per_row = sum(tuning.split_width(d)), triton_launch.STATS
-        changed = options.normalize or width != d
+        table = DTYPES[options.precision]
+        changed = options.normalize or width != d or table != rows.dtype
     columns = torch.library.get_ctx().new_dynamic_size() if many else (n if changed else 0)
     has_d_rows = options.has_keys and (with_gradient or not is_triton)
+    kept_hubs, lengths = (hubs.shape[0] if kept else 0 for kept in (changed, options.normalize))
     return Forward(
         loss=rows.new_empty((), dtype=work),
         figures=rows.new_empty(3, dtype=work),
         stats=rows.new_empty(per_row, n, dtype=work),
-        columns=rows.new_empty(columns, width),
-        hubs=hubs.new_empty(hubs.shape[0] if changed else 0, width),
-        hub_length=hubs.new_empty(hubs.shape[0] if options.normalize else 0, dtype=torch.float32),
+        columns=rows.new_empty(columns, width, dtype=table),
+        hubs=hubs.new_empty(kept_hubs, width, dtype=table),
+        hub_length=hubs.new_empty(lengths, dtype=torch.float32),
         d_rows=rows.new_empty(n if has_d_rows else 0, d, dtype=rows.dtype if is_triton else work),
     )
 

@@ -23,17 +23,18 @@ def forward(inputs: LossInputs, *, with_gradient: bool) -> Forward:
     compared = local.table if keys is None else triton_launch.prepare(keys, config).table
     columns = gather_rows(compared, layout)
     operands = Operands(
-        rows=local, columns=columns, hubs=hubs, groups=groups, config=config, offset=layout.offset
-    )
+        rows=local, columns=columns, hubs=hubs, groups=groups, config=config,
+        offset=layout.offset, d_dtype=rows.dtype,
+    )  # fmt: skip
     stats, d_rows = triton_launch.forward(
         operands, with_gradient=options.has_keys and with_gradient
     )
     loss, figures = mean_over_ranks(
         stats[: triton_launch.LOG], (groups.size.long() - 1).sum(), layout
     )
-    changed = options.normalize or config.plan.width != rows.shape[1]
+    changed = _is_changed(inputs, config)
     many = not options.has_keys and layout.world_size > 1
-    none = rows.new_empty(0, config.plan.width)
+    none = rows.new_empty(0, config.plan.width, dtype=config.dtype)
     kept = local.table if options.has_keys else columns
     return Forward(
         loss=loss,
@@ -93,15 +94,23 @@ def _saved_operands(
 ) -> Operands:
     """The forward pass's operands again, from what it kept; a teacher's keys are not wanted."""
     rows = inputs.rows
-    changed = inputs.options.normalize or config.plan.width != rows.shape[1]
+    changed = _is_changed(inputs, config)
     many = not inputs.options.has_keys and layout.world_size > 1
     columns = saved.columns if changed or many else rows.contiguous()
     offset = layout.offset if many else 0
     local = Rows(columns[offset : offset + rows.shape[0]], rows.new_empty(0, dtype=torch.float32))
     hubs = Rows(saved.hubs if changed else inputs.hubs.contiguous(), saved.hub_length)
     return Operands(
-        rows=local, columns=columns, hubs=hubs, groups=groups, config=config, offset=offset
-    )
+        rows=local, columns=columns, hubs=hubs, groups=groups, config=config, offset=offset,
+        d_dtype=rows.dtype,
+    )  # fmt: skip
+
+
+def _is_changed(inputs: LossInputs, config: LaunchConfig) -> bool:
+    """True if the kernels' tables are others than the caller's, and must be kept."""
+    rows = inputs.rows
+    is_cut_otherwise = config.plan.width != rows.shape[1] or config.dtype != rows.dtype
+    return inputs.options.normalize or is_cut_otherwise
 
 
 def _column_stats(

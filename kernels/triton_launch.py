@@ -18,13 +18,13 @@ from torch import Tensor
 from kernels import _contrastive_triton as device
 from kernels import tuning
 from kernels.groups import Groups
+from kernels.precision import DTYPES
 from kernels.types import LossInputs
 
 STATS = 9
 """Figures per row: the seven of `finish_rows`, then the row's length, then d loss / d beta."""
 LOSS, SHARE, POSITIVE, COSINES, LOG, PULL, SCALE, LENGTH, D_BETA = range(STATS)
 
-_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _COLDEST_FIXED = 0.03
 _INTERPRETED_PROCESSORS = 6
 
@@ -36,6 +36,8 @@ class LaunchConfig:
     """What is the same for all kernels of one step."""
 
     plan: tuning.Plan
+    dtype: torch.dtype
+    """Of the tables that are multiplied."""
     temperature: float
     """Read where `learned` is None."""
     learned: Tensor | None
@@ -73,6 +75,8 @@ class Operands:
     config: LaunchConfig
     offset: int
     """Column of the first local row."""
+    d_dtype: torch.dtype
+    """Of the gradients: what the caller's rows have, however the tables were rounded."""
 
     @property
     def images(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,25 +111,26 @@ def make_launch_config(inputs: LossInputs, weight: Float[Tensor, " n"]) -> Launc
         inputs: The step's inputs.
         weight: w_A of each row.
     """
-    rows, temperature = inputs.rows, inputs.temperature
+    rows, temperature, precision = inputs.rows, inputs.temperature, inputs.options.precision
     interpreted = is_interpreted()
     # A float arrives as float64 on the CPU; its value costs nothing to read.
     on_device = temperature.is_cuda or (interpreted and temperature.dtype == torch.float32)
     learned = temperature.float() if on_device else None
-    exact = torch.get_float32_matmul_precision() == "highest"
+    element = precision if precision in tuning.HALF else "fp32"
     return LaunchConfig(
-        plan=tuning.make_plan(rows.shape[1], _NAMES[rows.dtype], capability(rows.device)),
+        plan=tuning.make_plan(rows.shape[1], element, capability(rows.device)),
+        dtype=DTYPES[precision],
         temperature=1.0 if learned is not None else float(temperature),
         learned=learned,
         weight=weight,
         overlap=None if inputs.overlap is None else inputs.overlap.float().contiguous(),
         include_positive=inputs.options.include_positive,
         normalize=inputs.options.normalize,
-        boost=4096.0 if rows.dtype == torch.float16 else 1.0,
+        boost=4096.0 if precision == "fp16" else 1.0,
         options={
             "LEARNED": learned is not None,
-            "WIDEN": interpreted and rows.dtype == torch.bfloat16,
-            "PRECISION": "tf32x3" if exact and rows.dtype == torch.float32 else "tf32",
+            "WIDEN": interpreted and precision == "bf16",
+            "PRECISION": "tf32x3" if precision == "fp32" else "tf32",
         },
     )
 
@@ -157,17 +162,18 @@ def _processors(where: torch.device) -> int:
 
 
 def prepare(rows: Tensor, config: LaunchConfig) -> Rows:
-    """Rows divided by their lengths if asked, and padded to the plan's width."""
+    """Rows divided by their lengths if asked, rounded, and padded to the plan's width."""
     n, d = rows.shape
     width = config.plan.width
     rows = rows.contiguous()
     if not config.normalize:
+        lengths = rows.new_empty(0, dtype=torch.float32)
         if d == width:
-            return Rows(rows, rows.new_empty(0, dtype=torch.float32))
-        padded = rows.new_zeros(n, width)
+            return Rows(rows.to(config.dtype), lengths)
+        padded = rows.new_zeros(n, width, dtype=config.dtype)
         padded[:, :d] = rows
-        return Rows(padded, rows.new_empty(0, dtype=torch.float32))
-    table = empty(n, width, dtype=rows.dtype, device=rows.device)
+        return Rows(padded, lengths)
+    table = empty(n, width, dtype=config.dtype, device=rows.device)
     length = empty(n, dtype=torch.float32, device=rows.device)
     block = max(1, 4096 // triton.next_power_of_2(width))
     if n:
@@ -188,7 +194,7 @@ def forward(operands: Operands, *, with_gradient: bool) -> tuple[Tensor, Tensor]
     rows, columns, config = operands.rows.table, operands.columns, operands.config
     n, width = rows.shape
     stats = empty(STATS, n, dtype=torch.float32, device=rows.device)
-    none = rows.new_empty(0, width)
+    none = rows.new_empty(0, width, dtype=operands.d_dtype)
     if n == 0:
         return stats, none
     # Two rows are filled by other passes, or not at all: what an operation gives back may not hold
@@ -230,7 +236,7 @@ def backward(operands: Operands, stats: Tensor, of_columns: ColumnStats) -> Tens
     rows, columns, config = operands.rows.table, operands.columns, operands.config
     n, width = rows.shape
     if n == 0:
-        return rows.new_empty(0, width)
+        return rows.new_empty(0, width, dtype=operands.d_dtype)
     fixed = is_fixed(config)
     tile = config.plan.pairs if fixed else config.plan.online_pairs
     grid = _grid(n, columns.shape[0], tile, rows.device)
@@ -249,7 +255,7 @@ def backward_hubs(operands: Operands, pull: Tensor, factor: Tensor) -> Tensor:
     """Gradient by the hubs, in the order of the rows, so the bits are the same every time."""
     hubs, config = operands.hubs, operands.config
     b, width = hubs.table.shape
-    d_hubs = empty(b, width, dtype=hubs.table.dtype, device=hubs.table.device)
+    d_hubs = empty(b, width, dtype=operands.d_dtype, device=hubs.table.device)
     if b:
         device.hub_gradient[(b,)](
             operands.rows.table, hubs.table, operands.groups.starts, pull, config.learned, factor,
@@ -285,7 +291,7 @@ def _finish_gradient(
     config, rows = operands.config, operands.rows.table
     tile = config.plan.finish
     n, width = rows.shape
-    d_rows = empty(n, width, dtype=rows.dtype, device=rows.device)
+    d_rows = empty(n, width, dtype=operands.d_dtype, device=rows.device)
     device.finish_gradient[(triton.cdiv(n, tile.rows),)](
         rows, operands.columns, operands.hubs.table, *operands.images, config.weight,
         config.overlap, config.learned, stats[LOG], stats[PULL], *parts,

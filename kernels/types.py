@@ -9,9 +9,12 @@ from torch import Tensor
 
 from kernels.distributed import RankLayout, sum_over_ranks
 
+SHORTEST = 1e-12
+"""Rows that are shorter count as rows of zeros, which no division makes one of length 1."""
+
 
 class LossOutput(NamedTuple):
-    """The loss and what it says of the embeddings; all but `loss` are detached."""
+    """The loss, what it says of the embeddings (detached), and what it ran in."""
 
     loss: Float[Tensor, ""]
     """Mean over the rows of all ranks, nats; the same value on every rank."""
@@ -21,6 +24,12 @@ class LossOutput(NamedTuple):
     """Mean cosine of a row and its hub."""
     intra_similarity: Float[Tensor, ""]
     """Mean cosine of two crops of one image; 0 if no image has two."""
+    backend: str
+    """What ran: "triton", "chunked" or "dense"."""
+    precision: str
+    """What it multiplied in: "bf16", "fp16", "tf32", "fp32" or "fp64"."""
+    reason: str
+    """Why these two."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,8 @@ class LossOptions:
     has_keys: bool
     """Rows are compared with a teacher's keys; the backward pass does not hold them any more."""
     backend: str
+    precision: str
+    """Of the products: "bf16", "fp16", "tf32", "fp32" or "fp64"."""
 
     @property
     def weight(self) -> float | str:

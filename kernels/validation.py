@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "triton", "chunked", "dense")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _UNIT_TOLERANCE = 0.02
 _MOST_ELEMENTS = 2**31
@@ -20,7 +19,6 @@ def check_arguments(
     intra_weight: float | str,
     overlap: Tensor | None,
     keys: Tensor | None,
-    backend: str,
 ) -> None:
     """Refuse what can be refused without reading a tensor's values.
 
@@ -37,7 +35,7 @@ def check_arguments(
         )
     if overlap is not None:
         check_table(overlap.shape[0], overlap.shape[1])
-    _check_options(temperature, intra_weight, backend)
+    _check_options(temperature, intra_weight)
     if isinstance(temperature, Tensor) and temperature.requires_grad:
         _check_device("temperature", temperature, rows)
 
@@ -51,12 +49,19 @@ def check_table(rows: int, most: int) -> None:
         )
 
 
-def check_values(rows: Tensor, hubs: Tensor, keys: Tensor | None, *, normalize: bool) -> None:
-    """Refuse rows that are not of unit length although `normalize=False` says so; NaN passes.
+def check_values(
+    rows: Tensor, hubs: Tensor, keys: Tensor | None, overlap: Tensor | None, *, normalize: bool
+) -> None:
+    """Refuse overlaps outside [0, 1], and rows not of unit length although `normalize=False`.
+
+    NaN passes: it makes the loss NaN, which the caller is to see.
 
     Raises:
-        ValueError: If a row's length is further from 1 than the rounding of bfloat16 explains.
+        ValueError: If an overlap is no share of pixels, or a row's length is further from 1 than
+            the rounding of bfloat16 explains.
     """
+    if overlap is not None:
+        _check_overlap_values(overlap)
     if normalize:
         return
     for name, tensor in (("rows", rows), ("hubs", hubs), ("keys", keys)):
@@ -79,6 +84,16 @@ def check_overlap_width(overlap: Tensor | None, most: int) -> None:
         raise ValueError(
             f"overlap: asked for a column per crop of an image, {most} here, got "
             f"{overlap.shape[1]}; pad the table with 0"
+        )
+
+
+def _check_overlap_values(overlap: Tensor) -> None:
+    outside = (overlap < 0) | (overlap > 1 + torch.finfo(overlap.dtype).eps)
+    if bool(outside.any()):
+        worst = float(overlap[outside][0])
+        raise ValueError(
+            f"overlap: asked for intersection over union in [0, 1], got {worst:.4g}; divide the "
+            "shared area by the area of the union, and pad with 0"
         )
 
 
@@ -148,7 +163,7 @@ def _check_device(name: str, tensor: Tensor, rows: Tensor) -> None:
         )
 
 
-def _check_options(temperature: float | Tensor, intra_weight: float | str, backend: str) -> None:
+def _check_options(temperature: float | Tensor, intra_weight: float | str) -> None:
     if isinstance(temperature, Tensor):
         if temperature.numel() != 1 or not temperature.is_floating_point():
             raise ValueError(
@@ -170,8 +185,6 @@ def _check_options(temperature: float | Tensor, intra_weight: float | str, backe
             f"intra_weight: asked for a number of at least 0, got {intra_weight}; "
             "0 leaves the crops of an image out"
         )
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: asked for one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
 def check_temperature_value(value: float) -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from kernels import LossOutput, manifold_contrastive_loss
+from kernels import Chip, LossOutput, LossPlan, manifold_contrastive_loss, plan_loss
 from lmcl.models.quality_model import StudentOutput
 from lmcl.utils.validators import check_bounds
 
@@ -38,6 +38,10 @@ class ObjectiveConfig:
     paper's ablation), or the crop in the middle of the image [ours], which needs no teacher."""
     backend: Literal["auto", "triton", "chunked", "dense"] = "auto"
     """Which implementation of the loss; `auto`: fused on a GPU, chunked elsewhere."""
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    """What the contrastive term multiplies in, whatever `runtime.precision` is; its sums are
+    float32. `auto`: bf16 on a GPU that has the fused kernels, float32 elsewhere
+    (docs/kernels.md has the price)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.contrastive_weight <= 1:
@@ -75,20 +79,23 @@ def objective(
     overlap: Float[Tensor, "b h h"] | None,
     keys: Float[Tensor, "n d"] | None,
     rank_share: float,
+    validate: bool = True,
 ) -> Terms:
     """Regression and contrastive terms of one batch.
 
     Args:
         output: The student's view of all crops, image-major, the hub (if any) last of each image.
         mos: Targets in [0, 1], higher = better.
-        ids: Sample ids; unique over ranks among images that count.
+        ids: Sample ids; unique over ranks among valid images.
         config: Weights and options.
-        images: How many images count, the first ones; the rest is padding, in neither term.
+        images: Images that count; they stand first, and the padding after them counts in neither
+            term. A number and not a mask, which would have to be read back from a GPU.
         random: Random crops per image: the ones that are scored and contrasted.
         overlap: IoU of the random crops of each image, if overlap-aware.
         keys: The teacher's embeddings of the same crops, if keys = teacher.
         rank_share: world size * valid images here / valid images everywhere; with it the average
             over ranks of local means is the global mean (1 in one process).
+        validate: Check the values that the contrastive term gets; waits for a GPU.
 
     Source: [Local Manifold Learning, 2024]; options are ours (method.md, section 2).
     """
@@ -100,8 +107,9 @@ def objective(
         nothing = torch.zeros_like(l1)
         return Terms(regression, l1.detach(), nothing, nothing, nothing, nothing)
     found = _contrast(
-        output.embedding, ids, config, images=images, random=random, overlap=overlap, keys=keys
-    )
+        output.embedding, ids, config, images=images, random=random, overlap=overlap, keys=keys,
+        validate=validate,
+    )  # fmt: skip
     weight = config.contrastive_weight
     return Terms(
         (1 - weight) * regression + weight * found.loss,
@@ -116,9 +124,28 @@ def objective(
 def crop_errors(
     score: Float[Tensor, " n"], mos: Float[Tensor, " b"], *, images: int, random: int
 ) -> Float[Tensor, "k h"]:
-    """Absolute error of every random crop of the first `images` images: those that count."""
+    """Absolute error of every random crop of the first `images` images."""
     scores = score.reshape(len(mos), -1)[:images, :random]
     return (scores - mos[:images, None]).abs()
+
+
+def plan_objective(config: ObjectiveConfig, chip: Chip, *, width: int) -> LossPlan | None:
+    """What the contrastive term of a run computes in, before a step is taken; None without one.
+
+    Args:
+        config: Backend and precision as asked for.
+        chip: Where the embeddings lie: `kernels.read_chip(device)`.
+        width: Width of the embeddings.
+
+    Raises:
+        ValueError: If it cannot be had on that chip; the message begins with the key.
+    """
+    if config.contrastive_weight == 0:
+        return None
+    try:
+        return plan_loss(chip, width=width, precision=config.precision, backend=config.backend)
+    except ValueError as error:
+        raise ValueError(f"objective.{error}") from error
 
 
 def _contrast(
@@ -130,11 +157,11 @@ def _contrast(
     random: int,
     overlap: Float[Tensor, "b h h"] | None,
     keys: Float[Tensor, "n d"] | None,
+    validate: bool,
 ) -> LossOutput:
     """Split embeddings into rows and hubs, leave padding out, and call the kernel."""
     crops = embedding.reshape(len(ids), -1, embedding.shape[-1])[:images]
-    rows = crops[:, :random]
-    hubs = crops[:, random]
+    rows, hubs = crops[:, :random], crops[:, random]
     teacher_rows = None
     if keys is not None:
         by_image = keys.reshape(len(ids), -1, keys.shape[-1])[:images]
@@ -151,4 +178,6 @@ def _contrast(
         keys=teacher_rows,
         gather=True,
         backend=config.backend,
+        precision=config.precision,
+        validate=validate,
     )

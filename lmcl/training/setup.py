@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from kernels.contrastive import choose_backend
+from kernels import announce, read_chip
 from lmcl.config import (
     Config,
     DataConfig,
@@ -27,7 +27,7 @@ from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluation.predict import CropLoader, CropSource, PixelSource
 from lmcl.features.build import FeatureCacheBuilder, check_cacheable
 from lmcl.features.cache import FeatureLoader, FeatureSource
-from lmcl.method.objective import ObjectiveConfig
+from lmcl.method.objective import ObjectiveConfig, plan_objective
 from lmcl.method.teacher import Teacher
 from lmcl.models.preprocess import PRECISIONS, Preprocessing
 from lmcl.models.quality_model import (
@@ -140,7 +140,7 @@ def prepare(
         run_dir.create_or_check(config, resume=bool(resume))
     accelerator.wait_for_everyone()
     student = make_student(config, accelerator.device)
-    _check_loss(config.objective, student, PRECISIONS[config.runtime.precision])
+    _check_loss(config.objective, student)
     start_from_model(student, config, shard_set=shard_set, split=split)
     teacher = Teacher(student, config.teacher)
     _apply_runtime(student, config.runtime)
@@ -173,11 +173,7 @@ def _make_ranks(config: Config, *, progress: bool) -> tuple[Accelerator, RankCon
         ConfigError: If precision or batch size do not suit the machine or the number of ranks.
     """
     precision, images = config.runtime.precision, config.train.batch_size
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError(
-            "runtime.precision = 'fp16' needs a GPU, and there is none here; set it to 'bf16' or "
-            "'no'"
-        )
+    check_network_precision(precision, has_gpu=torch.cuda.is_available())
     accelerator = Accelerator(
         # Without this a machine without a GPU is taken for a single process (decision 0005).
         cpu=not torch.cuda.is_available(),
@@ -201,23 +197,33 @@ def _make_ranks(config: Config, *, progress: bool) -> tuple[Accelerator, RankCon
     return accelerator, context
 
 
+def check_network_precision(precision: str, *, has_gpu: bool) -> None:
+    """Refuse a `runtime.precision` that this machine has no use for.
+
+    Raises:
+        ConfigError: If float16 is asked for without a GPU.
+    """
+    if precision == "fp16" and not has_gpu:
+        raise ConfigError(
+            "runtime.precision = 'fp16' needs a GPU, and there is none here; set it to 'bf16' or "
+            "'no'"
+        )
+
+
 def _open_split(data: DataConfig) -> tuple[ShardSet, Split]:
     shard_set = open_set(data.root, cache=Path(data.cache) if data.cache else None)
     return shard_set, load_split(shard_set, data.split)
 
 
-def _check_loss(objective: ObjectiveConfig, student: QualityModel, precision: torch.dtype) -> None:
-    """Whether the loss can run here as asked, said before the first step asks for it."""
-    if objective.contrastive_weight == 0:
-        return
-    device = next(student.parameters()).device
-    # On a GPU autocast's dtype reaches the loss, elsewhere float32.
-    dtype = precision if device.type == "cuda" else torch.float32
-    rows = torch.empty(1, student.encoder.width, device=device, dtype=dtype)
+def _check_loss(objective: ObjectiveConfig, student: QualityModel) -> None:
+    """Whether the loss can run here as asked, and what it runs in: said before the first step."""
+    chip = read_chip(next(student.parameters()).device)
     try:
-        choose_backend(rows, objective.backend)
+        plan = plan_objective(objective, chip, width=student.encoder.width)
     except ValueError as error:
-        raise ConfigError(f"objective.{error}") from error
+        raise ConfigError(str(error)) from error
+    if plan is not None:
+        announce(plan)
 
 
 def _check_data(config: Config, shard_set: ShardSet, split: Split, context: RankContext) -> None:

@@ -283,6 +283,8 @@ class Trainer:
             overlap=box_iou(batch.boxes[:, :random]) if goal.overlap_aware else None,
             keys=forward.keys,
             rank_share=self.context.world_size * batch.images / batch.images_of_all_ranks,
+            # Checking values waits for the device; what holds in the first step holds in all.
+            validate=self.steps_done == 0,
         )
 
     def clip_gradient(self) -> Float[Tensor, ""]:

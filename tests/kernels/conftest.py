@@ -67,7 +67,8 @@ def _run(
         **chosen,
     )
     out.loss.backward()
-    result = {name: value.detach() for name, value in out._asdict().items()}
+    figures = {name: v for name, v in out._asdict().items() if isinstance(v, Tensor)}
+    result = {name: value.detach() for name, value in figures.items()}
     result |= {"d_rows": rows.grad, "d_hubs": hubs.grad}
     return result | ({"d_temperature": tau.grad} if learned else {})
 

@@ -144,7 +144,7 @@ def test_keys_get_no_gradient_and_figures_are_detached(backend, make_batch) -> N
     )
     out.loss.backward()
     assert keys.grad is None
-    assert [value.requires_grad for value in out] == [True, False, False, False]
+    assert [value.requires_grad for value in out[:4]] == [True, False, False, False]
 
 
 @pytest.mark.parametrize("backend", ["dense", "chunked", "triton"])
@@ -156,9 +156,3 @@ def test_a_nan_row_makes_the_loss_nan(backend, make_batch) -> None:
         rows, batch["hubs"].float(), batch["group"], temperature=0.1, backend=backend
     )
     assert out.loss.isnan()
-
-
-def test_auto_is_chunked_on_the_cpu(make_batch) -> None:
-    rows = make_batch([2])["rows"]
-    assert kernels.contrastive.choose_backend(rows.float(), "auto") == "chunked"
-    assert kernels.contrastive.choose_backend(rows, "auto") == "chunked"

@@ -4,6 +4,8 @@ Backend x option x element type x temperature x class of shape; value, figures a
 (rows, hubs, temperature; keys have none by definition). On the CPU the kernels are interpreted.
 """
 
+import itertools
+
 import pytest
 import torch
 
@@ -43,6 +45,25 @@ TEMPERATURES = {
 _interpreted = pytest.mark.skipif(
     not launch.is_interpreted(), reason="the kernels are compiled here: tests/kernels/test_gpu.py"
 )
+COVERING = {
+    ("triton", "paper", "larger-than-a-tile"),
+    ("triton", "overlap", "1-image"),
+    ("triton", "balanced-infonce-normalize", "primes-ragged"),
+    ("triton", "no-intra", "1-crop-each"),
+    ("triton", "teacher", "duplicates"),
+    ("triton", "teacher-all", "all-equal-rows"),
+    ("triton", "paper", "1-image-1-crop"),
+}
+"""Each option and each shape once with the interpreted kernels; the other pairs are marked slow."""
+
+
+def _cell(backend: str, options: str, shape: str):
+    quick = backend == "chunked" or (backend, options, shape) in COVERING
+    marks = [] if quick else [pytest.mark.slow]
+    return pytest.param(
+        backend, OPTIONS[options], SHAPES[shape], id=f"{backend}-{options}-{shape}",
+        marks=[*marks, _interpreted] if backend == "triton" else marks,
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +74,10 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "empty", poisoned)
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("backend", ["chunked", pytest.param("triton", marks=_interpreted)])
+@pytest.mark.parametrize(
+    ("backend", "options", "shape"),
+    [_cell(*cell) for cell in itertools.product(("chunked", "triton"), OPTIONS, SHAPES)],
+)
 def test_no_worse_than_plain_torch(
     backend, options, shape, make_batch, run, assert_no_worse
 ) -> None:

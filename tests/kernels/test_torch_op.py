@@ -28,6 +28,7 @@ def arguments(backend, make_batch, *, teacher=False, normalize=False):
         validate=True,
         has_keys=teacher,
         backend=backend,
+        precision="fp32",
     )
     inputs = LossInputs(
         rows=rows.requires_grad_(),

@@ -16,7 +16,6 @@ def given(**changes):
         "intra_weight": 1.0,
         "overlap": None,
         "keys": None,
-        "backend": "auto",
     }
     return arguments | changes
 
@@ -49,7 +48,6 @@ WRONG = {
     "temperature-table": ({"temperature": torch.ones(2)}, ValueError, "one floating-point number"),
     "weight-negative": ({"intra_weight": -1.0}, ValueError, "at least 0, got -1.0"),
     "weight-name": ({"intra_weight": "ballanced"}, ValueError, "did you mean 'balanced'"),
-    "backend-name": ({"backend": "cuda"}, ValueError, "auto, triton, chunked, dense, got 'cuda'"),
 }
 
 
@@ -86,18 +84,6 @@ def test_normalize_accepts_rows_of_any_length() -> None:
 def test_a_table_beyond_32_bits_is_refused() -> None:
     with pytest.raises(ValueError, match=r"65536 x 32768 elements, the limit is 2\^31 - 1"):
         validation.check_table(2**16, 2**15)
-
-
-def test_triton_names_why_it_cannot_run(monkeypatch) -> None:
-    rows = torch.ones(2, 16)
-    choose = kernels.contrastive.choose_backend
-    with pytest.raises(ValueError, match=r"no float64; use backend='auto' or 'chunked'"):
-        choose(rows.double(), "triton")
-    with pytest.raises(ValueError, match="1024 wide and its kernels stop at 768"):
-        choose(torch.ones(2, 1024).half(), "triton")
-    monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(ValueError, match="rows are on cpu and its kernels need CUDA"):
-        choose(rows, "triton")
 
 
 def test_groups_are_runs_of_rows() -> None:

@@ -1,11 +1,22 @@
+import functools
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmcl.method.objective import ObjectiveConfig, Terms, objective
+from kernels import Chip
+from lmcl.config import Config, load_config
+from lmcl.errors import ConfigError
+from lmcl.method.objective import ObjectiveConfig, Terms, objective, plan_objective
+from lmcl.models.encoder import EncoderConfig
 from lmcl.models.quality_model import StudentOutput
+from lmcl.training.setup import check_network_precision
 
 IMAGES, RANDOM, WIDTH = 3, 4, 8
 CONFIG = ObjectiveConfig(backend="dense")
@@ -73,7 +84,7 @@ def test_padding_counts_in_neither_term_and_gets_no_gradient() -> None:
     out = output()
     found = terms(out, images=2)
     found.loss.backward()
-    padding = slice(2 * (RANDOM + 1), 3 * (RANDOM + 1))
+    padding = slice(2 * (RANDOM + 1), None)
     assert out.embedding.grad is not None
     assert out.embedding.grad[padding].abs().max() == 0
     assert out.score.grad is not None
@@ -96,3 +107,136 @@ def test_a_batch_of_nothing_but_padding_has_a_graph_and_no_gradient() -> None:
 def test_impossible_weights_are_refused(changes: dict[str, float], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         ObjectiveConfig(**changes)
+
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+SHIPPED = sorted(CONFIGS.rglob("*.toml"))
+CHIPS = {
+    "sm_80": Chip(kind="cuda", capability=80),
+    "sm_90": Chip(kind="cuda", capability=90),
+    "sm_100": Chip(kind="cuda", capability=100),
+    "sm_70": Chip(kind="cuda", capability=70),
+    "ROCm": Chip(kind="cuda", capability=94, is_hip=True),
+    "CPU": Chip(kind="cpu"),
+}
+FUSED = ("triton", torch.bfloat16)
+FLOAT32 = ("chunked", torch.float32)
+EXPECTED = {
+    "sm_80": FUSED, "sm_90": FUSED, "sm_100": FUSED,
+    "sm_70": FLOAT32, "ROCm": FLOAT32, "CPU": FLOAT32,
+}  # fmt: skip
+WHY = {
+    "sm_70": "this GPU is sm_70 and the fused kernels begin at sm_80",
+    "ROCm": "this is ROCm and the fused kernels are for CUDA",
+    "CPU": "rows are on cpu and the fused kernels need CUDA",
+}
+
+
+@functools.cache
+def width_of(encoder: EncoderConfig) -> int:
+    """Width of the embeddings, asking timm where the configuration does not say."""
+    with torch.device("meta"):
+        return encoder.token_width or timm.create_model(encoder.name, num_classes=0).num_features
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_shipped_configuration_knows_what_its_loss_computes_in(
+    chip: str, precision: str
+) -> None:
+    """The precision of the networks changes nothing; embeddings leave them as float32."""
+    if (chip, precision) == ("CPU", "fp16"):
+        with pytest.raises(ConfigError, match=r"runtime.precision = 'fp16' needs a GPU"):
+            check_network_precision("fp16", has_gpu=False)
+        return
+    check_network_precision(precision, has_gpu=chip != "CPU")
+    for path in SHIPPED:
+        config = load_config(path, [f"runtime.precision='{precision}'"])
+        plan = plan_objective(config.objective, CHIPS[chip], width=width_of(config.encoder))
+        if config.objective.contrastive_weight == 0:
+            assert plan is None, path
+            continue
+        assert plan is not None
+        assert (plan.backend, plan.dtype) == EXPECTED[chip], path
+        assert plan.reason == WHY.get(chip, "its fused kernels take this width")
+
+
+@pytest.mark.parametrize(
+    ("chip", "width", "changes", "words"),
+    [
+        ("sm_70", 384, {"precision": "bf16"}, "objective.precision: asked for 'bf16'.*sm_70"),
+        ("sm_90", 1024, {"precision": "bf16"}, "1024 wide and the fused kernels stop at 768"),
+        ("sm_90", 1024, {"backend": "triton"}, "objective.backend: .* 1024 wide"),
+        ("CPU", 384, {"precision": "tf32"}, "objective.precision: asked for 'tf32'.*on cpu"),
+        ("CPU", 384, {"precision": "fp16"}, "objective.precision: asked for 'fp16'.*on cpu"),
+        ("CPU", 384, {"backend": "triton"}, "objective.backend: asked for 'triton'.*on cpu"),
+        ("ROCm", 384, {"precision": "bf16"}, "objective.precision: .* is ROCm"),
+    ],
+)
+def test_what_a_chip_lacks_is_said_before_the_first_step(
+    chip: str, width: int, changes: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        plan_objective(ObjectiveConfig(**changes), CHIPS[chip], width=width)
+
+
+class Calls(TorchDispatchMode):
+    """Operations by name, and the arguments of the loss's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.loss: list[tuple[tuple[Any, ...], Any]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.names.append(str(func))
+        if func is torch.ops.lmcl.contrastive_forward.default:
+            self.loss.append((args, result))
+        return result
+
+
+def fake_batch(config: Config, width: int) -> tuple[StudentOutput, dict[str, Any]]:
+    """What a step of a run on a GPU hands to the objective: float32, outside autocast."""
+    images, random = config.train.batch_size, config.crops.random
+    crops = images * (random + 1)
+    raw = torch.randn(crops, width, device="cuda", requires_grad=True)
+    out = StudentOutput(functional.normalize(raw, dim=-1), torch.rand(crops, device="cuda"))
+    goal = config.objective
+    boxes = torch.rand(images, random, random, device="cuda")
+    return out, {
+        "overlap": boxes if goal.overlap_aware else None,
+        "keys": out.embedding.detach() if goal.keys == "teacher" else None,
+    }
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_default_step_on_a_gpu_takes_the_fused_kernels_and_waits_for_nothing(path: Path) -> None:
+    """Fake CUDA tensors: they exist without a GPU, and every operation but its arithmetic runs."""
+    config = load_config(path)
+    if config.objective.contrastive_weight == 0:
+        pytest.skip("this configuration has no contrastive term")
+    width, images = width_of(config.encoder), config.train.batch_size
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        out, options = fake_batch(config, width)
+        mos, ids = torch.rand(images, device="cuda"), torch.arange(images, device="cuda")
+        with Calls() as calls:
+            found = objective(
+                out, mos, ids, config.objective,
+                images=images, random=config.crops.random, rank_share=1.0, validate=False,
+                **options,
+            )  # fmt: skip
+        assert found.loss.requires_grad
+        ((given, made),) = calls.loss
+        backend, precision = given[-3:-1]
+        assert (backend, precision) == ("triton", "bf16")
+        columns = made[3]
+        assert (columns.dtype, columns.shape[1]) == (torch.bfloat16, width)
+        # Autograd's own backward would want a device, so its operation is called by itself.
+        d_rows, d_hubs, _ = torch.ops.lmcl.contrastive_backward(
+            found.loss.detach(), *given[:5], *made[2:], *given[6:-1]
+        )
+    assert d_rows.dtype == d_hubs.dtype == torch.float32
+    assert d_rows.shape == given[0].shape
+    waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+    assert [name for name in calls.names if any(wait in name for wait in waits)] == []
