@@ -67,8 +67,19 @@ def test_a_wrong_argument_is_named(changes, error, words) -> None:
         ({"hubs": torch.ones(2, 8)}, "hubs: asked for rows of unit length"),
         ({"temperature": torch.tensor(0.0)}, "learn its logarithm"),
         ({"overlap": torch.ones(5, 2)}, "3 here, got 2; pad the table with 0"),
+        ({"overlap": torch.full((5, 3), 1.5)}, r"union in \[0, 1\], got 1.5"),
+        ({"overlap": torch.full((5, 3), -0.5)}, r"union in \[0, 1\], got -0.5"),
     ],
-    ids=["scattered", "too-many-hubs", "long-rows", "long-hubs", "learned-0", "narrow-overlap"],
+    ids=[
+        "scattered",
+        "too-many-hubs",
+        "long-rows",
+        "long-hubs",
+        "learned-0",
+        "narrow-overlap",
+        "overlap-above-1",
+        "overlap-below-0",
+    ],
 )
 def test_wrong_values_are_refused_by_every_backend(changes, words, backend) -> None:
     with pytest.raises(ValueError, match=words):
@@ -79,6 +90,30 @@ def test_normalize_accepts_rows_of_any_length() -> None:
     arguments = given(rows=3 * torch.ones(5, 8), hubs=torch.ones(2, 8))
     out = kernels.manifold_contrastive_loss(**arguments, normalize=True)
     torch.testing.assert_close(out.positive_similarity, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("backend", ["dense", "chunked", "triton"])
+def test_nan_in_an_overlap_makes_the_loss_nan(backend: str) -> None:
+    overlap = torch.zeros(5, 3)
+    overlap[0, 1] = torch.nan
+    out = kernels.manifold_contrastive_loss(**given(overlap=overlap), backend=backend)
+    assert out.loss.isnan()
+
+
+@pytest.mark.parametrize("backend", ["dense", "chunked", "triton"])
+def test_a_row_of_zeros_stays_one_and_gets_no_gradient(backend: str) -> None:
+    rows = torch.eye(5, 8)
+    rows[1] = 0
+    hubs = torch.eye(2, 8)
+    hubs[1] = 0
+    rows.requires_grad_()
+    hubs.requires_grad_()
+    arguments = given(rows=rows, hubs=hubs)
+    out = kernels.manifold_contrastive_loss(**arguments, normalize=True, backend=backend)
+    out.loss.backward()
+    assert out.loss.isfinite()
+    assert rows.grad.abs().max() > 0
+    assert rows.grad[1].abs().max() == hubs.grad[1].abs().max() == 0
 
 
 def test_a_table_beyond_32_bits_is_refused() -> None:
