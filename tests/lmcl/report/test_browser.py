@@ -1,17 +1,15 @@
-"""The pages in a real headless Chromium, driven by chromedriver's own HTTP protocol.
+"""The pages in a real headless Chromium, spoken to through its own DevTools protocol.
 
-One browser serves all tests. Without chromium and chromedriver they skip: `apt-get install chromium
-chromium-driver` brings both.
+One browser serves all tests. Without Chromium they skip: `apt-get install chromium` brings it.
 """
 
 import base64
 import json
+import os
+import select
 import shutil
-import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,11 @@ from PIL import Image
 
 from lmcl.report import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
 pytestmark = [
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="no chromium with chromedriver: apt-get install chromium chromium-driver",
-    ),
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium: apt-get install chromium"),
     pytest.mark.timeout(120),
 ]
 FLAGS = [
@@ -39,90 +35,128 @@ FLAGS = [
     "--disable-background-networking",
     "--hide-scrollbars",
     "--force-color-profile=srgb",
+    "--remote-debugging-pipe",
 ]
+ANSWER_S = 60.0
 
 
 class Browser:
-    """A WebDriver session: just the calls these tests need."""
+    """A page of a Chromium that reads commands on descriptor 3 and answers on descriptor 4."""
 
-    def __init__(self, port: int) -> None:
-        self.base = f"http://127.0.0.1:{port}"
-        options = {"args": FLAGS, "binary": CHROMIUM}
-        wanted = {
-            "browserName": "chrome",
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-        }
-        found = self.call("/session", {"capabilities": {"alwaysMatch": wanted}})
-        self.base += f"/session/{found['sessionId']}"
+    def __init__(self, profile: Path) -> None:
+        to_child, self.commands = os.pipe()
+        self.answers, from_child = os.pipe()
+        self.process = subprocess.Popen(
+            [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Up and down again: one of the four may itself be 3 or 4.
+            preexec_fn=lambda: _wire(to_child, from_child),
+            pass_fds=(3, 4),
+        )
+        os.close(to_child)
+        os.close(from_child)
+        self.number = 0
+        self.received = b""
+        self.session: dict[str, str] = {}
+        self.events: list[dict[str, Any]] = []
+        pages = self.command("Target.getTargets")["targetInfos"]
+        target = next(t["targetId"] for t in pages if t["type"] == "page")
+        attached = self.command("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = {"sessionId": attached["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.command(f"{domain}.enable")
 
-    def call(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
-        data = None if method != "POST" else json.dumps(body or {}).encode()
-        request = urllib.request.Request(self.base + path, data=data, method=method)
-        request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return json.load(reply)["value"]
+    def command(self, method: str, **parameters: Any) -> Any:
+        self.number += 1
+        call = {"id": self.number, "method": method, "params": parameters, **self.session}
+        os.write(self.commands, json.dumps(call).encode() + b"\0")
+        answer = self._receive(lambda m: m.get("id") == self.number)
+        assert "error" not in answer, f"{method}: {answer.get('error')}"
+        return answer["result"]
+
+    def _receive(self, is_wanted: Any) -> dict[str, Any]:
+        """The first message that is wanted; events before it are kept."""
+        end = time.monotonic() + ANSWER_S
+        while True:
+            while b"\0" in self.received:
+                text, _, self.received = self.received.partition(b"\0")
+                message: dict[str, Any] = json.loads(text)
+                if "id" not in message:
+                    self.events.append(message)
+                if is_wanted(message):
+                    return message
+            ready, _, _ = select.select([self.answers], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"chromium did not answer within {ANSWER_S:g} s"
+            more = os.read(self.answers, 1 << 20)
+            assert more, "chromium has ended"
+            self.received += more
 
     def open(self, page: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.command("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.command("Emulation.setEmulatedMedia", features=[scheme])
         # The window has a least width of 500; a phone is narrower.
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.command("Emulation.setDeviceMetricsOverride", size)
-        self.log("browser"), self.log("performance")
-        self.call("/url", {"url": page.resolve().as_uri()})
-
-    def command(self, name: str, parameters: dict[str, Any]) -> Any:
-        return self.call("/goog/cdp/execute", {"cmd": name, "params": parameters})
+        self.command("Emulation.setDeviceMetricsOverride", **size)
+        self.command("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)
+        for address in ("about:blank", page.resolve().as_uri()):
+            self.events.clear()
+            self.command("Page.navigate", url=address)
+            if not any(e["method"] == "Page.loadEventFired" for e in self.events):
+                self._receive(lambda m: m.get("method") == "Page.loadEventFired")
 
     def run(self, script: str) -> Any:
-        return self.call("/execute/sync", {"script": f"return {script}", "args": []})
+        found = self.command("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
 
-    def log(self, kind: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.call("/se/log", {"type": kind})
-        return found
+    def complaints(self) -> list[dict[str, Any]]:
+        """Whatever the page has written to the console, and exceptions nobody caught."""
+        self.run("0")  # what was said before is here by the time this is answered
+        kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        return [e for e in self.events if e["method"] in kinds]
+
+    def requests(self) -> list[str]:
+        """The address of everything that has been asked for."""
+        self.run("0")
+        sent = [e for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        return [e["params"]["request"]["url"] for e in sent]
 
     def point(self, x: float, y: float, *, click: bool = False) -> None:
-        acts: list[dict[str, Any]] = [
-            {"type": "pointerMove", "duration": 0, "x": round(x), "y": round(y)}
-        ]
-        if click:
-            acts += [{"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
-        mouse = {"type": "pointer", "id": "mouse", "actions": acts}
-        self.call("/actions", {"actions": [mouse]})
+        place = {"x": round(x), "y": round(y), "pointerType": "mouse"}
+        self.command("Input.dispatchMouseEvent", type="mouseMoved", **place)
+        for kind in ("mousePressed", "mouseReleased") if click else ():
+            press = {"type": kind, "button": "left", "clickCount": 1}
+            self.command("Input.dispatchMouseEvent", **press, **place)
 
     def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("/screenshot", method="GET")))
+        """The whole page, as high as it is."""
+        shot = self.command("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def close(self) -> None:
+        # A browser whose pipe is closed ends by itself.
+        os.close(self.commands)
+        os.close(self.answers)
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _wire(commands: int, answers: int) -> None:
+    """In the child, before it becomes Chromium: descriptors 3 and 4 are the two pipes."""
+    high = os.dup(commands), os.dup(answers)
+    os.dup2(high[0], 3)
+    os.dup2(high[1], 4)
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    driver = subprocess.Popen(
-        [str(DRIVER), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        session = _connect(port)
-        yield session
-        session.call("", method="DELETE")
-    finally:
-        driver.terminate()
-        driver.wait(timeout=20)
-
-
-def _connect(port: int) -> Browser:
-    for _ in range(100):
-        try:
-            return Browser(port)
-        except urllib.error.HTTPError as error:
-            with error:
-                message = json.load(error)["value"]["message"]
-            pytest.fail(f"chromedriver: {message.splitlines()[0]}")
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    pytest.fail("chromedriver did not answer within 10 s")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    started = Browser(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +178,8 @@ def place_of_row(browser: Browser, row: int) -> tuple[float, float]:
         ".scrollIntoView({block: 'center', behavior: 'instant'})"
     )
     box = browser.run(
-        f"document.querySelector('#agreement circle[data-i=\"{row}\"]').getBoundingClientRect()"
+        f"document.querySelector('#agreement circle[data-i=\"{row}\"]')"
+        ".getBoundingClientRect().toJSON()"
     )
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
@@ -157,11 +192,8 @@ def test_pages_load_without_errors_requests_or_sideways_scrolling(
 ) -> None:
     file = request.getfixturevalue(which)
     browser.open(file, width=width, dark=dark)
-    assert [e for e in browser.log("browser") if e["level"] in ("SEVERE", "WARNING")] == []
-    sent = [json.loads(e["message"])["message"] for e in browser.log("performance")]
-    urls = [
-        m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"
-    ]
+    assert browser.complaints() == []
+    urls = browser.requests()
     assert {u.partition(":")[0] for u in urls} <= {"file", "data"}
     assert len([u for u in urls if u.startswith("file:")]) == 1
     assert browser.run("document.documentElement.scrollWidth") <= width
@@ -311,7 +343,7 @@ def test_pairs_stand_beside_each_other_and_no_image_is_blown_up(browser, duels, 
         assert w2 <= n2 + 0.5
     if width == 1600:  # there is room for every pixel
         assert max(w for pair in pairs for _, _, _, w, _ in pair) == 560
-    assert [e for e in browser.log("browser") if e["level"] == "SEVERE"] == []
+    assert browser.complaints() == []
 
 
 @pytest.mark.parametrize(("width", "columns"), [(400, 2), (1600, 8)])
@@ -325,4 +357,4 @@ def test_a_contact_sheet_fills_the_page_with_thumbnails(browser, sheet, width, c
     assert len(places) == 24
     assert len({round(x) for x, _ in places}) == columns
     assert browser.run("document.querySelectorAll('nav a').length") == 0
-    assert [e for e in browser.log("browser") if e["level"] == "SEVERE"] == []
+    assert browser.complaints() == []
