@@ -1,27 +1,42 @@
 """Filter images by their scores: move what is below a quality, show all on a contact sheet."""
 
-import base64
-import io
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from lmcl.inference.inputs import MOVES_NAME, Item, is_moves_file
 from lmcl.inference.moves import Move, numbered, read_moves
 from lmcl.inference.scorer import decode_image
 from lmcl.inference.scores_file import Row
-from lmcl.report.markup import section, shown
-from lmcl.report.page import page
+from lmcl.report.formatting import format_figure
+from lmcl.report.page import Header, Section, render_page
+from lmcl.report.pictures import embedded_jpeg
 from lmcl.utils.files import write_atomic
 from shards.text import printable
 
 _SIDE = 180
 _MOST_SHOWN = 400
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SheetShot:
+    """One image of the contact sheet, as its template shows it."""
+
+    path: str
+    name: str
+    score: str
+    quality: str
+    """In brackets behind the score; empty where the two are the same."""
+    jpeg: Markup
+    """Its thumbnail in base64."""
+    refusal: str
+    """Why there is none; else empty."""
 
 
 def plan_moves(
@@ -76,22 +91,27 @@ def write_sheet(
     kept = np.unique(np.linspace(0, max(len(scored) - 1, 0), _MOST_SHOWN).round().astype(int))
     shown_pairs = [scored[k] for k in kept.tolist() if k < len(scored)]
     plain = _is_quality(shown_pairs)
-    shots = "".join(_shot(row, item, plain=plain) for row, item in shown_pairs)
+    shots = [_shot(row, item, plain=plain) for row, item in shown_pairs]
     thinned = "" if len(shown_pairs) == len(scored) else f", {len(shown_pairs)} of them shown"
     failed = len(rows) - len(scored)
     note = (
-        f"{len(scored)} images from the worst to the best{thinned}. Scale: {escape(scale)}; the "
+        f"{len(scored)} images from the worst to the best{thinned}. Scale: {scale}; the "
         "order is that of quality, 0 to 1, higher = better"
         f"{'' if plain else ', which stands in brackets'}."
         f"{f' {failed} images could not be scored; their rows say why.' if failed else ''}"
     )
-    top = '<p class="kicker">lmcl score</p><h1>Contact sheet</h1>'
-    body = section("sheet", "Worst to best", note, f'<div class="gallery">{shots}</div>')
-    html = page(
-        "Contact sheet",
-        top,
-        [body],
-        '{"rows":[],"thumbs":{}}',
+    html = render_page(
+        Header(kicker="lmcl score", heading="Contact sheet"),
+        [
+            Section(
+                key="sheet",
+                title="Worst to best",
+                note=note,
+                template="contact_sheet.html",
+                view=shots,
+            )
+        ],
+        title="Contact sheet",
         footer="Written by lmcl score. The same scores stand in the scores file.",
     )
     write_atomic(output, html.encode())
@@ -103,26 +123,26 @@ def _is_quality(pairs: Sequence[tuple[Row, Item]]) -> bool:
     return all(row.score == row.quality for row, _ in pairs)
 
 
-def _thumb(item: Item) -> str:
+def _thumbnail(item: Item) -> tuple[Markup, str]:
+    """A JPEG in base64, or why there is none."""
     try:
         image = Image.fromarray(decode_image(item.read()))
     except Exception as error:  # it was there when it was scored; its score is worth showing
-        return f'<p class="quiet">cannot be shown: {escape(printable(error))}</p>'
-    image.thumbnail((_SIDE, _SIDE))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=80)
-    encoded = base64.b64encode(out.getvalue()).decode()
-    return f'<div class="pic"><img alt="" src="data:image/jpeg;base64,{encoded}"></div>'
+        return Markup(), printable(error)
+    return embedded_jpeg(image, side=_SIDE, quality=80), ""
 
 
-def _shot(row: Row, item: Item, *, plain: bool) -> str:
-    name = PurePosixPath(row.path).name
+def _shot(row: Row, item: Item, *, plain: bool) -> SheetShot:
     score = row.score if row.score is not None else math.nan
     quality = row.quality if row.quality is not None else math.nan
-    brackets = "" if plain else f" ({shown(quality, 2)})"
-    return (
-        f'<figure class="shot" title="{escape(row.path)}">{_thumb(item)}<figcaption>'
-        f"<b>{shown(score, 2)}</b>{brackets}<br>{escape(name)}</figcaption></figure>"
+    jpeg, refusal = _thumbnail(item)
+    return SheetShot(
+        path=row.path,
+        name=PurePosixPath(row.path).name,
+        score=format_figure(score, 2),
+        quality="" if plain else format_figure(quality, 2),
+        jpeg=jpeg,
+        refusal=refusal,
     )
 
 

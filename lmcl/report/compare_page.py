@@ -1,27 +1,139 @@
-"""The page that shows several runs side by side."""
+"""The page that shows several runs side by side: what each section shows, for its template."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 
-from lmcl.evaluation.significance import Verdict
 from lmcl.report import figures as draw
 from lmcl.report.analysis import FEW, Analysis
-from lmcl.report.compare import Comparison, Model, summary
-from lmcl.report.markup import UNKNOWN, figure, row, section, shown, span, table
+from lmcl.report.compare import Comparison, Model, Pair, SplitPair, summary
+from lmcl.report.formatting import UNKNOWN, format_figure
 from lmcl.report.matrix import Entry, columns
-from lmcl.report.page import page
-from lmcl.report.published import published_across, published_for
+from lmcl.report.page import Header, Section, render_page
+from lmcl.report.published import (
+    Published,
+    PublishedAcross,
+    published_across,
+    published_for,
+)
+from lmcl.report.run_page import FOOTER
+from lmcl.report.sections import TrainingChart, interval_axis
 
-_NO_IMAGES = '{"rows":[],"thumbs":{}}'
 _MOST_SCATTERS = 8
+_MOST_CURVES = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunsView:
+    """A row per run, and one per published model."""
+
+    analyses: Sequence[Analysis]
+    published: Sequence[Published]
+    axis: tuple[float, float]
+    """Of the drawn intervals."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsView:
+    """Runs that were tested on the same images, and why others were not compared."""
+
+    pairs: Sequence[Pair]
+    refusals: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitsView:
+    """Models over their splits."""
+
+    models: Sequence[tuple[Model, dict[str, float]]]
+    """Each with median, mean, deviation, least and greatest."""
+    drawing: Markup
+    pairs: Sequence[SplitPair]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PortionRow:
+    """One subset or distortion, a rank correlation per model."""
+
+    name: str
+    kind: str
+    n: int
+    is_small: bool
+    values: Sequence[float]
+    highest: float
+    """NaN where too few images make none of them the highest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PortionsView:
+    """Rank correlations inside portions."""
+
+    models: Sequence[str]
+    rows: Sequence[PortionRow]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScattersView:
+    """Small scatters, and validation during training."""
+
+    scatters: Sequence[tuple[str, Markup]]
+    validation: TrainingChart | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatrixCell:
+    """One model on one set."""
+
+    entry: Entry
+    title: str
+    pearson: float
+    """Raw on the model's own test part, after the mapping elsewhere."""
+    published: Sequence[PublishedAcross]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatrixRow:
+    """One model on all sets."""
+
+    trained_on: str
+    model: str
+    cells: Sequence[MatrixCell | None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatrixColumn:
+    """What a tested set is about, in words: hovering is not for everybody."""
+
+    name: str
+    scale: str
+    images: str
+    direction: str
+    mapping: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SetsView:
+    """The matrix across sets."""
+
+    columns: Sequence[str]
+    rows: Sequence[MatrixRow]
+    facts: Sequence[MatrixColumn]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SettingsView:
+    """Settings that are not the same in all runs."""
+
+    names: Sequence[str]
+    differing: Sequence[tuple[str, Sequence[str]]]
 
 
 def compare_page(c: Comparison) -> str:
     """The page of a comparison."""
-    parts = [
+    every = (
         _runs(c),
         _pairs(c),
         _discrimination(c),
@@ -30,15 +142,16 @@ def compare_page(c: Comparison) -> str:
         _scatters(c),
         _sets(c),
         _settings(c),
-    ]
+    )
     title = ", ".join(a.run.name for a in c.analyses[:4]) + (
         " and more" if len(c.analyses) > 4 else ""
     )
-    top = (
-        f'<p class="kicker">{escape(_sets_named(c))}</p><h1>{escape(title)}</h1>'
-        f'<p class="lede">{escape(verdict(c))}</p>'
+    return render_page(
+        Header(kicker=_kicker(c), heading=title, lede=verdict(c)),
+        [section for section in every if section is not None],
+        title=f"Comparison: {title}",
+        footer=FOOTER,
     )
-    return page(f"Comparison: {title}", top, parts, _NO_IMAGES)
 
 
 def verdict(c: Comparison) -> str:
@@ -53,7 +166,7 @@ def verdict(c: Comparison) -> str:
         )
     said = [
         f"{p.a if p.difference.value > 0 else p.b} ranks better than "
-        f"{p.b if p.difference.value > 0 else p.a} by {shown(abs(p.difference.value))}"
+        f"{p.b if p.difference.value > 0 else p.a} by {format_figure(abs(p.difference.value))}"
         for p in clear[:3]
     ]
     rest = f", and {len(clear) - 3} more pairs differ" if len(clear) > 3 else ""
@@ -62,166 +175,99 @@ def verdict(c: Comparison) -> str:
     return f"{'; '.join(said)}{rest}.{same}"
 
 
-def _runs(c: Comparison) -> str:
+def _runs(c: Comparison) -> Section:
     published = published_for(c.analyses[0].run.set_name) if len(_set_names(c)) == 1 else []
-    edges = [
-        v
-        for a in c.analyses
-        for i in [a.evaluation.intervals.get("srcc")]
-        for v in ((i.low, i.high) if i else (a.evaluation.srcc,))
-    ]
-    finite = [v for v in (*edges, *(p.srcc for p in published)) if math.isfinite(v)] or [0.0, 1.0]
-    axis = (min(finite) - 0.02, min(1.0, max(finite)) + 0.02)
-    rows = [_run_row(a, axis) for a in c.analyses]
-    for p in published:
-        bar = draw.interval_bar(p.srcc, math.nan, math.nan, axis)
-        mark = "" if p.comparable else " \N{DAGGER}"
-        cells = [escape(p.model) + mark, "", "", shown(p.srcc), bar, "", shown(p.plcc), "", "", ""]
-        rows.append(row(cells, "few"))
-    head = ["", "Split", "Images", "SRCC", "", "95 % interval", "PLCC, raw", "PLCC, fitted"]
-    note = (
-        "\N{DAGGER} published under another protocol; report.md has the sources."
+    return Section(
+        key="runs",
+        title="Side by side",
+        note="\N{DAGGER} published under another protocol; report.md has the sources."
         if published
-        else ""
-    )
-    return section("runs", "Side by side", note, table([*head, "KRCC", "RMSE, fitted"], rows))
-
-
-def _run_row(a: Analysis, axis: tuple[float, float]) -> str:
-    e = a.evaluation
-    interval = e.intervals.get("srcc")
-    low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
-    return row(
-        [
-            escape(a.run.name),
-            escape(a.run.protocol.get("split", "") or UNKNOWN),
-            str(e.n),
-            shown(e.srcc),
-            draw.interval_bar(e.srcc, low, high, axis),
-            span(e, "srcc"),
-            shown(e.plcc_raw),
-            shown(e.plcc_fit4),
-            shown(e.krcc),
-            shown(e.rmse_fit4, 2),
-        ]
+        else "",
+        template="compare/runs.html",
+        view=RunsView(
+            analyses=c.analyses,
+            published=published,
+            axis=interval_axis(
+                (a.evaluation for a in c.analyses), also=[p.srcc for p in published]
+            ),
+        ),
     )
 
 
-def _pairs(c: Comparison) -> str:
+def _pairs(c: Comparison) -> Section | None:
     if not c.pairs and not c.refusals:
-        return ""
-    rows = []
-    for p in c.pairs:
-        i = p.difference.interval
-        ends = f"{shown(i.low)} to {shown(i.high)}" if i else UNKNOWN
-        rows.append(
-            row(
-                [
-                    f"{escape(p.a)} \N{MINUS SIGN} {escape(p.b)}",
-                    str(p.n),
-                    shown(p.difference.value),
-                    ends,
-                    probability(p.difference.p),
-                    f"<b>{probability(p.p_holm)}</b>",
-                    *(_tested(t) for t in p.tests),
-                ]
-            )
-        )
-    head = [
-        "",
-        "Images",
-        "SRCC difference",
-        "95 % interval",
-        "p",
-        "p, Holm",
-        "Williams",
-        "Meng",
-        "F",
-    ]
-    note = (
-        "Both models on the same images. The interval and p come from a bootstrap over groups; "
-        "Williams and Meng compare the rank correlations, F the residuals after the mapping. "
-        "Images that share a reference are not independent: then trust the bootstrap."
+        return None
+    return Section(
+        key="pairs",
+        title="Is the difference real?",
+        note="Both models on the same images. The interval and p come from a bootstrap over "
+        "groups; Williams and Meng compare the rank correlations, F the residuals after the "
+        "mapping. Images that share a reference are not independent: then trust the bootstrap.",
+        template="compare/pairs.html",
+        view=PairsView(pairs=c.pairs, refusals=c.refusals),
     )
-    skipped = "".join(f"<li>{escape(r)}</li>" for r in c.refusals)
-    body = (table(head, rows) if rows else "") + (
-        f"<ul class='quiet'>{skipped}</ul>" if skipped else ""
-    )
-    return section("pairs", "Is the difference real?", note, body)
 
 
-def _discrimination(c: Comparison) -> str:
+def _discrimination(c: Comparison) -> Section | None:
     if not any(a.pairs.found for a in c.analyses):
-        return ""
-    rows = []
-    for a in c.analyses:
-        found = a.pairs.found
-        if found is None:
-            why = f'<span title="{escape(a.pairs.reason)}">{UNKNOWN}</span>'
-            rows.append(row([escape(a.run.name), UNKNOWN, UNKNOWN, why, why]))
-            continue
-        areas = (shown(found.auc_different), shown(found.auc_better))
-        rows.append(row([escape(a.run.name), str(found.n_pairs), str(found.n_different), *areas]))
-    note = (
-        "Two images are different if their scores differ at the 5 % level, given the spread and "
-        "number of their ratings. Areas under the ROC curve; chance is 0.5."
+        return None
+    return Section(
+        key="told-apart",
+        title="Pairs people can tell apart",
+        note="Two images are different if their scores differ at the 5 % level, given the spread "
+        "and number of their ratings. Areas under the ROC curve; chance is 0.5.",
+        template="compare/discrimination.html",
+        view=c.analyses,
     )
-    head = ["", "Pairs", "Different", "AUC, different or similar", "AUC, better or worse"]
-    return section("told-apart", "Pairs people can tell apart", note, table(head, rows))
 
 
-def _splits(c: Comparison) -> str:
+def _splits(c: Comparison) -> Section | None:
     if max(len(m.runs) for m in c.models) < 2:
-        return ""
-    rows = []
-    for m in c.models:
-        s = summary(m)
-        cells = [escape(m.name), str(len(m.runs)), str(len(m.by_split()) or UNKNOWN)]
-        rows.append(row([*cells, *(shown(s[k]) for k in ("median", "mean", "sd", "min", "max"))]))
-    drawing = draw.boxes([(m.name, m.values("srcc")) for m in c.models], y_label="SRCC")
-    tests = [
-        row(
-            [
-                f"{escape(p.a)} \N{MINUS SIGN} {escape(p.b)}",
-                str(p.splits),
-                shown(p.mean),
-                *(_tested(t) for t in p.tests),
-            ]
-        )
-        for p in c.split_pairs
-    ]
-    heads = ["", "Splits", "Mean difference", "Wilcoxon", "Sign", "Nadeau-Bengio"]
-    told = "".join(f"<li>{escape(p.averaged)}</li>" for p in c.split_pairs if p.averaged)
-    averaged = f"<ul class='quiet'>{told}</ul>" if told else ""
-    note = (
-        "Runs whose settings differ only in the split or the seed are one model. Random splits "
-        "overlap, so the deviation over splits is no standard error; the last test corrects for it."
+        return None
+    return Section(
+        key="splits",
+        title="Over the splits",
+        note="Runs whose settings differ only in the split or the seed are one model. Random "
+        "splits overlap, so the deviation over splits is no standard error; the last test corrects "
+        "for it.",
+        template="compare/splits.html",
+        view=SplitsView(
+            models=[(m, summary(m)) for m in c.models],
+            drawing=draw.boxes([(m.name, m.values("srcc")) for m in c.models], y_label="SRCC"),
+            pairs=c.split_pairs,
+        ),
     )
-    body = (
-        table(["", "Runs", "Splits", "Median SRCC", "Mean", "Deviation", "Least", "Greatest"], rows)
-        + f'<div class="narrow">{figure(drawing, "Median, quartiles, range, and every run.")}</div>'
-        + (f"<h3>Paired over splits</h3>{table(heads, tests)}{averaged}" if tests else "")
-    )
-    return section("splits", "Over the splits", note, body)
 
 
-def _portions(c: Comparison) -> str:
+def _portions(c: Comparison) -> Section | None:
     names = dict.fromkeys((p.kind, p.name) for a in c.analyses for p in a.portions)
     if not names:
-        return ""
-    rows = []
-    for key in names:
-        found = [_portion(m, key) for m in c.models]
-        values = [value for value, _ in found]
-        n = max(count for _, count in found)
-        top = max((v for v in values if math.isfinite(v)), default=math.nan)
-        cells = [f"<b>{shown(v)}</b>" if v == top and n >= FEW else shown(v) for v in values]
-        rows.append(row([escape(key[1]), key[0], str(n), *cells], "few" if n < FEW else ""))
-    head = ["", "", "Images", *(escape(m.name) for m in c.models)]
+        return None
     several = any(len(m.runs) > 1 for m in c.models)
     over = "; medians over the splits, and the most images of a split" if several else ""
-    note = f"Rank correlation inside each group{over}. The highest of a row is bold."
-    return section("portions", "By subset and distortion", note, table(head, rows))
+    return Section(
+        key="portions",
+        title="By subset and distortion",
+        note=f"Rank correlation inside each group{over}. The highest of a row is bold.",
+        template="compare/portions.html",
+        view=PortionsView(
+            models=[m.name for m in c.models], rows=[_portion_row(c, key) for key in names]
+        ),
+    )
+
+
+def _portion_row(c: Comparison, key: tuple[str, str]) -> PortionRow:
+    found = [_portion(m, key) for m in c.models]
+    values, n = [value for value, _ in found], max(count for _, count in found)
+    highest = max((v for v in values if math.isfinite(v)), default=math.nan)
+    return PortionRow(
+        name=key[1],
+        kind=key[0],
+        n=n,
+        is_small=n < FEW,
+        values=values,
+        highest=highest if n >= FEW else math.nan,
+    )
 
 
 def _portion(m: Model, key: tuple[str, str]) -> tuple[float, int]:
@@ -232,128 +278,107 @@ def _portion(m: Model, key: tuple[str, str]) -> tuple[float, int]:
     return middle, max((e.n for e in found), default=0)
 
 
-def _scatters(c: Comparison) -> str:
-    shots = [
-        f"<div><h3>{escape(a.run.name)}</h3>{draw.scatter(a, live=False)}</div>"
-        for a in c.analyses[:_MOST_SCATTERS]
+def _scatters(c: Comparison) -> Section:
+    shots = [(a.run.name, draw.scatter(a, live=False)) for a in c.analyses[:_MOST_SCATTERS]]
+    return Section(
+        key="scatter",
+        title="Predictions against scores",
+        template="compare/scatters.html",
+        view=ScattersView(scatters=shots, validation=_validation(c)),
+    )
+
+
+def _validation(c: Comparison) -> TrainingChart | None:
+    logged = [a for a in c.analyses if "val_srcc" in a.run.curves.epochs]
+    if not logged:
+        return None
+    shortest = min(len(a.run.curves.epochs["epoch"]) for a in logged)
+    at = logged[0].run.curves.epochs["epoch"][:shortest] + 1.0
+    series = [
+        (a.run.name, a.run.curves.epochs["val_srcc"][:shortest]) for a in logged[:_MOST_CURVES]
     ]
-    charts = [a for a in c.analyses if "val_srcc" in a.run.curves.epochs]
-    body = f'<div class="curves half">{"".join(shots)}</div>'
-    if charts:
-        shortest = min(len(a.run.curves.epochs["epoch"]) for a in charts)
-        at = charts[0].run.curves.epochs["epoch"][:shortest] + 1.0
-        series = [(a.run.name, a.run.curves.epochs["val_srcc"][:shortest]) for a in charts[:4]]
-        if any(np.any(np.isfinite(v)) for _, v in series):
-            keys = "".join(
-                f'<span class="key k{i}"><i></i>{escape(n)}</span>'
-                for i, (n, _) in enumerate(series)
-            )
-            body += "<h3>Validation SRCC</h3><div class='small'>"
-            body += figure(draw.curve(at, series, x_label="epochs"), keys) + "</div>"
-    return section("scatter", "Predictions against scores", "", body)
+    if not any(np.any(np.isfinite(values)) for _, values in series):
+        return None
+    return TrainingChart(
+        title="Validation SRCC",
+        drawing=draw.curve(at, series, x_label="epochs"),
+        lines=[name for name, _ in series],
+    )
 
 
-def _sets(c: Comparison) -> str:
+def _sets(c: Comparison) -> Section | None:
     """Cross-set matrix: trained on one set, tested on others."""
     if all(e.own for e in c.matrix):
-        return ""
+        return None
     names = columns(c.matrix)
-    rows = []
-    for model in dict.fromkeys(e.model for e in c.matrix):
-        entries = {e.column: e for e in c.matrix if e.model == model}
-        own = next(e for e in entries.values() if e.own)
-        runs = f", median of {own.runs} runs" if own.runs > 1 else ""
-        title = f"{escape(own.trained_on)} <small>({escape(model)}{runs})</small>"
-        cells = "".join(_set_cell(entries.get(name)) for name in names)
-        rows.append(f"<tr><td>{title}</td>{cells}</tr>")
-    note = (
-        "Large: SRCC. Small: PLCC, raw on a model's own test part (framed), after the mapping on "
-        "other sets; below, what others have published, under their protocols."
+    models = dict.fromkeys(e.model for e in c.matrix)
+    return Section(
+        key="sets",
+        title="Across sets",
+        note="Large: SRCC. Small: PLCC, raw on a model's own test part (framed), after the "
+        "mapping on other sets; below, what others have published, under their protocols.",
+        template="compare/sets.html",
+        view=SetsView(
+            columns=names,
+            rows=[_matrix_row(c, model, names) for model in models],
+            facts=[_matrix_column(c, name) for name in names],
+        ),
     )
-    body = table(["Trained on", *(escape(n) for n in names)], rows, "matrix")
-    body += _set_facts(c, names)
-    return section("sets", "Across sets", note, body)
 
 
-def _set_cell(e: Entry | None) -> str:
+def _matrix_row(c: Comparison, model: str, names: Sequence[str]) -> MatrixRow:
+    entries = {e.column: e for e in c.matrix if e.model == model}
+    own = next(e for e in entries.values() if e.own)
+    runs = f", median of {own.runs} runs" if own.runs > 1 else ""
+    return MatrixRow(
+        trained_on=own.trained_on,
+        model=f"{model}{runs}",
+        cells=[_matrix_cell(entries.get(name)) for name in names],
+    )
+
+
+def _matrix_cell(e: Entry | None) -> MatrixCell | None:
     if e is None:
-        return f"<td>{UNKNOWN}</td>"
-    pearson = e.plcc_raw if e.own else e.plcc_fit4
-    others = (
-        ""
-        if e.own
-        else "".join(
-            f"<br><small>{escape(p.model)} {shown(p.srcc)}</small>"
-            for p in published_across(e.trained_on, e.tested_on)
-        )
-    )
-    kind = "own" if e.own else ""
-    return (
-        f'<td class="{kind}" title="{escape(_set_title(e))}">{shown(e.srcc)} '
-        f"<small>{shown(pearson)}</small>{others}</td>"
-    )
-
-
-def _set_title(e: Entry) -> str:
+        return None
     over = f", median of {e.splits} splits" if e.splits > 1 else ""
-    return f"{e.n} images{over}; {e.direction}; mapping {e.mapping}"
+    return MatrixCell(
+        entry=e,
+        title=f"{e.n} images{over}; {e.direction}; mapping {e.mapping}",
+        pearson=e.plcc_raw if e.own else e.plcc_fit4,
+        published=[] if e.own else published_across(e.trained_on, e.tested_on),
+    )
 
 
-def _set_facts(c: Comparison, names: Sequence[str]) -> str:
-    """What each column is about, in words: hovering is not for everybody."""
-    rows = []
-    for name in names:
-        here = [e for e in c.matrix if e.column == name]
-        across = [e for e in here if not e.own]
-        scale = next((e.scale for e in here if e.scale.is_known), here[0].scale)
-        turned = sorted({f"from {e.trained_on}: {e.direction}" for e in across})
-        counts = sorted({e.n for e in across})
-        which = sorted({e.rule if e.splits > 1 else "all images" for e in across})
-        left = max((e.left_out for e in across), default=0)
-        judged = f"{', '.join(which)}, {counts[0]} images" if across else UNKNOWN
-        cells = [
-            escape(name),
-            escape(scale.description),
-            escape(judged + (f", {left} training images left out" if left else "")),
-            escape("; ".join(turned)) or UNKNOWN,
-            escape("; ".join(sorted({e.mapping for e in across}))) or UNKNOWN,
-        ]
-        rows.append(f"<tr><td>{cells[0]}</td>{''.join(_words(x) for x in cells[1:])}</tr>")
-    head = ["Tested on", "<Scale", "<PartPredictions across sets", "<Direction", "<Mapping"]
-    return table(head, rows)
+def _matrix_column(c: Comparison, name: str) -> MatrixColumn:
+    here = [e for e in c.matrix if e.column == name]
+    across = [e for e in here if not e.own]
+    scale = next((e.scale for e in here if e.scale.is_known), here[0].scale)
+    counts = sorted({e.n for e in across})
+    which = sorted({e.rule if e.splits > 1 else "all images" for e in across})
+    left = max((e.left_out for e in across), default=0)
+    judged = f"{', '.join(which)}, {counts[0]} images" if across else UNKNOWN
+    directions = sorted({f"from {e.trained_on}: {e.direction}" for e in across})
+    return MatrixColumn(
+        name=name,
+        scale=scale.description,
+        images=judged + (f", {left} training images left out" if left else ""),
+        direction="; ".join(directions) or UNKNOWN,
+        mapping="; ".join(sorted({e.mapping for e in across})) or UNKNOWN,
+    )
 
 
-def _words(text: str) -> str:
-    return f'<td class="text">{text}</td>'
-
-
-def _settings(c: Comparison) -> str:
-    rows = [
-        row([escape(name), *(escape(v) or UNKNOWN for v in values)]) for name, values in c.differing
-    ]
-    head = ["", *(escape(a.run.name) for a in c.analyses)]
-    body = table(head, rows) if rows else "<p>The runs have the same settings.</p>"
-    return section("settings", "Settings that differ", "", body)
-
-
-def _tested(t: Verdict) -> str:
-    if not math.isfinite(t.p):
-        return f'<span title="{escape(t.reason)}">{UNKNOWN}</span>'
-    mark = f'<span title="{escape(t.reason)}">*</span>' if t.reason else ""
-    return f"p {probability(t.p)}{mark}"
-
-
-def probability(p: float) -> str:
-    """A p-value as readers expect it."""
-    if not math.isfinite(p):
-        return UNKNOWN
-    return "&lt; .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+def _settings(c: Comparison) -> Section:
+    return Section(
+        key="settings",
+        title="Settings that differ",
+        template="compare/settings.html",
+        view=SettingsView(names=[a.run.name for a in c.analyses], differing=c.differing),
+    )
 
 
 def _set_names(c: Comparison) -> list[str]:
     return list(dict.fromkeys(a.run.set_name for a in c.analyses))
 
 
-def _sets_named(c: Comparison) -> str:
-    names: Sequence[str] = _set_names(c)
-    return f"Comparison of {len(c.analyses)} runs · {', '.join(names)}"
+def _kicker(c: Comparison) -> str:
+    return f"Comparison of {len(c.analyses)} runs · {', '.join(_set_names(c))}"

@@ -4,18 +4,23 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
+from lmcl.evaluation.metrics import Interval
 from lmcl.report.analysis import Analysis
 from lmcl.report.run import Curves
 from lmcl.report.svg import (
     Frame,
     axes,
+    circle,
     colour,
     dot,
     drawing,
+    line,
     padded,
     polyline,
+    rectangle,
     text,
 )
 from shards import ScoreScale
@@ -42,7 +47,7 @@ def score_shares(mos: NDArray[np.float64], scale: ScoreScale) -> NDArray[np.floa
     return np.asarray(share if scale.higher_is_better else 1.0 - share, dtype=np.float64)
 
 
-def scatter(a: Analysis, *, live: bool = True) -> str:
+def scatter(a: Analysis, *, live: bool = True) -> Markup:
     """Scores against predictions, the identity, and the fitted curve; `live` points answer."""
     p, name = a.run.headline, a.run.scale.name
     frame = Frame(x_range=padded(p.prediction), y_range=padded(p.mos), height=460.0)
@@ -60,7 +65,7 @@ def scatter(a: Analysis, *, live: bool = True) -> str:
     return drawing(frame, body, label="Scatter of scores against predictions", kind=kind)
 
 
-def residuals(a: Analysis) -> str:
+def residuals(a: Analysis) -> Markup:
     """Prediction minus score against the score, beside how often each error occurs."""
     p = a.run.headline
     frame = Frame(x_range=padded(p.mos), y_range=padded(a.residual), height=300.0, right=92.0)
@@ -77,7 +82,7 @@ def residuals(a: Analysis) -> str:
     return drawing(frame, body, label="Errors against scores", kind="points")
 
 
-def embedding_map(a: Analysis) -> str:
+def embedding_map(a: Analysis) -> Markup:
     """The embeddings in a plane, coloured by score."""
     frame = Frame(
         x_range=padded(a.map_xy[:, 0]), y_range=padded(a.map_xy[:, 1]), height=420.0, left=76.0
@@ -94,7 +99,7 @@ def embedding_map(a: Analysis) -> str:
 
 def curve(
     x: NDArray[np.float64], series: Sequence[tuple[str, NDArray[np.float64]]], *, x_label: str
-) -> str:
+) -> Markup:
     """One small training chart; the first series is the strong one."""
     every = np.concatenate([values for _, values in series])
     frame = Frame(
@@ -107,10 +112,7 @@ def curve(
     for place, (title, values) in enumerate(series):
         body.append(polyline(frame, x, values, f"curve c{place}", title=title))
         if len(values) == 1:
-            body.append(
-                f'<circle class="mark c{place}" cx="{frame.x(x[0]):.1f}" '
-                f'cy="{frame.y(values[0]):.1f}" r="4"/>'
-            )
+            body.append(circle(f"mark c{place}", frame.x(x[0]), frame.y(values[0]), radius=4.0))
     names = ", ".join(title for title, _ in series)
     return drawing(frame, body, label=f"{names} during training")
 
@@ -122,7 +124,7 @@ def global_steps(curves: Curves) -> NDArray[np.float64]:
     return np.asarray(epoch + (step + 1.0) / per_epoch, dtype=np.float64)
 
 
-def boxes(groups: Sequence[tuple[str, NDArray[np.float64]]], *, y_label: str) -> str:
+def boxes(groups: Sequence[tuple[str, NDArray[np.float64]]], *, y_label: str) -> Markup:
     """Median, quartiles, range and every value, one box per group."""
     every = np.concatenate([values for _, values in groups])
     frame = Frame(
@@ -133,28 +135,22 @@ def boxes(groups: Sequence[tuple[str, NDArray[np.float64]]], *, y_label: str) ->
     for i, (name, values) in enumerate(groups):
         low, q1, median, q3, high = np.percentile(values, [0, 25, 50, 75, 100])
         x, top, bottom = frame.x(float(i)), frame.y(float(q3)), frame.y(float(q1))
-        body.append(
-            f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(low):.1f}" '
-            f'y2="{frame.y(high):.1f}"/>'
-            f'<rect class="box" x="{x - half:.1f}" y="{top:.1f}" width="{2 * half:.1f}" '
-            f'height="{max(bottom - top, 1.0):.1f}"/>'
-            f'<line class="median" x1="{x - half:.1f}" x2="{x + half:.1f}" '
-            f'y1="{frame.y(median):.1f}" y2="{frame.y(median):.1f}"/>'
-        )
         body += [
-            f'<circle class="mark c0" cx="{x:.1f}" cy="{frame.y(v):.1f}" r="3"/>'
-            for v in values.tolist()
+            line("whisker", x1=x, x2=x, y1=frame.y(low), y2=frame.y(high)),
+            rectangle("box", x=x - half, y=top, width=2 * half, height=max(bottom - top, 1.0)),
+            line("median", x1=x - half, x2=x + half, y1=frame.y(median), y2=frame.y(median)),
         ]
+        body += [circle("mark c0", x, frame.y(v), radius=3.0) for v in values.tolist()]
         body.append(text(x, frame.height - 24, name[:24], "tick", anchor="middle"))
     return drawing(frame, body, label=f"{y_label} per split")
 
 
-def interval_bar(value: float, low: float, high: float, span: tuple[float, float]) -> str:
-    """A dot with its interval on a shared scale, to stand in a table cell."""
+def interval_bar(value: float, interval: Interval | None, axis: tuple[float, float]) -> Markup:
+    """A dot with its interval on a shared axis, to stand in a table cell."""
     if not math.isfinite(value):
-        return ""
+        return Markup()
     frame = Frame(
-        x_range=span,
+        x_range=axis,
         y_range=(0.0, 1.0),
         width=160.0,
         height=16.0,
@@ -163,35 +159,36 @@ def interval_bar(value: float, low: float, high: float, span: tuple[float, float
         top=0.0,
         bottom=0.0,
     )
-    rail = '<line class="grid" x1="5" x2="155" y1="8" y2="8"/>'
-    whole = (
-        f'<line class="interval" x1="{frame.x(max(low, span[0])):.1f}" '
-        f'x2="{frame.x(min(high, span[1])):.1f}" y1="8" y2="8"/>'
-        if math.isfinite(low + high)
-        else ""
-    )
-    mark = f'<circle class="mark c0" cx="{frame.x(value):.1f}" cy="8" r="4"/>'
-    return drawing(frame, [rail, whole, mark], label=f"{value:.3f}", kind="inline")
+    parts = [line("grid", x1=5.0, x2=155.0, y1=8.0, y2=8.0)]
+    if interval is not None and math.isfinite(interval.low + interval.high):
+        low, high = max(interval.low, axis[0]), min(interval.high, axis[1])
+        parts.append(line("interval", x1=frame.x(low), x2=frame.x(high), y1=8.0, y2=8.0))
+    parts.append(circle("mark c0", frame.x(value), 8.0, radius=4.0))
+    return drawing(frame, parts, label=f"{value:.3f}", kind="inline")
 
 
 def _clipped(
     frame: Frame, x: NDArray[np.float64], y: NDArray[np.float64], kind: str, title: str
-) -> str:
+) -> Markup:
     low, high = frame.y_range
     inside = np.where((y >= low) & (y <= high), y, math.nan)
     return polyline(frame, x, inside, kind, title=title)
 
 
-def _histogram(frame: Frame, values: NDArray[np.float64]) -> list[str]:
+def _histogram(frame: Frame, values: NDArray[np.float64]) -> list[Markup]:
     if len(values) == 0:
         return []
     count, edges = np.histogram(values, bins=30, range=frame.y_range)
     start, room = frame.width - frame.right + 8.0, frame.right - 16.0
     return [
-        f'<rect class="bar" x="{start:.1f}" y="{frame.y(edges[i + 1]):.1f}" '
-        f'width="{room * c / max(1, count.max()):.1f}" '
-        f'height="{frame.y(edges[i]) - frame.y(edges[i + 1]) - 1:.1f}">'
-        f"<title>{c} images</title></rect>"
+        rectangle(
+            "bar",
+            x=start,
+            y=frame.y(edges[i + 1]),
+            width=room * c / max(1, count.max()),
+            height=frame.y(edges[i]) - frame.y(edges[i + 1]) - 1,
+            title=f"{c} images",
+        )
         for i, c in enumerate(count.tolist())
         if c
     ]

@@ -7,7 +7,6 @@ labels are needed, and a handful of pairs tells more than thousands of images bo
 Source: Ma et al. [2020], Group Maximum Differentiation Competition; top pairs per level, greedily.
 """
 
-import base64
 import csv
 import dataclasses
 import io
@@ -15,18 +14,19 @@ import json
 import math
 from collections import deque
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
 from lmcl.errors import LmclError
-from lmcl.report.markup import section, shown
-from lmcl.report.page import page
+from lmcl.report.formatting import format_figure
+from lmcl.report.page import Header, Section, render_page
+from lmcl.report.pictures import embedded_jpeg
 from lmcl.utils.files import write_atomic
 from pipeline.decode import decode_rgb
 
@@ -70,6 +70,37 @@ class Duel:
     """Attacker's difference, in standard deviations of its scores."""
     slack: float
     """Defender's absolute difference, in standard deviations of its scores."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DuelImage:
+    """One image of a pair, as the page shows it."""
+
+    path: str
+    attacker_score: str
+    defender_score: str
+    jpeg: Markup
+    """In base64."""
+    refusal: str
+    """Why there is none; else empty."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DuelView:
+    """A pair; both differences in standard deviations."""
+
+    gap: str
+    slack: str
+    images: list[DuelImage]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SideView:
+    """All pairs by which one model attacks the other, by level."""
+
+    attacker: str
+    defender: str
+    levels: list[tuple[str, list[DuelView]]]
 
 
 def compare_models(
@@ -303,21 +334,16 @@ def write_duels(
         gaps = (f"{duel.gap:.6f}", f"{duel.slack:.6f}")
         writer.writerow([duel.attacker, duel.defender, duel.level, *names, *gaps])
     write_atomic(output / "gmad.csv", out.getvalue().encode())
-    parts = [
-        _side(attacker, defender, duels, levels, images) for attacker, defender in ((a, b), (b, a))
-    ]
-    top = (
-        '<p class="kicker">Group maximum differentiation</p>'
-        f"<h1>{escape(a.name)} against {escape(b.name)}</h1>"
-        '<p class="lede">In every pair one model sees two images of equal quality and the other a '
-        f"great difference. Look, and judge the models. Pool: {len(a.path)} images.</p>"
-        f'<p class="note">{escape(_scales(a, b))}</p>'
-    )
-    html = page(
-        f"{a.name} against {b.name}",
-        top,
-        parts,
-        '{"rows":[],"thumbs":{}}',
+    html = render_page(
+        Header(
+            kicker="Group maximum differentiation",
+            heading=f"{a.name} against {b.name}",
+            lede="In every pair one model sees two images of equal quality and the other a great "
+            f"difference. Look, and judge the models. Pool: {len(a.path)} images.",
+            note=_scales(a, b),
+        ),
+        [_side(x, y, duels, levels, images) for x, y in ((a, b), (b, a))],
+        title=f"{a.name} against {b.name}",
         footer="Written by lmcl gmad. The same pairs stand in gmad.csv.",
     )
     write_atomic(output / "gmad.html", html.encode())
@@ -331,24 +357,25 @@ def _scales(a: Scores, b: Scores) -> str:
     return f"{'; '.join(known)}. {small}noise." if known else f"{small}noise."
 
 
-def _side(attacker: Scores, defender: Scores, duels: list[Duel], levels: int, images: Path) -> str:
+def _side(
+    attacker: Scores, defender: Scores, duels: list[Duel], levels: int, images: Path
+) -> Section:
     blocks = []
     for level in range(1, levels + 1):
         mine = [d for d in duels if d.attacker == attacker.name and d.level == level]
-        if not mine:
-            continue
-        blocks.append(f"<h3>Level {level} of {levels}{_place(level, levels)}</h3>")
-        blocks += [_duel(duel, attacker, defender, images) for duel in mine]
-    strong, weak = escape(attacker.name), escape(defender.name)
-    note = (
-        f"{weak} calls the images of a pair equal, {strong} prefers the left one. If you see the "
-        f"difference, {strong} wins the pair. Levels are equally large parts of the pool by the "
-        f"scores of {weak}."
+        if mine:
+            title = f"Level {level} of {levels}{_place(level, levels)}"
+            blocks.append((title, [_duel_view(d, attacker, defender, images) for d in mine]))
+    strong, weak = attacker.name, defender.name
+    return Section(
+        key=f"{strong}-attacks".replace(" ", "-"),
+        title=f"{strong} attacks {weak}",
+        note=f"{weak} calls the images of a pair equal, {strong} prefers the left one. If you see "
+        f"the difference, {strong} wins the pair. Levels are equally large parts of the pool by "
+        f"the scores of {weak}.",
+        template="gmad.html",
+        view=SideView(attacker=strong, defender=weak, levels=blocks),
     )
-    key = f"{attacker.name}-attacks".replace(" ", "-")
-    title = f"{attacker.name} attacks {defender.name}"
-    nothing = f'<p class="quiet">No two images that {weak} calls equal differ for {strong}.</p>'
-    return section(escape(key), title, note, "".join(blocks) or nothing)
 
 
 def _place(level: int, levels: int) -> str:
@@ -357,28 +384,28 @@ def _place(level: int, levels: int) -> str:
     return {1: ", the worst", levels: ", the best"}.get(level, "")
 
 
-def _duel(duel: Duel, attacker: Scores, defender: Scores, images: Path) -> str:
-    pair = "".join(
-        f"<figure>{_picture(images / attacker.path[row])}<figcaption>"
-        f"{escape(attacker.name)} <b>{shown(attacker.as_filed(row))}</b><br>"
-        f"{escape(defender.name)} <b>{shown(defender.as_filed(row))}</b><br>"
-        f"{escape(attacker.path[row])}</figcaption></figure>"
-        for row in (duel.better, duel.worse)
-    )
-    return (
-        f'<p class="note">{shown(duel.gap, 2)} standard deviations apart for '
-        f"{escape(attacker.name)}, {shown(duel.slack, 2)} for {escape(defender.name)}</p>"
-        f'<div class="pair">{pair}</div>'
+def _duel_view(duel: Duel, attacker: Scores, defender: Scores, images: Path) -> DuelView:
+    shown = []
+    for row in (duel.better, duel.worse):
+        jpeg, refusal = _picture(images / attacker.path[row])
+        shown.append(
+            DuelImage(
+                path=attacker.path[row],
+                attacker_score=format_figure(attacker.as_filed(row)),
+                defender_score=format_figure(defender.as_filed(row)),
+                jpeg=jpeg,
+                refusal=refusal,
+            )
+        )
+    return DuelView(
+        gap=format_figure(duel.gap, 2), slack=format_figure(duel.slack, 2), images=shown
     )
 
 
-def _picture(file: Path) -> str:
+def _picture(file: Path) -> tuple[Markup, str]:
+    """A JPEG in base64, or why there is none."""
     try:
         image = Image.fromarray(decode_rgb(file.read_bytes()))
     except Exception as error:  # whatever a decoder says, the pair is still worth listing
-        return f'<p class="quiet">cannot be shown: {escape(str(error))}</p>'
-    image.thumbnail((_SIDE, _SIDE))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=88)
-    encoded = base64.b64encode(out.getvalue()).decode()
-    return f'<div class="pic"><img alt="" src="data:image/jpeg;base64,{encoded}"></div>'
+        return Markup(), str(error)
+    return embedded_jpeg(image, side=_SIDE, quality=88), ""

@@ -5,7 +5,13 @@
   const card = document.getElementById("card");
   const status = document.getElementById("status");
   const round = (v) => (v === null ? "–" : Number(v.toPrecision(4)).toString().replace("-", "−"));
-  const plain = (s) => String(s).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
+  // Built as nodes: text stays text, and the policy of the page allows no style attributes.
+  const make = (tag, kind, ...children) => {
+    const node = document.createElement(tag);
+    if (kind) node.className = kind;
+    node.append(...children);
+    return node;
+  };
 
   // Average ranks, then Pearson: the same rule as lmcl.metrics, for the filtered images.
   const ranks = (values) => {
@@ -50,11 +56,23 @@
   };
   const show = (i, x, y) => {
     const r = rows[i], thumb = data.thumbs[r.id];
-    const box = r.box ? `<span class="salient" style="left:${r.box[0]}%;top:${r.box[1]}%;width:${r.box[2]}%;height:${r.box[3]}%"></span>` : "";
-    const picture = thumb ? `<div class="pic show-box"><img alt="" src="data:image/jpeg;base64,${thumb}">${box}</div>` : "";
-    const kind = [r.subset, r.distortion, r.level >= 0 ? `level ${r.level}` : ""].filter(Boolean).map(plain).join(", ");
+    const parts = [];
+    if (thumb) {
+      const image = make("img");
+      image.alt = "";
+      image.src = `data:image/jpeg;base64,${thumb}`;
+      parts.push(make("div", "pic show-box", image));
+    }
+    if (thumb && r.box) {
+      const box = make("span", "salient");
+      ["left", "top", "width", "height"].forEach((side, k) => { box.style[side] = `${r.box[k]}%`; });
+      parts[0].append(box);
+    }
+    const kind = [r.subset, r.distortion, r.level >= 0 ? `level ${r.level}` : ""].filter(Boolean).join(", ");
     const spread = r.std === null ? "" : ` ± ${round(r.std)}`;
-    card.innerHTML = `${picture}<p>${plain(r.path)}</p><p>${kind}</p><p>score <b>${round(r.mos)}</b>${spread}, prediction <b>${round(r.prediction)}</b></p>`;
+    parts.push(make("p", "", r.path), make("p", "", kind), make("p", "",
+      "score ", make("b", "", round(r.mos)), `${spread}, prediction `, make("b", "", round(r.prediction))));
+    card.replaceChildren(...parts);
     card.hidden = false;
     const w = card.offsetWidth, h = card.offsetHeight;
     card.style.left = `${Math.max(8, x + 18 + w > innerWidth ? x - w - 18 : x + 18)}px`;

@@ -1,18 +1,19 @@
 """Thumbnails, salient boxes and attention maps as they stand in the page."""
 
 import base64
+import dataclasses
 import io
 import json
 import math
-from html import escape
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from lmcl.evaluation.predictions import Predictions
 from lmcl.report.analysis import Analysis
-from lmcl.report.markup import shown
+from lmcl.report.formatting import format_figure
 from lmcl.report.run import RunData
 
 _HOVER_SIDE = 160
@@ -20,6 +21,25 @@ _HOVER_BYTES = 7000
 _MOST_BYTES = 16_000_000
 """All hover images together, before base64; beyond it the rest of the points show text only."""
 _ATTENTION = (255, 158, 64)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One image of the gallery, as the template shows it."""
+
+    row: int
+    """Of the headline predictions; the page's script finds the image by it."""
+    jpeg: Markup
+    """Its thumbnail in base64; empty if there is none."""
+    attention: Markup
+    """Its attention map as a PNG in base64; empty if there is none."""
+    box: str
+    """The place of its salient box as declarations of CSS; empty if unknown."""
+    score: str
+    prediction: str
+    error: str
+    """Prediction minus score, with its sign."""
+    path: str
 
 
 def hover_data(a: Analysis, *, pictures: bool = True) -> str:
@@ -39,25 +59,31 @@ def hover_data(a: Analysis, *, pictures: bool = True) -> str:
     return text.replace("<", "\\u003c")
 
 
-def shot(run: RunData, row: int) -> str:
+def embedded_jpeg(image: Image.Image, *, side: int, quality: int) -> Markup:
+    """A JPEG of the image in base64, its longer side at most `side` pixels."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=quality)
+    return Markup(base64.b64encode(out.getvalue()).decode())
+
+
+def shot(run: RunData, row: int) -> Shot:
     """One image of the gallery with its box, its attention and its figures."""
     p = run.headline
     key = int(p.id[row])
-    thumb = run.thumb(key)
-    picture = (
-        f'<div class="pic"><img alt="" src="data:image/jpeg;base64,{_base64(thumb)}">'
-        f"{_overlay(run.attention(key))}{_salient(p, row)}</div>"
-        if thumb.is_file()
-        else ""
-    )
     digits = 1 if float(np.nanmax(np.abs(p.mos))) > 20 else 2
     mos, prediction = float(p.mos[row]), float(p.prediction[row])
     sign = "+" if prediction >= mos else ""
-    return (
-        f'<figure class="shot" data-i="{row}">{picture}<figcaption>score '
-        f"<b>{shown(mos, digits)}</b>, prediction <b>{shown(prediction, digits)}</b> "
-        f"({sign}{shown(prediction - mos, digits)})<br>"
-        f"{escape(str(p.path[row]))}</figcaption></figure>"
+    return Shot(
+        row=row,
+        jpeg=_base64(run.thumb(key)),
+        attention=_overlay(run.attention(key)),
+        box=_box_css(p, row),
+        score=format_figure(mos, digits),
+        prediction=format_figure(prediction, digits),
+        error=sign + format_figure(prediction - mos, digits),
+        path=str(p.path[row]),
     )
 
 
@@ -103,14 +129,14 @@ def _small(file: Path) -> bytes:
     return out.getvalue()
 
 
-def _base64(file: Path) -> str:
-    return base64.b64encode(file.read_bytes()).decode()
+def _base64(file: Path) -> Markup:
+    return Markup(base64.b64encode(file.read_bytes()).decode()) if file.is_file() else Markup()
 
 
-def _overlay(file: Path) -> str:
+def _overlay(file: Path) -> Markup:
     """The attention map as one transparent colour; the browser smooths it over the image."""
     if not file.is_file():
-        return ""
+        return Markup()
     with Image.open(file) as image:
         grey = np.asarray(image.convert("L"), dtype=np.float64)
     share = (grey - grey.min()) / max(float(np.ptp(grey)), 1.0)
@@ -119,14 +145,12 @@ def _overlay(file: Path) -> str:
     rgba[..., 3] = np.round(215 * share)
     out = io.BytesIO()
     Image.fromarray(rgba).save(out, "PNG")
-    encoded = base64.b64encode(out.getvalue()).decode()
-    return f'<img class="att" alt="" src="data:image/png;base64,{encoded}">'
+    return Markup(base64.b64encode(out.getvalue()).decode())
 
 
-def _salient(p: Predictions, row: int) -> str:
+def _box_css(p: Predictions, row: int) -> str:
     box = box_percent(p, row)
     if box is None:
         return ""
     left, top, wide, tall = box
-    place = f"left:{left}%;top:{top}%;width:{wide}%;height:{tall}%"
-    return f'<span class="salient" style="{place}"></span>'
+    return f"left:{left}%;top:{top}%;width:{wide}%;height:{tall}%"

@@ -1,182 +1,287 @@
-"""The sections of a single run's page, in reading order."""
+"""The sections of a single run's page, in reading order: what each shows, for its template.
 
+A section is a function here that returns a `Section` (None if there is nothing to show), its
+template in `templates/run/`, and its place in `run_sections`.
+"""
+
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from lmcl.evaluation.metrics import Interval
+from lmcl.evaluation.metrics import Evaluation, Interval
 from lmcl.report import figures as draw
 from lmcl.report.analysis import FEW, Analysis, Cell, Other, Portion, mapping_words
-from lmcl.report.markup import (
+from lmcl.report.formatting import (
     UNKNOWN,
-    facts,
-    figure,
     figure_name,
-    filter_button,
-    row,
-    section,
-    shown,
-    span,
-    table,
+    format_figure,
+    format_interval,
 )
+from lmcl.report.page import HeroFigure, Section
 from lmcl.report.pictures import shot
 from lmcl.report.published import Published, published_across, published_for
 from lmcl.report.svg import colour
 
-_RAMP = '<span class="key"><i class="ramp"></i>scores, worst to best</span>'
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadlineView:
+    """The run's own row and those of others."""
+
+    name: str
+    evaluation: Evaluation
+    protocol: str
+    published: Sequence[Published]
+    axis: tuple[float, float]
+    """Of the drawn intervals."""
 
 
-def headline(a: Analysis) -> str:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgreementView:
+    """Scatter, residuals, and the buttons that filter them."""
+
+    chips: Sequence[tuple[str, Sequence[str]]]
+    """Column and its values, for columns with several."""
+    scatter: Markup
+    residuals: Markup
+    line_because: str
+    """Why the fitted curve is a straight line; empty if it is none."""
+    drawn: int
+    scored: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeatCell:
+    """The mean absolute error of one distortion at one level."""
+
+    label: str
+    title: str
+    n: int
+    is_small: bool
+    background: str
+    """A declaration of CSS."""
+    conditions: Sequence[tuple[str, str]]
+    """What leaves only its images."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PortionsView:
+    """Tables of portions, and the heat map of distortions."""
+
+    tables: Sequence[tuple[str, tuple[float, float], Sequence[Portion]]]
+    """Title, axis of the drawn intervals, portions."""
+    few: int
+    """Fewer images than this are grey."""
+    levels: Sequence[str]
+    heat: Sequence[tuple[str, Sequence[HeatCell | None]]]
+    """A row per distortion, a cell per level."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingChart:
+    """One small chart over the epochs."""
+
+    title: str
+    drawing: Markup
+    lines: Sequence[str]
+    """Names of its lines, in the order of their colours."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProtocolView:
+    """Names and values in two columns, the settings, and what the folder lacks."""
+
+    measured: Mapping[str, str]
+    machine: Mapping[str, str]
+    settings: Mapping[str, str]
+    missing: Sequence[str]
+
+
+def run_sections(a: Analysis) -> list[Section]:
+    """All sections of a run's page that have something to show."""
+    every = (
+        headline(a),
+        agreement(a),
+        portions(a),
+        discrimination(a),
+        gallery(a),
+        embedding(a),
+        training(a),
+        others(a),
+        protocol(a),
+    )
+    return [section for section in every if section is not None]
+
+
+def headline(a: Analysis) -> Section:
     """The figures of the run, beside what others publish for the set."""
     e = a.evaluation
     published = published_for(a.run.set_name)
-    values = [e.srcc, *(p.srcc for p in published)]
-    values += [edge for i in [e.intervals.get("srcc")] if i for edge in (i.low, i.high)]
-    finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
-    low, high = min(finite) - 0.02, min(1.0, max(finite) + 0.02)
-    rows = [_own_row(a, (low, high))] + [_published_row(p, (low, high)) for p in published]
     note = (
         "Figures of others come from their papers. Most choose the epoch on the test part, so "
         "their protocol is easier than ours; the last column says how."
         if published
-        else f"No published figures are on file for {escape(a.run.set_name)}."
+        else f"No published figures are on file for {a.run.set_name}."
     )
-    head = ["", "SRCC", "", "95 % interval", "PLCC", "<Protocol"]
-    return section("headline", "Beside published results", note, table(head, rows))
+    axis = interval_axis([e], also=[p.srcc for p in published])
+    return Section(
+        key="headline",
+        title="Beside published results",
+        note=note,
+        template="run/headline.html",
+        view=HeadlineView(
+            name=a.run.name,
+            evaluation=e,
+            protocol=_own_protocol(a),
+            published=published,
+            axis=axis,
+        ),
+    )
 
 
-def agreement(a: Analysis) -> str:
+def interval_axis(
+    evaluations: Iterable[Evaluation], *, also: Iterable[float] = (), margin: float = 0.02
+) -> tuple[float, float]:
+    """An axis on which all these rank correlations and their intervals find room."""
+    edges = [*also]
+    for e in evaluations:
+        interval = e.intervals.get("srcc")
+        edges += [e.srcc, interval.low, interval.high] if interval else [e.srcc]
+    finite = [v for v in edges if math.isfinite(v)] or [0.0, 1.0]
+    return min(finite) - margin, min(1.0, max(finite)) + margin
+
+
+def agreement(a: Analysis) -> Section:
     """Scatter and residuals with the filters."""
-    p = a.run.headline
-    chips = [_chips(p.subset, "subset"), _chips(p.distortion, "distortion")]
-    fit = a.evaluation.fit4
-    state = "" if fit.status == "ok" else f" The curve is a straight line: {escape(fit.reason)}."
-    drawn = len(draw.drawn_rows(a))
-    sample = f" {drawn} of {a.evaluation.n} images are drawn." if drawn < a.evaluation.n else ""
-    body = (
-        f'{"".join(chips)}<p id="status" aria-live="polite"></p><div class="two">'
-        + figure(
-            draw.scatter(a),
-            f"{_RAMP}Solid: the fitted curve. Dotted: prediction equals score.{state}{sample}",
-        )
-        + figure(draw.residuals(a), "Errors over the range of scores, and how often they occur.")
-        + "</div>"
+    p, fit = a.run.headline, a.evaluation.fit4
+    columns = (("subset", p.subset), ("distortion", p.distortion))
+    names = [(key, sorted({str(v) for v in values} - {""})) for key, values in columns]
+    return Section(
+        key="agreement",
+        title="Predictions against scores",
+        note="Point at an image to see it, click to keep it. Choose a group to see it alone.",
+        template="run/agreement.html",
+        view=AgreementView(
+            chips=[(key, values) for key, values in names if len(values) > 1],
+            scatter=draw.scatter(a),
+            residuals=draw.residuals(a),
+            line_because="" if fit.status == "ok" else fit.reason,
+            drawn=len(draw.drawn_rows(a)),
+            scored=a.evaluation.n,
+        ),
     )
-    note = "Point at an image to see it, click to keep it. Choose a group to see it alone."
-    return section("agreement", "Predictions against scores", note, body)
 
 
-def portions(a: Analysis) -> str:
-    """Figures inside each subset and each distortion; empty if the set has neither."""
-    parts = []
+def portions(a: Analysis) -> Section | None:
+    """Figures inside each subset and each distortion; None if the set has neither."""
+    tables = []
     for kind, title in (("subset", "Subsets"), ("distortion", "Distortions")):
         some = [p for p in a.portions if p.kind == kind]
         if some:
-            parts.append(f"<h3>{title}</h3>" + _portion_table(some, a))
-    if a.cells:
-        heading = "<h3>Mean absolute error by distortion and level; small: images</h3>"
-        parts.append(heading + _heat_map(a))
-    if not parts:
-        return ""
-    note = (
-        "Rank correlations inside a group are lower than over the whole set: the easy differences, "
-        f"those between groups, are gone. Groups of fewer than {FEW} images are grey."
+            tables.append((title, interval_axis(p.evaluation for p in some), some))
+    if not tables and not a.cells:
+        return None
+    levels = sorted({c.level for c in a.cells})
+    return Section(
+        key="portions",
+        title="Where it holds",
+        note="Rank correlations inside a group are lower than over the whole set: the easy "
+        "differences, those between groups, are gone. Groups of fewer than "
+        f"{FEW} images are grey.",
+        template="run/portions.html",
+        view=PortionsView(
+            tables=tables,
+            few=FEW,
+            levels=[f"level {level}" for level in levels],
+            heat=_heat_map(a, levels),
+        ),
     )
-    return section("portions", "Where it holds", note, "".join(parts))
 
 
-def discrimination(a: Analysis) -> str:
+def discrimination(a: Analysis) -> Section:
     """Krasula's analysis: whether predictions tell apart what people can; or why not."""
-    if a.pairs.found is None:
-        reason = f"Not shown: {escape(a.pairs.reason)}."
-        return section("pairs", "Pairs people can tell apart", reason, "")
+    key, title = "pairs", "Pairs people can tell apart"
     found = a.pairs.found
+    if found is None:
+        return Section(key=key, title=title, note=f"Not shown: {a.pairs.reason}.")
     similar = found.n_pairs - found.n_different
-    rows = [
-        _pair_row(
+    missing = f" {a.pairs.reason.capitalize()}." if a.pairs.reason else ""
+    rows: list[tuple[str, str, float, Interval | None]] = [
+        (
             "different or similar?",
             f"{found.n_different} against {similar}",
             found.auc_different,
             found.auc_different_interval,
         ),
-        _pair_row(
+        (
             "which one is better?",
             str(found.n_different),
             found.auc_better,
             found.auc_better_interval,
         ),
     ]
-    missing = f" {escape(a.pairs.reason).capitalize()}." if a.pairs.reason else ""
-    note = (
-        "Two images are different if their scores differ at the 5 % level, given the deviation of "
-        f"each image's ratings and {a.pairs.ratings} ratings a score ({escape(a.pairs.source)}). "
-        f"Chance is 0.5. The order of {shown(100 * found.correct, 1)} % of the different pairs is "
-        "right. The intervals take pairs for independent, which they are not: they are too "
-        f"narrow.{missing}"
+    return Section(
+        key=key,
+        title=title,
+        note="Two images are different if their scores differ at the 5 % level, given the "
+        f"deviation of each image's ratings and {a.pairs.ratings} ratings a score "
+        f"({a.pairs.source}). Chance is 0.5. The order of {format_figure(100 * found.correct, 1)} "
+        "% of the different pairs is right. The intervals take pairs for independent, which they "
+        f"are not: they are too narrow.{missing}",
+        template="run/discrimination.html",
+        view=rows,
     )
-    head = ["Can the predictions tell", "Pairs", "AUC", "95 % interval"]
-    return section("pairs", "Pairs people can tell apart", note, table(head, rows))
 
 
-def _pair_row(question: str, pairs: str, auc: float, interval: Interval | None) -> str:
-    ends = f"{shown(interval.low)} to {shown(interval.high)}" if interval else UNKNOWN
-    return row([question, pairs, shown(auc), ends])
-
-
-def gallery(a: Analysis) -> str:
+def gallery(a: Analysis) -> Section | None:
     """Images with the greatest and the smallest errors."""
     if not len(a.worst):
-        return ""
-    switches = (
-        '<div class="chips"><label><input type="checkbox" data-show="show-box" checked>'
-        'salient box</label><label><input type="checkbox" data-show="show-attention">'
-        "attention</label></div>"
+        return None
+    lists = (("Furthest from their scores", a.worst), ("Closest to their scores", a.best))
+    return Section(
+        key="images",
+        title="Images",
+        note="The box is the crop the teacher finds salient; attention is its CLS map.",
+        template="run/gallery.html",
+        view=[(title, [shot(a.run, int(i)) for i in rows]) for title, rows in lists],
     )
-    shots = {
-        "Furthest from their scores": a.worst,
-        "Closest to their scores": a.best,
-    }
-    body = switches + "".join(
-        f'<h3>{title}</h3><div class="gallery">'
-        + "".join(shot(a.run, int(i)) for i in rows)
-        + "</div>"
-        for title, rows in shots.items()
-    )
-    note = "The box is the crop the teacher finds salient; attention is its CLS map."
-    return section("images", "Images", note, body)
 
 
-def embedding(a: Analysis) -> str:
-    """The map of the embeddings; empty if the run kept none."""
+def embedding(a: Analysis) -> Section | None:
+    """The map of the embeddings; None if the run kept none."""
     if not len(a.map_xy):
-        return ""
-    note = (
-        "Mean embedding of each image's crops, brought to a plane (principal components, or UMAP "
-        "where umap-learn is installed). Quality that is learned shows as a direction along which "
-        "the colour changes."
+        return None
+    return Section(
+        key="map",
+        title="Map of the embeddings",
+        note="Mean embedding of each image's crops, brought to a plane (principal components, or "
+        "UMAP where umap-learn is installed). Quality that is learned shows as a direction along "
+        "which the colour changes.",
+        template="run/embedding.html",
+        view=draw.embedding_map(a),
     )
-    body = f'<div class="narrow">{figure(draw.embedding_map(a), _RAMP)}</div>'
-    return section("map", "Map of the embeddings", note, body)
 
 
-def training(a: Analysis) -> str:
+def training(a: Analysis) -> Section | None:
     """Losses, the mechanism's own figures, validation and speed over the epochs."""
     charts = training_charts(a)
     if not charts:
-        return ""
-    note = (
-        "Intra-share is the part of the contrastive softmax that goes to other crops of the same "
-        "image; intra-image similarity is the mean cosine between them. If the similarity reaches "
-        "1 the crops of an image have collapsed."
+        return None
+    return Section(
+        key="training",
+        title="Training",
+        note="Intra-share is the part of the contrastive softmax that goes to other crops of the "
+        "same image; intra-image similarity is the mean cosine between them. If the similarity "
+        "reaches 1 the crops of an image have collapsed.",
+        template="run/training.html",
+        view=charts,
     )
-    return section("training", "Training", note, f'<div class="curves">{"".join(charts)}</div>')
 
 
-def training_charts(a: Analysis) -> list[str]:
+def training_charts(a: Analysis) -> list[TrainingChart]:
     """One small chart per group of logged values that are there."""
     steps, epochs = a.run.curves.steps, a.run.curves.epochs
     charts = []
@@ -200,7 +305,21 @@ def training_charts(a: Analysis) -> list[str]:
     return charts
 
 
-def protocol(a: Analysis) -> str:
+def others(a: Analysis) -> Section | None:
+    """The same model on other parts and other sets; None if there are none."""
+    if not a.others:
+        return None
+    return Section(
+        key="others",
+        title="Other parts and other sets",
+        note=f"The same weights, trained on {a.run.set_name}. For other sets look at the fitted "
+        "PLCC: their scale is not the one the model answers in.",
+        template="run/others.html",
+        view=[(other, _other_words(a, other)) for other in a.others],
+    )
+
+
+def protocol(a: Analysis) -> Section:
     """How the figures were made: split, selection, crops, fit, machine, configuration."""
     p, e, env = a.run.protocol, a.evaluation, a.run.environment
     method = next((i.method for i in e.intervals.values()), "none")
@@ -211,7 +330,7 @@ def protocol(a: Analysis) -> str:
         "Protocol": p.get("protocol", ""),
         "Images": _counts(a),
         "Epoch chosen": p.get("selection", ""),
-        "PartPredictions": " ".join((p.get("model", ""), "weights")) if p.get("model") else "",
+        "Judged": " ".join((p.get("model", ""), "weights")) if p.get("model") else "",
         "Crops": p.get("crops", ""),
         "Decoding": p.get("decode", env.get("decode", "")),
         "Scores": _scale(a),
@@ -225,88 +344,60 @@ def protocol(a: Analysis) -> str:
         **{_machine_name(k): v for k, v in env.items() if k not in ("decode", "git_dirty")},
         "Uncommitted changes": {"true": "yes", "false": "no"}.get(env.get("git_dirty", ""), ""),
     }
-    config = facts(a.run.config)
-    gaps = "".join(f"<li>{escape(m)}</li>" for m in a.run.missing)
-    body = (
-        f'<div class="facts"><div><h3>Protocol</h3>{facts(measured)}</div>'
-        f"<div><h3>Machine and speed</h3>{facts(machine)}</div></div>"
-        f"<details><summary>All {len(a.run.config)} settings of the run</summary>{config}</details>"
-        + (f"<h3>Not in the run folder</h3><ul>{gaps}</ul>" if gaps else "")
+    return Section(
+        key="protocol",
+        title="How it was measured",
+        template="run/protocol.html",
+        view=ProtocolView(
+            measured=measured, machine=machine, settings=a.run.config, missing=a.run.missing
+        ),
     )
-    return section("protocol", "How it was measured", "", body)
 
 
-def others(a: Analysis) -> str:
-    """The same model on other parts and other sets; empty if there are none."""
-    if not a.others:
-        return ""
-    rows = [
-        row(_other_cells(other)).replace("</tr>", f"{_other_words(a, other)}</tr>")
-        for other in a.others
-    ]
-    note = (
-        f"The same weights, trained on {escape(a.run.set_name)}. For other sets look at the fitted "
-        "PLCC: their scale is not the one the model answers in."
+def hero(a: Analysis) -> tuple[HeroFigure, ...]:
+    """The figures a reader looks for first."""
+    e = a.evaluation
+    names = ("srcc", "plcc_raw", "plcc_fit4", "krcc")
+    return (
+        *(
+            HeroFigure(
+                name=figure_name(name),
+                value=format_figure(e.figure(name)),
+                detail=e.reasons.get(name, "") or format_interval(e, name),
+            )
+            for name in names
+        ),
+        HeroFigure(
+            name=figure_name("rmse_fit4"),
+            value=_error(a),
+            detail=f"in {a.run.scale.name} units, {_scale(a, short=True)}",
+        ),
     )
-    head = ["", "Images", "SRCC", "PLCC, raw", "PLCC, fitted", "<Scale, direction, mapping"]
-    return section("others", "Other parts and other sets", note, table(head, rows))
-
-
-def _other_cells(other: Other) -> list[str]:
-    e = other.evaluation
-    figures = (shown(e.figure(f)) for f in ("srcc", "plcc_raw", "plcc_fit4"))
-    return [escape(other.name), str(e.n), *figures]
 
 
 def _other_words(a: Analysis, other: Other) -> str:
     scope = other.scope
     if scope is None:
-        return f'<td class="text">{UNKNOWN}</td>'
+        return UNKNOWN
     words = [scope.scale.description, scope.direction, f"mapping {scope.mapping}"]
     if scope.splits:
         middle = float(np.median([math.nan if s.srcc is None else s.srcc for s in scope.splits]))
-        words.append(f"median SRCC of {len(scope.splits)} splits {shown(middle)}")
+        words.append(f"median SRCC of {len(scope.splits)} splits {format_figure(middle)}")
     if scope.left_out:
         words.append(f"{scope.left_out} training images left out")
     if not scope.left_out_known:
         words.append("not searched for training images")
     words += [
-        f"{p.model} {shown(p.srcc)} (published)"
+        f"{p.model} {format_figure(p.srcc)} (published)"
         for p in published_across(a.run.set_name, scope.tested_on)
     ]
-    return f'<td class="text">{escape("; ".join(words))}</td>'
-
-
-def hero(a: Analysis) -> str:
-    """The four figures a reader looks for first."""
-    e = a.evaluation
-    return (
-        '<dl class="figures">'
-        + "".join(
-            f"<div><dt>{figure_name(name)}</dt><dd>{shown(e.figure(name), digits)}</dd>"
-            f'<dd class="small">{escape(e.reasons.get(name, "") or span(e, name))}</dd></div>'
-            for name, digits in (("srcc", 3), ("plcc_raw", 3), ("plcc_fit4", 3), ("krcc", 3))
-        )
-        + f"<div><dt>{figure_name('rmse_fit4')}</dt><dd>{_error(a)}</dd>"
-        f'<dd class="small">in {escape(a.run.scale.name)} units, {_scale(a, short=True)}</dd></div>'
-        "</dl>"
-    )
+    return "; ".join(words)
 
 
 def _error(a: Analysis) -> str:
     wide = a.run.scale.high - a.run.scale.low
     digits = 3 if math.isfinite(wide) and wide <= 5 else 2
-    return shown(a.evaluation.rmse_fit4, digits)
-
-
-def _own_row(a: Analysis, axis: tuple[float, float]) -> str:
-    e = a.evaluation
-    interval = e.intervals.get("srcc")
-    low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
-    bar = draw.interval_bar(e.srcc, low, high, axis)
-    own = f'<td class="text">{escape(_own_protocol(a))}</td>'
-    cells = [escape(a.run.name), shown(e.srcc), bar, span(e, "srcc"), shown(e.plcc_raw)]
-    return row(cells, "own").replace("</tr>", f"{own}</tr>")
+    return format_figure(a.evaluation.rmse_fit4, digits)
 
 
 def _own_protocol(a: Analysis) -> str:
@@ -315,67 +406,29 @@ def _own_protocol(a: Analysis) -> str:
     return ", ".join(k for k in known if k) or "not recorded"
 
 
-def _published_row(p: Published, axis: tuple[float, float]) -> str:
-    mark = "" if p.comparable else "\N{DAGGER} "
-    bar = draw.interval_bar(p.srcc, math.nan, math.nan, axis)
-    why = f'<td class="text">{mark}{escape(p.note)}. {escape(p.cite)}</td>'
-    cells = [escape(p.model), shown(p.srcc), bar, "", shown(p.plcc)]
-    return row(cells).replace("</tr>", f"{why}</tr>")
-
-
-def _chips(values: NDArray[Any], key: str) -> str:
-    names = sorted({str(v) for v in values} - {""})
-    if len(names) < 2:
-        return ""
-    return f'<div class="chips">{"".join(filter_button(n, [(key, n)]) for n in names)}</div>'
-
-
-def _portion_table(some: Sequence[Portion], a: Analysis) -> str:
-    spans = [
-        edge
-        for p in some
-        for i in [p.evaluation.intervals.get("srcc")]
-        for edge in ((i.low, i.high) if i else (p.evaluation.srcc,))
-    ]
-    finite = [v for v in spans if math.isfinite(v)] or [0.0, 1.0]
-    axis = (min(finite) - 0.02, min(1.0, max(finite)) + 0.02)
-    rows = []
-    for p in some:
-        e = p.evaluation
-        interval = e.intervals.get("srcc")
-        low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
-        rows.append(
-            row(
-                [
-                    filter_button(p.name, [(p.kind, p.name)]),
-                    str(e.n),
-                    shown(e.srcc) if "srcc" not in e.reasons else _why(e.reasons["srcc"]),
-                    draw.interval_bar(e.srcc, low, high, axis),
-                    span(e, "srcc", 2),
-                    shown(e.plcc_raw),
-                    shown(e.rmse_raw, 2),
-                    shown(p.bias, 2),
-                ],
-                "few" if e.n < FEW else "",
-            )
-        )
-    head = ["", "Images", "SRCC", "", "95 % interval", "PLCC, raw", "RMSE, raw", "Mean error"]
-    return table(head, rows)
-
-
-def _why(reason: str) -> str:
-    return f'<span title="{escape(reason)}">{UNKNOWN}</span>'
-
-
-def _heat_map(a: Analysis) -> str:
-    levels = sorted({c.level for c in a.cells})
+def _heat_map(a: Analysis, levels: Sequence[int]) -> list[tuple[str, Sequence[HeatCell | None]]]:
     by_place = {(c.distortion, c.level): c for c in a.cells}
     most = max((c.mae for c in a.cells if math.isfinite(c.mae)), default=1.0) or 1.0
-    rows = []
-    for name in sorted({c.distortion for c in a.cells}):
-        cells = "".join(_heat_cell(by_place.get((name, level)), most) for level in levels)
-        rows.append(f"<tr><td>{filter_button(name, [('distortion', name)])}</td>{cells}</tr>")
-    return table(["", *(f"level {level}" for level in levels)], rows, "map")
+    return [
+        (name, [_heat_cell(by_place.get((name, level)), most) for level in levels])
+        for name in sorted({c.distortion for c in a.cells})
+    ]
+
+
+def _heat_cell(cell: Cell | None, most: float) -> HeatCell | None:
+    if cell is None or not math.isfinite(cell.mae):
+        return None
+    is_small = cell.n < FEW
+    tint = colour(1.0 - cell.mae / most)
+    return HeatCell(
+        label=format_figure(cell.mae, 2),
+        title=f"{cell.n} images, mean error {format_figure(cell.bias, 2)}",
+        n=cell.n,
+        is_small=is_small,
+        background="background:color-mix(in srgb, "
+        f"{tint} {'18' if is_small else '46'}%, transparent)",
+        conditions=[("distortion", cell.distortion), ("level", str(cell.level))],
+    )
 
 
 def _machine_name(key: str) -> str:
@@ -385,36 +438,18 @@ def _machine_name(key: str) -> str:
     return known.get(key, key.replace("_", " ").capitalize())
 
 
-def _heat_cell(cell: Cell | None, most: float) -> str:
-    if cell is None or not math.isfinite(cell.mae):
-        return f"<td>{UNKNOWN}</td>"
-    label = shown(cell.mae, 2)
-    where = [("distortion", cell.distortion), ("level", str(cell.level))]
-    tint = colour(1.0 - cell.mae / most)
-    few = " few" if cell.n < FEW else ""
-    title = f"{cell.n} images, mean error {shown(cell.bias, 2)}"
-    back = f"background:color-mix(in srgb, {tint} {'18' if few else '46'}%, transparent)"
-    return (
-        f'<td class="heat{few}" style="{back}" title="{title}">{filter_button(label, where)}'
-        f"<small>{cell.n}</small></td>"
-    )
-
-
 def _chart(
     title: str,
     names: Sequence[str],
     columns: Mapping[str, NDArray[np.float64]],
     at: NDArray[np.float64],
-) -> list[str]:
+) -> list[TrainingChart]:
     found = [(n, columns[n]) for n in names if n in columns and np.any(np.isfinite(columns[n]))]
     if not found:
         return []
-    keys = "".join(
-        f'<span class="key k{i}"><i></i>{escape(n.replace("_", " "))}</span>'
-        for i, (n, _) in enumerate(found)
-    )
     drawing = draw.curve(at, found, x_label="epochs")
-    return [f"<div><h3>{escape(title)}</h3>{figure(drawing, keys)}</div>"]
+    lines = [name.replace("_", " ") for name, _ in found]
+    return [TrainingChart(title=title, drawing=drawing, lines=lines)]
 
 
 def _counts(a: Analysis) -> str:

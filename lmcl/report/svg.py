@@ -6,9 +6,9 @@ Only marks that carry a value have a colour of their own; it is chosen to be rea
 import dataclasses
 import math
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 # Four stops from low to high, of middling lightness so that they stand on paper and on black.
@@ -43,51 +43,71 @@ class Frame:
         return self.height - self.bottom - (value - low) / (high - low) * inner
 
 
-def drawing(frame: Frame, body: Sequence[str], *, label: str, kind: str = "") -> str:
+def drawing(frame: Frame, body: Sequence[Markup], *, label: str, kind: str = "") -> Markup:
     """An SVG element of a frame with its parts, readable by screen readers as `label`."""
-    box = f"0 0 {frame.width:g} {frame.height:g}"
-    return (
-        f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}" class="chart {kind}">'
-        + "".join(body)
-        + "</svg>"
-    )
+    return Markup(
+        '<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}" class="chart {}">{}</svg>'
+    ).format(frame.width, frame.height, label, kind, Markup().join(body))
 
 
-def axes(frame: Frame, *, x_label: str, y_label: str, x_ticks: bool = True) -> list[str]:
+def axes(frame: Frame, *, x_label: str, y_label: str, x_ticks: bool = True) -> list[Markup]:
     """Quiet grid lines with numbers, and what the axes mean."""
     parts = []
     bottom, right = frame.height - frame.bottom, frame.width - frame.right
     for value in ticks(*frame.y_range):
         y = frame.y(value)
-        parts.append(
-            f'<line class="grid" x1="{frame.left:g}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
+        parts.append(line("grid", x1=frame.left, x2=right, y1=y, y2=y))
         parts.append(text(frame.left - 8, y + 4, number(value), "tick", anchor="end"))
     for value in ticks(*frame.x_range) if x_ticks else []:
         x = frame.x(value)
-        parts.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.top:g}" y2="{bottom:g}"/>'
-        )
+        parts.append(line("grid", x1=x, x2=x, y1=frame.top, y2=bottom))
         parts.append(text(x, bottom + 18, number(value), "tick", anchor="middle"))
     middle = (frame.left + right) / 2
     parts.append(text(middle, frame.height - 6, x_label, "axis", anchor="middle"))
     y_middle = (frame.top + bottom) / 2
     parts.append(
-        '<text class="axis" text-anchor="middle" '
-        f'transform="translate(13 {y_middle:g}) rotate(-90)">{escape(y_label)}</text>'
+        Markup(
+            '<text class="axis" text-anchor="middle" '
+            'transform="translate(13 {:g}) rotate(-90)">{}</text>'
+        ).format(y_middle, y_label)
     )
     return parts
 
 
-def text(x: float, y: float, content: str, kind: str, *, anchor: str = "start") -> str:
+def text(x: float, y: float, content: str, kind: str, *, anchor: str = "start") -> Markup:
     """A piece of text."""
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{kind}" {place}>{escape(content)}</text>'
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        kind, x, y, anchor, content
+    )
+
+
+def line(kind: str, *, x1: float, x2: float, y1: float, y2: float) -> Markup:
+    """A straight line."""
+    return Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
+        kind, x1, x2, y1, y2
+    )
+
+
+def rectangle(
+    kind: str, *, x: float, y: float, width: float, height: float, title: str = ""
+) -> Markup:
+    """A rectangle; whoever points at it reads the title."""
+    told = Markup("<title>{}</title>").format(title) if title else ""
+    return Markup(
+        '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>'
+    ).format(kind, x, y, width, height, told)
+
+
+def circle(kind: str, x: float, y: float, *, radius: float) -> Markup:
+    """A mark whose colour the style sheet gives."""
+    return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{:g}"/>').format(
+        kind, x, y, radius
+    )
 
 
 def polyline(
     frame: Frame, x: NDArray[np.float64], y: NDArray[np.float64], kind: str, *, title: str = ""
-) -> str:
+) -> Markup:
     """A line through points; it breaks where a value is not finite."""
     runs: list[list[str]] = [[]]
     for a, b in zip(x.tolist(), y.tolist(), strict=True):
@@ -95,17 +115,19 @@ def polyline(
             runs[-1].append(f"{frame.x(a):.1f},{frame.y(b):.1f}")
         elif runs[-1]:
             runs.append([])
-    lines = "".join(
-        f'<polyline class="{kind}" points="{" ".join(run)}"/>' for run in runs if len(run) > 1
+    lines = Markup().join(
+        Markup('<polyline class="{}" points="{}"/>').format(kind, " ".join(run))
+        for run in runs
+        if len(run) > 1
     )
-    return f"<g><title>{escape(title)}</title>{lines}</g>" if title else lines
+    return Markup("<g><title>{}</title>{}</g>").format(title, lines) if title else lines
 
 
-def dot(x: float, y: float, *, row: int, fill: str, radius: float = 3.2) -> str:
+def dot(x: float, y: float, *, row: int, fill: str, radius: float = 3.2) -> Markup:
     """One image as a point; the page's script finds it by its row."""
-    return (
-        f'<circle class="p" data-i="{row}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{fill}"/>'
-    )
+    return Markup(
+        '<circle class="p" data-i="{}" cx="{:.1f}" cy="{:.1f}" r="{:g}" fill="{}"/>'
+    ).format(row, x, y, radius, fill)
 
 
 def colour(share: float) -> str:

@@ -11,8 +11,8 @@ from lmcl.evaluation.metrics.evaluate import FIGURES
 from lmcl.evaluation.scope import SplitFigures
 from lmcl.report.analysis import Analysis, mapping_words
 from lmcl.report.compare import Comparison
-from lmcl.report.markup import figure_name, shown, span
 from lmcl.report.published import published_for
+from lmcl.report.templates import markdown_environment
 
 SCHEMA = "lmcl-report/1"
 """Name and version of results.json; the number rises when a field changes its meaning."""
@@ -20,74 +20,25 @@ SCHEMA = "lmcl-report/1"
 
 def markdown(a: Analysis) -> str:
     """report.md: headline, published figures, portions, protocol."""
-    e = a.evaluation
-    lines = [f"# {a.run.name}", "", f"{a.run.set_name}, {a.run.part} part, {e.n} images.", ""]
-    note = a.run.protocol.get("note", "")
-    lines += [f"> {note}", ""] if note else []
-    lines += ["| figure | value | 95 % interval |", "|---|---|---|"]
-    lines += [
-        f"| {figure_name(name)} | {shown(e.figure(name), 4)} | "
-        f"{e.reasons.get(name, '') or span(e, name, 4)} |"
-        for name in FIGURES
-    ]
-    published = published_for(a.run.set_name)
-    if published:
-        lines += ["", "## Published", "", "| model | SRCC | PLCC | protocol |", "|---|---|---|---|"]
-        lines += [
-            f"| {p.model} | {shown(p.srcc)} | {shown(p.plcc)} | "
-            f"{'' if p.comparable else 'differs: '}{p.note} ({p.cite}) |"
-            for p in published
-        ]
-    lines += _portion_lines(a)
-    lines += _pair_lines(a)
-    lines += ["", "## Protocol", ""]
-    lines += [f"* {name}: {value}" for name, value in a.run.protocol.items() if value]
-    lines += [f"* mapping: {mapping_words(a)}"]
-    lines += ["", *(f"* not shown: {m}" for m in a.run.missing)] if a.run.missing else []
-    return "\n".join(lines) + "\n"
+    return (
+        markdown_environment()
+        .get_template("report.md")
+        .render(
+            a=a,
+            figures=FIGURES,
+            published=published_for(a.run.set_name),
+            mapping=mapping_words(a),
+        )
+    )
 
 
 def comparison_markdown(c: Comparison) -> str:
     """report.md of several runs: their figures, the paired tests, the settings that differ."""
-    lines = [
-        "# Comparison",
-        "",
-        "| run | set | split | images | SRCC | 95 % | PLCC raw | RMSE fitted |",
-    ]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    lines += [
-        f"| {a.run.name} | {a.run.set_name} | {a.run.protocol.get('split', '')} | "
-        f"{a.evaluation.n} | "
-        f"{shown(a.evaluation.srcc, 4)} | {span(a.evaluation, 'srcc', 4)} | "
-        f"{shown(a.evaluation.plcc_raw, 4)} | {shown(a.evaluation.rmse_fit4, 3)} |"
-        for a in c.analyses
-    ]
-    if c.pairs:
-        lines += ["", "## Paired on the same images", ""]
-        lines += ["| pair | SRCC difference | p, bootstrap | p, Holm | Williams | Meng | F |"]
-        lines += ["|---|---|---|---|---|---|---|"]
-        lines += [
-            f"| {p.a} - {p.b} | {shown(p.difference.value, 4)} | {shown(p.difference.p)} | "
-            f"{shown(p.p_holm)} | {' | '.join(shown(t.p) for t in p.tests)} |"
-            for p in c.pairs
-        ]
-    if c.split_pairs:
-        lines += ["", "## Paired over splits", ""]
-        lines += ["| pair | splits | mean difference | Wilcoxon | sign | Nadeau-Bengio |"]
-        lines += ["|---|---|---|---|---|---|"]
-        lines += [
-            f"| {p.a} - {p.b} | {p.splits} | {shown(p.mean, 4)} | "
-            f"{' | '.join(shown(t.p) for t in p.tests)} |"
-            for p in c.split_pairs
-        ]
-        told = [f"* {p.averaged}" for p in c.split_pairs if p.averaged]
-        lines += ["", *told] if told else []
-    lines += _discrimination_lines(c)
-    lines += _matrix_lines(c)
-    lines += ["", *(f"* not compared: {r}" for r in c.refusals)] if c.refusals else []
-    lines += ["", "## Settings that differ", ""]
-    lines += [f"* {name}: {' / '.join(values)}" for name, values in c.differing] or ["none"]
-    return "\n".join(lines) + "\n"
+    return (
+        markdown_environment()
+        .get_template("comparison.md")
+        .render(c=c, crosses_sets=not all(e.own for e in c.matrix))
+    )
 
 
 def results(a: Analysis) -> dict[str, Any]:
@@ -165,84 +116,6 @@ def _cells(e: Evaluation) -> list[str]:
 def _split_cells(s: SplitFigures) -> list[str]:
     values = [getattr(s, name, None) for name in FIGURES]
     return [str(s.n), "", *("" if v is None else f"{v:.6f}" for v in values), "", ""]
-
-
-def _discrimination_lines(c: Comparison) -> list[str]:
-    known = [(a.run.name, a.pairs.found) for a in c.analyses if a.pairs.found]
-    if not known:
-        return []
-    return [
-        "",
-        "## Pairs people can tell apart",
-        "",
-        "| run | pairs | different | AUC different/similar | AUC better/worse |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {name} | {found.n_pairs} | {found.n_different} | "
-            f"{shown(found.auc_different, 4)} | {shown(found.auc_better, 4)} |"
-            for name, found in known
-        ),
-    ]
-
-
-def _matrix_lines(c: Comparison) -> list[str]:
-    if all(e.own for e in c.matrix):
-        return []
-    head = (
-        "| trained on | tested on | images | SRCC | PLCC raw | PLCC fitted | direction | mapping |"
-    )
-    return [
-        "",
-        "## Across sets",
-        "",
-        head,
-        "|---|---|---|---|---|---|---|---|",
-        *(
-            f"| {e.trained_on} ({e.model}) | {e.column}{', own test part' if e.own else ''} | "
-            f"{e.n} | {shown(e.srcc)} | {shown(e.plcc_raw)} | {shown(e.plcc_fit4)} | "
-            f"{e.scale.description}; {e.direction} | {e.mapping} |"
-            for e in c.matrix
-        ),
-    ]
-
-
-def _portion_lines(a: Analysis) -> list[str]:
-    if not a.portions:
-        return []
-    lines = [
-        "",
-        "## Portions",
-        "",
-        "| | | images | SRCC | 95 % | PLCC raw |",
-        "|---|---|---|---|---|---|",
-    ]
-    return lines + [
-        f"| {p.kind} | {p.name} | {p.evaluation.n} | {shown(p.evaluation.srcc)} | "
-        f"{span(p.evaluation, 'srcc', 2)} | {shown(p.evaluation.plcc_raw)} |"
-        for p in a.portions
-    ]
-
-
-def _pair_lines(a: Analysis) -> list[str]:
-    head = ["", "## Pairs people can tell apart", ""]
-    found = a.pairs.found
-    if found is None:
-        return [*head, f"Not shown: {a.pairs.reason}."]
-    ends = [
-        f"{shown(i.low, 4)} to {shown(i.high, 4)}" if i else ""
-        for i in (found.auc_different_interval, found.auc_better_interval)
-    ]
-    return [
-        *head,
-        "| question | pairs | AUC | 95 %, too narrow: pairs share images |",
-        "|---|---|---|---|",
-        f"| different or similar | {found.n_different} against "
-        f"{found.n_pairs - found.n_different} | {shown(found.auc_different, 4)} | {ends[0]} |",
-        f"| better or worse | {found.n_different} | {shown(found.auc_better, 4)} | {ends[1]} |",
-        "",
-        f"{a.pairs.ratings} ratings a score: {a.pairs.source}."
-        + (f" {a.pairs.reason.capitalize()}." if a.pairs.reason else ""),
-    ]
 
 
 def _null(value: float) -> float | None:

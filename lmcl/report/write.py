@@ -7,8 +7,8 @@ from pathlib import Path
 from lmcl.report.analysis import Analysis, analyse
 from lmcl.report.compare import Comparison, compare
 from lmcl.report.compare_page import compare_page
-from lmcl.report.page import run_page
 from lmcl.report.run import RunData, read_run
+from lmcl.report.run_page import run_page
 from lmcl.report.text import (
     comparison_markdown,
     markdown,
