@@ -27,7 +27,9 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s'\"<>]+)", re.IGNORECASE)
 _PORT = re.compile(r"[^:]*(:\d*)?\Z")
 _FORMULA = re.compile(r"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$])")
+# What has a meaning anywhere; at the beginning only; and what makes a link without brackets.
+_MARKDOWN = re.compile(r"[\\`*_\[\]|~$]|\A[#+\-=]|(?<=:)(?=//)|(?<=www)\.", re.IGNORECASE)
+_MARKDOWN_NUMBER = re.compile(r"\A(\d{1,9})([.)])")
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 _REPR.maxlevel = 3
@@ -113,7 +115,7 @@ def spreadsheet_path(path: str) -> str:
 def markdown(text: object, limit: int = 200) -> str:
     """Foreign text inside Markdown: one line, without HTML, links, emphasis or a table's bars."""
     shown = printable(text, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKDOWN.sub(r"\\\1", shown)
+    return _MARKDOWN_NUMBER.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\g<0>", shown))
 
 
 def _as_text(text: object) -> str:

@@ -147,4 +147,11 @@ def test_a_guarded_path_names_the_same_file(tmp_path, monkeypatch, name: str) ->
 
 def test_markdown_shows_foreign_text_as_text() -> None:
     assert markdown("<img src=x onerror=1>") == "&lt;img src=x onerror=1&gt;"
-    assert markdown("[a](http://b)|c\n# d") == r"\[a\]\(http://b\)\|c\\n\# d"
+    assert markdown("[a](http://b)|c\n# d") == r"\[a\](http:\//b)\|c\\n# d"
+    assert markdown("www.a.b_c") == r"www\.a.b\_c"
+    assert [markdown(t) for t in ("# a", "- a", "1. a")] == [r"\# a", r"\- a", r"1\. a"]
+
+
+def test_markdown_leaves_what_needs_no_escape() -> None:
+    plain = "epoch 4 (70-10-20), config.toml: 0.85!"
+    assert markdown(plain) == plain
