@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import math
 import os
 import re
@@ -46,6 +47,7 @@ from shards.manifest import (
     MANIFEST,
     REJECTED,
     SAMPLES,
+    Count,
     LabelStats,
     Manifest,
     ShardInfo,
@@ -316,6 +318,8 @@ def _reusable(record: ShardRecord, job: ShardJob, retry_failed: bool) -> bool:
         return False
     if retry_failed and record.rejected:
         return False
+    if record.shard is not None and record.shard.name != f"{job.stem}.tar":
+        return False
     return record.fingerprint in (None, job.fingerprint)
 
 
@@ -452,7 +456,17 @@ def _write_starts(store: Store, starts: tuple[int, ...]) -> None:
 def _read_starts(store: Store) -> tuple[int, ...] | None:
     if not store.exists(_PLAN):
         return None
-    return msgspec.json.decode(store.read(_PLAN), type=tuple[int, ...])
+    try:
+        starts = msgspec.json.decode(store.read(_PLAN), type=tuple[Count, ...])
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ShardError(
+            f"{store.root}/{_PLAN}: is damaged ({error}); choose another `--output`", exit_code=3
+        ) from error
+    if not starts or starts[0] != 0 or any(b <= a for a, b in itertools.pairwise(starts)):
+        raise ShardError(
+            f"{store.root}/{_PLAN}: is no list of first ids; choose another `--output`", exit_code=3
+        )
+    return starts
 
 
 def _version() -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from shards.build.build import build
-from shards.build.pack import PackOptions
+from shards.build.pack import PackOptions, read_record, read_rows, write_record
 from shards.build.plan import ShardSize
 from shards.datasets.table import open_table
 from shards.datasets.unlabelled import open_unlabelled
@@ -22,6 +23,7 @@ from shards.errors import ShardError
 from shards.manifest import MANIFEST
 from shards.read import open_set
 from shards.sample import DataSet
+from shards.store import Store
 
 FIVE = ShardSize(samples=5)
 FOUR = ShardSize(samples=4)
@@ -447,3 +449,36 @@ def test_a_set_whose_manifest_cannot_be_read_is_replaced_if_asked_to(
         build(dataset, tmp_path / "out", workers=1)
     build(dataset, tmp_path / "out", workers=1, overwrite=True)
     assert open_set(tmp_path / "out").manifest.shards == before.shards
+
+
+@pytest.mark.parametrize(
+    "contents", [b"", b"[]", b"[1]", b"[0,0]", b"[0,-1]", b"[[[["]
+)
+def test_a_damaged_plan_of_an_earlier_build_is_one_sentence(
+    tmp_path: Path, table: Callable[..., DataSet], contents: bytes
+) -> None:
+    out = tmp_path / "out"
+    (out / ".build").mkdir(parents=True)
+    (out / ".build" / "plan.json").write_bytes(contents)
+    with pytest.raises(ShardError, match=r"plan\.json: is (damaged|no list)"):
+        build(table(2), out, workers=1)
+
+
+def test_a_record_that_names_another_shard_is_not_believed(
+    tmp_path: Path, reference: tuple[DataSet, dict[str, str]]
+) -> None:
+    dataset, expected = reference
+    out = tmp_path / "out"
+    with pytest.raises(StopNowError):
+        build(dataset, out, workers=1, size=FIVE, progress=stop_after(7))
+    store = Store(out)
+    record = read_record(store, "mine-000000")
+    assert record is not None
+    assert record.shard is not None
+    (out / "theirs.tar").write_bytes((out / record.shard.name).read_bytes())
+    shard = dataclasses.replace(record.shard, name="theirs.tar")
+    forged = dataclasses.replace(record, fingerprint=None, shard=shard)
+    write_record(store, "mine-000000", forged, read_rows(store, "mine-000000"))
+    build(dataset, out, workers=1, size=FIVE)
+    (out / "theirs.tar").unlink()
+    assert hashes(out) == expected
