@@ -6,7 +6,7 @@ short. One column is one Arrow IPC file with one record batch. The files lie in 
 never in the set's folder: whoever packed a set cannot bring them. They stand below the sha256 of
 the sample table, computed here. They are made on first use and never changed: they appear by
 rename, complete. Whatever is missing, damaged or cannot be written costs memory, never an answer
-(docs/decisions/0307, 0308).
+(docs/decisions/0307, 0207).
 """
 
 import contextlib
