@@ -451,9 +451,7 @@ def test_a_set_whose_manifest_cannot_be_read_is_replaced_if_asked_to(
     assert open_set(tmp_path / "out").manifest.shards == before.shards
 
 
-@pytest.mark.parametrize(
-    "contents", [b"", b"[]", b"[1]", b"[0,0]", b"[0,-1]", b"[[[["]
-)
+@pytest.mark.parametrize("contents", [b"", b"[]", b"[1]", b"[0,0]", b"[0,-1]", b"[[[["])
 def test_a_damaged_plan_of_an_earlier_build_is_one_sentence(
     tmp_path: Path, table: Callable[..., DataSet], contents: bytes
 ) -> None:
