@@ -347,9 +347,9 @@ def split(
         splits = _dedupe(shard_set, splits, dedupe == "drop", workers, off=no_progress)
     for drawn in splits:
         counts = ", ".join(f"{name} {drawn.part(name).size:,}" for name in PARTS)
-        click.echo(f"{write_split(root, drawn)}: {counts}")
+        click.echo(f"{printable(write_split(root, drawn))}: {counts}")
         if drawn.note:
-            click.echo(f"  {drawn.note}")
+            click.echo(f"  {printable(drawn.note, 500)}")
 
 
 def _dedupe(

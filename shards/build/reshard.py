@@ -140,7 +140,7 @@ def _sample(
     mos: float | None,
     mos_std: float,
 ) -> Sample:
-    file = one.shard_path(row.shard) if row.ok else Path(one.root) / "rejected" / row.path
+    file = one.shard_path(row.shard) if row.ok else Path(one.store.shown) / "rejected" / row.path
     return Sample(
         path=path,
         file=file,

@@ -275,3 +275,16 @@ def test_a_kept_split_that_was_damaged_is_read_from_its_own_file(large: ShardSet
     kept.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     loaded = load_split(open_set(large.root), drawn.name)
     np.testing.assert_array_equal(loaded.train, drawn.train)
+
+
+def test_columns_that_come_with_a_set_are_neither_believed_nor_removed(large: ShardSet) -> None:
+    expected = large.samples.mos.copy()
+    status = large.samples.path_of_file.stat()
+    key = f"v1-{large.manifest.samples_sha256[:16]}-{status.st_size}-{status.st_mtime_ns}"
+    folder = Path(large.root) / ".columns" / key  # as the version before this one named it
+    folder.mkdir(parents=True)
+    np.save(folder / "mos.npy", np.zeros(12))
+    (folder.parent / "other").mkdir()
+    np.testing.assert_array_equal(open_set(large.root).samples.mos, expected)
+    assert (folder / "mos.npy").exists()
+    assert (folder.parent / "other").exists()

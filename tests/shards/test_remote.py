@@ -1,8 +1,10 @@
 """Sets behind URLs: a real S3 server as a process of its own, and fsspec's other file systems."""
 
+import contextlib
 import functools
 import http.server
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -326,3 +328,31 @@ def _copy(shard_set: ShardSet, url: str) -> None:
     target = Store(url)
     for name in shard_set.store.names():
         target.write(name, shard_set.store.read(name))
+
+
+def test_hostile_manifests_behind_a_url_reach_nothing_on_this_machine(
+    memory: str, packed: ShardSet, tmp_path: Path, hostile_sets: list[Any]
+) -> None:
+    _copy(packed, memory)
+    good = packed.store.read("manifest.json")
+    folder, cache = tmp_path / "folder", tmp_path / "home" / "cache"
+    victim = tmp_path / "home" / "victim.tar"
+    cache.mkdir(parents=True)
+    victim.write_bytes(b"mine")
+    for case in hostile_sets:
+        if not case.name.startswith("manifest ") or "link" in case.name or "FIFO" in case.name:
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "splits").mkdir(parents=True)
+        (folder / "splits" / "x.json").write_bytes(b"")
+        (folder / "manifest.json").write_bytes(good)
+        case.spoil(folder, tmp_path)
+        if not (folder / "manifest.json").is_file():
+            continue
+        Store(memory).write("manifest.json", (folder / "manifest.json").read_bytes())
+        with contextlib.suppress(ShardError):
+            list(open_set(memory, cache=cache))
+        assert victim.read_bytes() == b"mine", case.name
+        assert {path.name for path in victim.parent.iterdir()} == {"cache", "victim.tar"}
+        outside = {path.name for path in tmp_path.iterdir()}
+        assert outside <= {"folder", "home", "mine", "mine.csv", "packed"}, case.name

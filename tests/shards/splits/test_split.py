@@ -1,5 +1,9 @@
 import dataclasses
+import json
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -111,3 +115,54 @@ def test_parts_are_apart_if_and_only_if_no_group_is_in_two_of_them(parts: list[l
     sets = [set(part) for part in parts]
     expected = not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
     assert _are_apart([np.array(part, np.int64) for part in parts]) == expected
+
+
+_HOSTILE: dict[str, Any] = {
+    "format_version": (2, -1, None, "1", 10**4999),
+    "name": ("\x1b[2J", "../../x", 7, None),
+    "protocol": ("\x1b[2J", None, []),
+    "seed": (10**4999, 1.5, None, -(2**80)),
+    "algorithm": (10**4999, "1"),
+    "index": (10**4999, True),
+    "set": ("\x1b[2J" * 9000, None),
+    "ids_sha256": ("", "0" * 64, "\ud800", None),
+    "hash": ("", "\ud800", 7),
+    "note": ("\x1b[2J\nerror: x" * 9000, None),
+    "counts": ({}, {"train": -1}, {"train": 2**70}, {"train": 10**15}, None, []),
+    "train": (None, {}, [[1]], [1.5], ["1"], [True], [-1], [2**63], [10**4999], [99], [0, 0], []),
+    "extra": (1,),
+}
+
+
+@pytest.mark.parametrize("shares", [False, True], ids=["in memory", "kept"])
+def test_a_hostile_split_is_refused_in_one_sentence(
+    packed: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: bool
+) -> None:
+    monkeypatch.setenv("LMCL_CACHE", str(tmp_path / "cache"))
+    if shares:
+        monkeypatch.setattr("shards.sample_table.SHARED_FROM_ROWS", 1)
+    sys.set_int_max_str_digits(0)
+    path = Path(packed.root) / write_split(packed.root, make_splits(packed, repeats=1)[0])
+    good = json.loads(path.read_bytes())
+    cases = [json.dumps(good | {key: value}) for key in _HOSTILE for value in _HOSTILE[key]]
+    cases += ["", "[]", "[" * 100_000, "\0", '{"train": [' + "1," * 10]
+    sys.set_int_max_str_digits(4300)
+    accepted, refusals = [], []
+    for text in cases:
+        path.write_text(text, encoding="utf-8")
+        try:
+            load_split(open_set(packed.root), str(path))
+        except ShardError as error:
+            refusals.append(error)
+        else:
+            accepted.append(text)
+    for error in refusals:
+        assert str(error).isprintable()
+        assert len(str(error).encode()) <= 2048
+        assert error.exit_code in (3, 4)
+    # What a hash cannot cover: the counts and the note beside the ids, and the split's own name.
+    assert all(json.loads(text)["train"] == good["train"] for text in accepted)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ShardError, match="FIFO"):
+        load_split(packed, str(path))
