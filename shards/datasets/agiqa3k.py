@@ -8,8 +8,10 @@ from pathlib import Path
 
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
 from shards.datasets.table import read_rows
+from shards.datasets.values import cell_text, is_missing, name_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.text import printable
 
 FACTS = Facts(
     title="AGIQA-3K: images generated from text",
@@ -35,21 +37,22 @@ def open_agiqa3k(root: Path, *, images: Path | None = None) -> DataSet:
     if not rows or not {"name", "prompt", "mos_quality"} <= set(rows[0]):
         raise ShardError(
             f"{labels}: needs the columns name, prompt and mos_quality, has "
-            f"{', '.join(rows[0]) if rows else 'no rows'}",
+            f"{printable(', '.join(rows[0]), 400) if rows else 'no rows'}",
             exit_code=3,
         )
 
     def samples() -> Iterator[Sample]:
         for number, row in enumerate(rows, start=2):
             where = f"{labels}: row {number}"
-            name = str(row["name"]).strip()
+            name = name_text(row["name"], where=where)
             spread = row.get("std_quality")
+            prompt = cell_text(row["prompt"], where=where)
             yield Sample(
                 path=name,
                 file=index.folder / bases.get(name.lower(), name),
                 mos=parse_score(row["mos_quality"], where=where),
-                mos_std=parse_score(spread, where=where) if spread not in (None, "") else None,
-                group=str(row["prompt"]).strip() or name,
+                mos_std=None if is_missing(spread) else parse_score(spread, where=where),
+                group=prompt if prompt != "" else name,
                 subset=name.split("_")[0],
             )
 

@@ -18,6 +18,7 @@ from shards.datasets.files import (
 )
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.text import printable
 
 _SUBSET = re.compile(r"(ss\d+) ", re.IGNORECASE)
 _LISTS = (("train", "Train (Images and MOS).csv"), ("test", "Test (Images and MOS).csv"))
@@ -66,9 +67,11 @@ def _samples(
         rows = csv_rows(path)
         header = next(rows, [])
         if [cell.strip().lower() for cell in header[:2]] != ["image name", "mos"]:
-            raise ShardError(f"{path}: the header is {header!r}, not `Image Name,MOS`", exit_code=3)
+            raise ShardError(
+                f"{path}: the header is {printable(header)}, not `Image Name,MOS`", exit_code=3
+            )
         for number, row in enumerate(rows, start=2):
-            if not any(row):
+            if all(cell == "" for cell in row):
                 continue
             where = f"{path}: row {number}"
             if len(row) < 2:

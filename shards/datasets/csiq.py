@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from shards.datasets.excel import read_sheet
-from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score, read_text
+from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score, read_label_text
+from shards.datasets.values import cell_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.text import printable
 
 TOKENS = {
     "noise": "AWGN",
@@ -69,32 +71,34 @@ def open_csiq(root: Path, *, images: Path | None = None) -> DataSet:
 
 def _workbook(path: Path) -> Iterator[tuple[str, float, float | None]]:
     columns: dict[str, int] = {}
-    for number, row in enumerate(read_sheet(path, "all_by_image"), start=1):
-        cells = [str(cell).strip().lower() if cell is not None else "" for cell in row]
+    for number, row in read_sheet(path, "all_by_image"):
+        cells = [cell_text(cell, where=str(path)).lower() for cell in row]
         if not columns:
-            if "dst_type" in cells and "dmos" in cells:
+            if {"image", "dst_type", "dst_lev", "dmos"} <= set(cells):
                 columns = {name: cells.index(name) for name in _HEADER if name in cells}
             continue
-        if not cells[columns["image"]]:
-            continue
-        yield _named(path, number, row, columns)
+        if len(row) > columns["image"] and cells[columns["image"]] != "":
+            row += [None] * (max(columns.values()) + 1 - len(row))
+            yield _named(path, number, row, columns)
     if not columns:
         raise ShardError(
-            f"{path}: sheet all_by_image has no header row with dst_type and dmos", exit_code=3
+            f"{path}: sheet all_by_image has no header row with image, dst_type, dst_lev and dmos",
+            exit_code=3,
         )
 
 
 def _named(
-    path: Path, number: int, row: tuple[Any, ...], columns: dict[str, int]
+    path: Path, number: int, row: list[Any], columns: dict[str, int]
 ) -> tuple[str, float, float | None]:
     where = f"{path}: row {number}"
-    kind = str(row[columns["dst_type"]]).strip().lower()
+    kind = cell_text(row[columns["dst_type"]], where=where).lower()
     if kind not in TOKENS:
-        raise ShardError(f"{where}: unknown distortion {kind!r}", exit_code=3)
+        raise ShardError(f"{where}: unknown distortion {printable(kind, 60)!r}", exit_code=3)
     # A number cell: the reference called 1600 may arrive as 1600 or 1600.0.
-    image = row[columns["image"]]
-    reference = str(int(image)) if isinstance(image, int | float) else str(image).strip()
-    level = int(parse_score(row[columns["dst_lev"]], where=where))
+    reference = cell_text(row[columns["image"]], where=where)
+    level = cell_text(row[columns["dst_lev"]], where=where)
+    if not (level.isascii() and level.isdigit()):
+        raise ShardError(f"{where}: level {printable(level, 60)!r} is no number", exit_code=3)
     dmos = parse_score(row[columns["dmos"]], where=where)
     spread = None
     if "dmos_std" in columns:
@@ -103,12 +107,12 @@ def _named(
 
 
 def _text(path: Path) -> Iterator[tuple[str, float, float | None]]:
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_label_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         name, _, score = line.strip().rpartition(" ")
         where = f"{path}: line {number}"
-        if name.count(".") < 3 or not name.endswith(".png") or not name.split(".")[-2].isdigit():
+        if name.count(".") < 3 or not name.endswith(".png") or not name.split(".")[-2].isdecimal():
             raise ShardError(
                 f"{where}: {name!r} is not <reference>.<distortion>.<level>.png", exit_code=3
             )

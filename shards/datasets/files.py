@@ -2,7 +2,6 @@
 
 import array
 import csv
-import io
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -10,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.datasets.values import parse_number
 from shards.errors import ShardError
 from shards.sample_table import group_key
+from shards.source_files import need_regular, read_text, text_lines
+from shards.text import printable
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
+_MOST_TEXT = 256 << 20
 _LARGEST_SCORE = 1e100
 """Squares of larger ones, summed over a set, leave the range of float64."""
 
@@ -126,19 +129,17 @@ def parse_score(text: object, *, where: str) -> float:
     Raises:
         ShardError: If the text is empty, no number, NaN, infinite, or too large to be squared.
     """
-    try:
-        value = float(str(text).strip())
-    except ValueError:
-        value = math.nan
+    value = parse_number(text)
     if not math.isfinite(value):
         raise ShardError(
-            f"{where}: score {str(text)!r} is not a finite number; correct the row, or remove it",
+            f"{where}: score {printable(text, 60)!r} is not a finite number; correct the row, or "
+            "remove it",
             exit_code=3,
         )
     if abs(value) > _LARGEST_SCORE:
         raise ShardError(
-            f"{where}: score {str(text)!r} is beyond {_LARGEST_SCORE:g}, so that no deviation of "
-            "the scores could be computed; correct the row, or remove it",
+            f"{where}: score {printable(text, 60)!r} is beyond {_LARGEST_SCORE:g}, so that no "
+            "deviation of the scores could be computed; correct the row, or remove it",
             exit_code=3,
         )
     return value
@@ -179,23 +180,16 @@ def need_file(path: Path, *, what: str) -> Path:
     Raises:
         ShardError: With exit code 4 if not.
     """
-    if not path.is_file():
-        raise ShardError(f"{path}: there is no such file; {what}", exit_code=4)
-    return path
+    return need_regular(path, what=what)
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a mark at its start.
+def read_label_text(path: Path) -> str:
+    """A label file as text, of at most 256 MB.
 
     Raises:
         ShardError: If it is no such text.
     """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        raise ShardError(
-            f"{path}: cannot be read as text ({error}); unpack it again", exit_code=3
-        ) from error
+    return read_text(path, limit_bytes=_MOST_TEXT)
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:
@@ -205,9 +199,11 @@ def csv_rows(path: Path) -> Iterator[list[str]]:
         ShardError: If it cannot be read as one.
     """
     try:
-        yield from csv.reader(io.StringIO(read_text(path)))
+        yield from csv.reader(text_lines(path, limit_bytes=_MOST_TEXT))
     except csv.Error as error:
-        raise ShardError(f"{path}: cannot be read as CSV ({error})", exit_code=3) from error
+        raise ShardError(
+            f"{printable(path)}: cannot be read as CSV ({printable(error)})", exit_code=3
+        ) from error
 
 
 def find_one(root: Path, names: Iterable[str], *, what: str) -> Path:

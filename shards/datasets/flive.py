@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.datasets.files import FolderIndex, find_one, parse_score
-from shards.datasets.table import read_rows
+from shards.datasets.table import Row, read_rows
+from shards.datasets.values import cell_text, name_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.source_files import is_regular
 
 _TEST = ("labels640.csv", "labels>640.csv")
 _PADDED = ("labels=640_padded.csv", "labels<=640_padded.csv")
@@ -97,28 +99,31 @@ def _sample(
     )
 
 
-def _name_and_score(labels: Path, number: int, row: object) -> tuple[str, float]:
+def _name_and_score(labels: Path, number: int, row: Row) -> tuple[str, float]:
     where = f"{labels}: row {number}"
-    fields = row if isinstance(row, dict) else {}
-    name = str(fields.get("name", "")).strip()
-    if not name:
+    name = name_text(row.get("name"), where=where)
+    if name == "":
         raise ShardError(f"{where}: no column `name`, or it is empty", exit_code=3)
-    return name, parse_score(fields.get("mos"), where=where)
+    return name, parse_score(row.get("mos"), where=where)
 
 
 def _parts(folder: Path) -> dict[str, str]:
     """Official part by lower-case name of the image; empty if the lists are not there."""
     parts: dict[str, str] = {}
-    padded = next((folder / name for name in _PADDED if (folder / name).is_file()), None)
+    padded = next((folder / name for name in _PADDED if is_regular(folder / name)), None)
     if padded is not None:
         for row in read_rows(padded):
-            is_val = str(row.get("is_valid", "")).strip().lower() in {"true", "1"}
-            parts[str(row.get("name_image", "")).lower()] = "val" if is_val else "train"
-    tests = next((folder / name for name in _TEST if (folder / name).is_file()), None)
+            is_val = cell_text(row.get("is_valid"), where=str(padded)).lower() in {"true", "1"}
+            parts[_image_name(row, padded)] = "val" if is_val else "train"
+    tests = next((folder / name for name in _TEST if is_regular(folder / name)), None)
     if tests is not None:
         for row in read_rows(tests):
-            parts[str(row.get("name_image", "")).lower()] = "test"
+            parts[_image_name(row, tests)] = "test"
     return parts
+
+
+def _image_name(row: Row, labels: Path) -> str:
+    return name_text(row.get("name_image"), where=str(labels)).lower()
 
 
 def _by_two_components(index: FolderIndex) -> dict[str, Path]:

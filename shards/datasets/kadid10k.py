@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
 from shards.datasets.table import read_rows
+from shards.datasets.values import name_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
 
@@ -66,7 +67,7 @@ def open_kadid10k(root: Path, *, images: Path | None = None) -> DataSet:
     def samples() -> Iterator[Sample]:
         for number, row in enumerate(read_rows(labels), start=2):
             where = f"{labels}: row {number}"
-            name = str(row.get("dist_img", "")).strip()
+            name = name_text(row.get("dist_img"), where=where)
             parts = _NAME.fullmatch(name)
             if parts is None or not 1 <= int(parts[2]) <= len(TYPES):
                 raise ShardError(

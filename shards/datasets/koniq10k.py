@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
 from shards.datasets.table import Row, parse_part, read_rows
+from shards.datasets.values import name_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
 
@@ -53,7 +54,7 @@ def open_koniq10k(root: Path, *, images: Path | None = None) -> DataSet:
     def samples() -> Iterator[Sample]:
         for number, row in enumerate(rows, start=2):
             where = f"{labels}: row {number}"
-            name = str(row.get("image_name", "")).strip().strip('"')
+            name = name_text(row.get("image_name"), where=where).strip('"')
             if not name:
                 raise ShardError(f"{where}: names no image", exit_code=3)
             # SD is on the 1..5 scale in every file, so it belongs to the raw score only.

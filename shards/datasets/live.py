@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.datasets.files import FolderIndex, find_one, parse_score
-from shards.datasets.matlab import load_mat, strings
+from shards.datasets.matlab import load_numbers, load_strings
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
 
@@ -43,10 +43,12 @@ def open_live(root: Path, *, images: Path | None = None) -> DataSet:
     labels = find_one(root, ["dmos_realigned.mat", "dmos.mat"], what=where)
     references = find_one(root, ["refnames_all.mat"], what=where)
     realigned = labels.name.lower() == "dmos_realigned.mat"
-    dmos = load_mat(labels, "dmos_new" if realigned else "dmos")
-    spread = load_mat(labels, "dmos_std") if realigned else np.full(dmos.size, np.nan)
-    copies = load_mat(labels, "orgs")
-    names = strings(load_mat(references, "refnames_all"))
+    if realigned:
+        dmos, copies, spread = load_numbers(labels, ["dmos_new", "orgs", "dmos_std"])
+    else:
+        dmos, copies = load_numbers(labels, ["dmos", "orgs"])
+        spread = np.full(dmos.size, np.nan)
+    names = load_strings(references, "refnames_all")
     for what, size in (("dmos", dmos.size), ("orgs", copies.size), ("refnames_all", len(names))):
         if size != ROWS:
             raise ShardError(
@@ -59,7 +61,7 @@ def open_live(root: Path, *, images: Path | None = None) -> DataSet:
     def samples() -> Iterator[Sample]:
         paths = [f"{folder}/img{k + 1}.bmp" for folder, count in BLOCKS for k in range(count)]
         for row, path in enumerate(paths):
-            if copies[row]:
+            if copies[row] != 0:
                 continue
             place = f"{labels}: row {row + 1}"
             yield Sample(
@@ -67,7 +69,7 @@ def open_live(root: Path, *, images: Path | None = None) -> DataSet:
                 file=index.path(path),
                 mos=parse_score(dmos[row], where=place),
                 mos_std=float(spread[row]) if np.isfinite(spread[row]) else None,
-                group=names[row].rpartition(".")[0].lower() or names[row].lower(),
+                group=_stem(names[row]),
                 distortion=path.partition("/")[0],
             )
 
@@ -79,3 +81,8 @@ def open_live(root: Path, *, images: Path | None = None) -> DataSet:
     )
     facts = replace(FACTS, source="dmos.mat (dmos)", expected=Expected(samples=779, groups=29))
     return DataSet(name="live", score=score, samples=samples, facts=facts)
+
+
+def _stem(name: str) -> str:
+    stem, point, _ = name.lower().rpartition(".")
+    return stem if point and stem != "" else name.lower()

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
-from shards.datasets.matlab import load_mat, strings
+from shards.datasets.matlab import load_numbers, load_strings
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.text import printable
 
 ROWS = 1169
 TRAINING = 7
@@ -36,9 +37,9 @@ def open_livec(root: Path, *, images: Path | None = None) -> DataSet:
     names_file = find_one(root, ["AllImages_release.mat"], what=where)
     scores_file = find_one(root, ["AllMOS_release.mat"], what=where)
     spread_file = find_one(root, ["AllStdDev_release.mat"], what=where)
-    names = strings(load_mat(names_file, "AllImages_release"))
-    scores = load_mat(scores_file, "AllMOS_release")
-    spread = load_mat(spread_file, "AllStdDev_release")
+    names = load_strings(names_file, "AllImages_release")
+    (scores,) = load_numbers(scores_file, ["AllMOS_release"])
+    (spread,) = load_numbers(spread_file, ["AllStdDev_release"])
     if not len(names) == scores.size == spread.size == ROWS:
         raise ShardError(
             f"{names_file.parent}: {len(names)} names, {scores.size} scores and {spread.size} "
@@ -48,7 +49,7 @@ def open_livec(root: Path, *, images: Path | None = None) -> DataSet:
     if not all(name.startswith("t") for name in names[:TRAINING]):
         raise ShardError(
             f"{names_file}: the first {TRAINING} rows are not the training images t1 .. t7, but "
-            f"{', '.join(names[:TRAINING])}",
+            f"{printable(', '.join(names[:TRAINING]))}",
             exit_code=3,
         )
     index = FolderIndex(images or root)

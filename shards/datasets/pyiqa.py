@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.datasets.files import FolderIndex, csv_rows, need_file, parse_score
+from shards.datasets.files import IMAGE_ENDINGS, FolderIndex, csv_rows, need_file, parse_score
 from shards.datasets.table import parse_part
+from shards.datasets.values import is_missing, one_name_each
 from shards.errors import ShardError
 from shards.sample import DataSet, Facts, Sample, Score
+from shards.text import printable
 
 _OFFICIAL = "official_split"
 # Part of the file name -> scale (formats.md section 10; CSIQ and LIVE are differences).
@@ -51,13 +53,15 @@ def read_meta(path: Path) -> list[MetaRow]:
     need_file(path, what="give a meta_info_*.csv")
     cells = list(csv_rows(path))
     header = [name.strip() for name in cells[0]] if cells else []
+    one_name_each(header, where=str(path))
+    _refuse_missing_header(header, path)
     with_reference = bool(header) and "ref" in header[0].lower()
     needed = 3 if with_reference else 2
     if len(header) < needed:
         raise ShardError(f"{path}: needs {needed} columns, has {len(header)}", exit_code=3)
     rows = []
     for number, row in enumerate(cells[1:], start=2):
-        if not any(row):
+        if all(cell.strip() == "" for cell in row):
             continue
         if len(row) < needed:
             raise ShardError(f"{path}: row {number} has {len(row)} cells", exit_code=3)
@@ -68,6 +72,17 @@ def read_meta(path: Path) -> list[MetaRow]:
     if not rows:
         raise ShardError(f"{path}: has no rows", exit_code=3)
     return rows
+
+
+def _refuse_missing_header(header: list[str], path: Path) -> None:
+    """Without it the first image would be taken for one, and every row number be off by one."""
+    for name in header[:3]:
+        if Path(name.lower()).suffix in IMAGE_ENDINGS:
+            raise ShardError(
+                f"{printable(path)}: the first line holds the image {printable(name, 80)!r}, not "
+                "the columns' names; put a header line such as `img_name,mos` in front",
+                exit_code=3,
+            )
 
 
 def open_pyiqa(meta: Path, *, images: Path | None = None, name: str | None = None) -> DataSet:
@@ -89,15 +104,17 @@ def open_pyiqa(meta: Path, *, images: Path | None = None, name: str | None = Non
     def samples() -> Iterator[Sample]:
         for number, row in enumerate(rows[skip:], start=2 + skip):
             where = f"{meta}: row {number}"
-            if row.path.startswith("/") or ".." in row.path.split("/"):
-                raise ShardError(f"{where}: {row.path!r} leaves the images folder", exit_code=3)
-            spread = row.columns.get("std", "")
+            if row.path.startswith("/") or ".." in row.path.split("/") or "\0" in row.path:
+                raise ShardError(
+                    f"{where}: {printable(row.path)!r} leaves the images folder", exit_code=3
+                )
+            spread = row.columns.get("std")
             yield Sample(
                 path=row.path,
                 file=index.path(row.path),
                 mos=parse_score(row.score, where=where),
-                mos_std=parse_score(spread, where=where) if spread.strip() else None,
-                group=row.reference or _image_of_patch(row.path),
+                mos_std=None if is_missing(spread) else parse_score(spread, where=where),
+                group=row.reference if row.reference != "" else _image_of_patch(row.path),
                 part=parse_part(row.columns.get(_OFFICIAL, ""), where=where),
             )
 

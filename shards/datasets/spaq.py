@@ -10,8 +10,11 @@ from pathlib import Path
 
 from shards.datasets.excel import read_sheet
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
+from shards.datasets.values import cell_text, is_missing, name_text, one_name_each
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.source_files import is_regular
+from shards.text import printable
 
 _LABELS = ("MOS and Image attribute scores.xlsx", "MOS_and_Image_attribute_scores.xlsx")
 _SCENES = ("Scene category labels.xlsx", "Scene_category_labels.xlsx")
@@ -55,30 +58,39 @@ def open_spaq(root: Path, *, images: Path | None = None) -> DataSet:
 
 def _rows(labels: Path) -> Iterator[tuple[str, float]]:
     sheet = read_sheet(labels)
-    header = [str(cell or "").strip().lower() for cell in next(sheet, ())]
+    _, names = next(sheet, (0, []))
+    header = one_name_each(names, where=str(labels))
     if "image name" not in header or "mos" not in header:
         raise ShardError(
-            f"{labels}: the first row is {header!r}, without `Image name` and `MOS`", exit_code=3
+            f"{printable(labels)}: the first row is {printable(header)}, without `Image name` and "
+            "`MOS`",
+            exit_code=3,
         )
     name_at, mos_at = header.index("image name"), header.index("mos")
-    for number, row in enumerate(sheet, start=2):
-        name = str(row[name_at] or "").strip() if len(row) > name_at else ""
-        if name:
-            score = row[mos_at] if len(row) > mos_at else None
-            yield name, parse_score(score, where=f"{labels}: row {number}")
+    for number, row in sheet:
+        where = f"{printable(labels)}: row {number}"
+        row += [None] * (len(header) - len(row))
+        name = name_text(row[name_at], where=where)
+        if name != "":
+            yield name, parse_score(row[mos_at], where=where)
 
 
 def _scenes(folder: Path) -> dict[str, str]:
     """The category with the largest weight of each image, if the workbook is there."""
-    path = next((folder / name for name in _SCENES if (folder / name).is_file()), None)
+    path = next((folder / name for name in _SCENES if is_regular(folder / name)), None)
     if path is None:
         return {}
     sheet = read_sheet(path)
-    header = [str(cell or "").strip() for cell in next(sheet, ())]
+    _, names = next(sheet, (0, []))
+    header = [cell_text(name, where=str(path)) for name in names]
     found: dict[str, str] = {}
-    for row in sheet:
-        where = f"{path}: {row[0] if row else 'a row'}"
-        weights = [parse_score(cell or 0, where=where) for cell in row[1 : len(header)]]
-        if row[0] and weights:
-            found[str(row[0]).strip()] = header[1 + weights.index(max(weights))]
+    for number, row in sheet:
+        where = f"{printable(path)}: row {number}"
+        weights = [
+            0.0 if is_missing(cell) else parse_score(cell, where=where)
+            for cell in row[1 : len(header)]
+        ]
+        name = name_text(row[0], where=where)
+        if name != "" and len(weights) > 0:
+            found[name] = header[1 + weights.index(max(weights))]
     return found

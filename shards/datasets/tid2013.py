@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score, read_text
+from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score, read_label_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.source_files import is_regular
 
 TYPES = (
     "additive Gaussian noise",
@@ -95,11 +96,11 @@ def _images_folder(beside: Path) -> Path:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    return [line.strip() for line in read_label_text(path).splitlines() if line.strip()]
 
 
 def _spread(path: Path, rows: int) -> list[float]:
-    if not path.is_file():
+    if not is_regular(path):
         return []
     values = _lines(path)
     if len(values) != rows:

@@ -5,7 +5,9 @@ one tar, or a pattern with braces or `*`. The score is in a member of each sampl
 (the whole text is a number), or `json:a.b` (a field of it). Nothing is unpacked to disk.
 """
 
+import codecs
 import glob
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,12 +17,17 @@ from typing import Any
 import msgspec
 
 from shards.datasets.files import IMAGE_ENDINGS, parse_score
+from shards.datasets.values import cell_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Facts, Sample, Score
+from shards.source_files import need_regular, open_regular
 from shards.tar import Member, read_members
+from shards.text import printable
 
 _BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
 _MOST_TEXT = 16 << 20
+_MOST_TARS = 1_000_000
+_MOST_TAR = 1 << 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,28 +81,35 @@ def _tars(source: Path) -> list[Path]:
     if source.is_dir():
         found = sorted(source.glob("*.tar"))
     elif braces is not None:
-        start, digits = int(braces[2]), len(braces[2])
-        numbers = range(start, int(braces[3]) + 1)
+        numbers, digits = _numbers(braces[2], braces[3], source), len(braces[2])
         found = [Path(f"{braces[1]}{number:0{digits}d}{braces[4]}") for number in numbers]
     elif "*" in text:
         found = [Path(path) for path in sorted(glob.glob(text))]
     else:
         found = [source]
     for path in found:
-        if not path.is_file():
-            raise ShardError(f"{path}: there is no such tar", exit_code=4)
+        need_regular(path, what="give a folder of tars, a tar, or a pattern")
     if not found:
         raise ShardError(f"{source}: no .tar file is here", exit_code=4)
     return found
+
+
+def _numbers(first: str, last: str, source: Path) -> range:
+    if max(len(first), len(last)) > 9 or int(last) - int(first) > _MOST_TARS:
+        raise ShardError(
+            f"{printable(source)}: more than {_MOST_TARS:,} tars; name them by a folder or by `*`",
+            exit_code=2,
+        )
+    return range(int(first), int(last) + 1)
 
 
 def _samples(
     tars: list[Path], score_member: str | None, group_member: str | None
 ) -> Iterator[Sample]:
     for tar in tars:
-        with tar.open("rb") as stream:
+        with open_regular(tar, limit_bytes=_MOST_TAR) as stream:
             for found in _grouped(tar):
-                where = f"{tar}: {found.key}"
+                where = f"{printable(tar)}: {printable(found.key)}"
                 mos = None
                 if score_member is not None:
                     value = _value(stream, found, score_member, where)
@@ -103,7 +117,9 @@ def _samples(
                 path = f"{tar.stem}/{found.key}.{found.ending}"
                 group = path
                 if group_member is not None:
-                    group = str(_value(stream, found, group_member, where))
+                    value = _value(stream, found, group_member, where)
+                    group = cell_text(value, where=f"{where}: {group_member}")
+                    group = path if group == "" else group
                 yield Sample(
                     path=path,
                     file=tar,
@@ -118,8 +134,9 @@ def _samples(
 def _grouped(tar: Path) -> Iterator[_Found]:
     """Consecutive members with the same key are one sample, as in the webdataset package."""
     key, held = "", dict[str, Member]()
-    with tar.open("rb") as stream:
-        for member in read_members(stream, size_bytes=tar.stat().st_size, where=str(tar)):
+    with open_regular(tar, limit_bytes=_MOST_TAR) as stream:
+        size_bytes = os.fstat(stream.fileno()).st_size
+        for member in read_members(stream, size_bytes=size_bytes, where=str(tar)):
             folder, _, base = member.name.rpartition("/")
             stem, _, ending = base.partition(".")
             if not stem or not ending:
@@ -167,9 +184,9 @@ def _value(stream: Any, found: _Found, place: str, where: str) -> Any:
     stream.seek(member.offset)
     data = stream.read(member.size)
     if not path:
-        return data.decode("utf-8", "replace").strip()
+        return data.decode("utf-8-sig", "replace").strip()
     try:
-        value = msgspec.json.decode(data)
+        value = msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8))
     except (msgspec.DecodeError, RecursionError) as error:
         raise ShardError(f"{where}: .{ending} is not JSON ({error})", exit_code=3) from error
     for step in path.split("."):

@@ -11,21 +11,27 @@
 """
 
 import io
-import pickle
+import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from shards.datasets.files import IMAGE_ENDINGS
 from shards.datasets.pyiqa import MetaRow, read_meta
 from shards.datasets.table import parse_part
+from shards.datasets.values import parse_number
 from shards.errors import ShardError
 from shards.read import ShardSet
+from shards.source_files import read_regular, read_text
+from shards.splits.pickles import MAX_PICKLE_BYTES, load_plain_pickle
 from shards.splits.split import PARTS, Split, check_split, split_from_ids
+from shards.text import printable
 
-_NUMBERED = {"0": "train", "1": "val", "2": "test"}
-_MOST_NAMED = 3
+_NUMBERED = {0.0: "train", 1.0: "val", 2.0: "test"}
+_MOST_ROWS = 20_000_000
+_MOST_TABLE = 1 << 28
 
 
 class Names:
@@ -55,8 +61,8 @@ class Names:
             end = "/".join(parts[start:])
             if end in self._doubtful:
                 raise ShardError(
-                    f"{name!r} fits several images of {self._set.name}; the list must give the "
-                    "folder too",
+                    f"{printable(name)!r} fits several images of {self._set.name}; the list "
+                    "must give the folder too",
                     exit_code=3,
                 )
             if end in self._by_end:
@@ -123,6 +129,7 @@ class _Named:
 def _resolve(
     shard_set: ShardSet, finder: Names, item: _Named, index: int, source: Path, allow_missing: bool
 ) -> Split:
+    _refuse_empty(item, source)
     ids: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     missing: list[str] = []
     for part in PARTS:
@@ -132,8 +139,8 @@ def _resolve(
     if missing and not allow_missing:
         raise ShardError(
             f"{source}: {len(missing):,} images of the split {item.name!r} are not in "
-            f"{shard_set.root}, first {', '.join(missing[:_MOST_NAMED])}; is it the split of this "
-            "set? A part of a set needs `--allow-missing`",
+            f"{shard_set.root}, first {printable(', '.join(missing[:3]), 300)}; is it the "
+            "split of this set? A part of a set needs `--allow-missing`",
             exit_code=3,
         )
     notes = [item.note] if item.note else []
@@ -142,10 +149,29 @@ def _resolve(
     left = len(shard_set) - sum(part.size for part in ids)
     if left:
         notes.append(f"{left:,} images of this set are in no part of the list")
+    for part, numbers in zip(PARTS, ids, strict=True):
+        if numbers.size == 0 and len(item.parts.get(part, [])) > 0:
+            raise ShardError(
+                f"{source}: none of the {len(item.parts[part]):,} {part} images of the "
+                f"split {printable(item.name, 80)!r} is in this set; nothing could be learned or "
+                "judged",
+                exit_code=3,
+            )
     split = split_from_ids(
         shard_set, f"imported-{_slug(item.name)}", index, ids, note="; ".join(notes)
     )
     return check_split(shard_set, split, where=str(source))
+
+
+def _refuse_empty(item: _Named, source: Path) -> None:
+    for part in ("train", "test"):
+        if len(item.parts.get(part, [])) == 0:
+            counts = ", ".join(f"{name} {len(item.parts.get(name, [])):,}" for name in PARTS)
+            raise ShardError(
+                f"{source}: the split {printable(item.name, 80)!r} leaves {part} empty "
+                f"({counts}); is its coding another one, or the file cut short?",
+                exit_code=3,
+            )
 
 
 def _from_columns(
@@ -160,25 +186,52 @@ def _from_columns(
     if not known:
         raise ShardError(
             f"{source}: has no column whose name contains `split` among "
-            f"{', '.join(rows[0].columns)}; give a meta_info_*.csv with one, e.g. official_split",
+            f"{printable(', '.join(rows[0].columns), 300)}; give a meta_info_*.csv with "
+            "one, e.g. official_split",
             exit_code=3,
         )
     return [_column(rows, source, name, shift_rows) for name in known if column in (None, name)]
 
 
 def _column(rows: Sequence[MetaRow], source: Path, name: str, shift_rows: int) -> _Named:
+    if shift_rows < 0:
+        raise ShardError(f"rows are shifted by 0 or more, not by {shift_rows}", exit_code=2)
+    where = f"{source}: {printable(name, 80)}"
+    words = [row.columns.get(name, "").strip() for row in rows]
+    numbers = _numbers(words, where)
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     for number in range(shift_rows, len(rows)):
-        word = rows[number - shift_rows].columns.get(name, "").strip()
-        part = _NUMBERED.get(word) or parse_part(word, where=f"{source}: {name}, row {number + 2}")
-        if part:
+        word = words[number - shift_rows]
+        part = (
+            numbers[word]
+            if word in numbers
+            else parse_part(word, where=f"{where}, row {number + 2}")
+        )
+        if part != "":
             parts[part].append(rows[number].path)
     note = f"parts as pyiqa's loader shifts them by {shift_rows} rows" if shift_rows else ""
     return _held_out_is_test(_Named(name, parts, note))
 
 
+def _numbers(words: Sequence[str], where: str) -> dict[str, str]:
+    """What numbers in a column mean; empty if it holds words.
+
+    Raises:
+        ShardError: If the numbers are others than 0, 1 and 2, or start at another one.
+    """
+    found = {word: parse_number(word) for word in set(words) if not math.isnan(parse_number(word))}
+    strange = sorted(word for word, value in found.items() if value not in _NUMBERED)
+    if found and (strange or 0.0 not in found.values()):
+        raise ShardError(
+            f"{where}: parts are numbered {printable(', '.join(sorted(found)), 80)}, which is not "
+            "0 = train, 1 = val, 2 = test; write the words train, val and test",
+            exit_code=3,
+        )
+    return {word: _NUMBERED[value] for word, value in found.items()}
+
+
 def _held_out_is_test(item: _Named) -> _Named:
-    if item.parts["test"] or not item.parts["val"]:
+    if len(item.parts["test"]) > 0 or len(item.parts["val"]) == 0:
         return item
     moved = {"train": item.parts["train"], "val": [], "test": item.parts["val"]}
     said = "the list calls the held-out part `val`; it is `test` here, and nothing selects"
@@ -186,29 +239,25 @@ def _held_out_is_test(item: _Named) -> _Named:
 
 
 def _from_pickle(source: Path, names: list[str]) -> list[_Named]:
-    try:
-        content = _Plain(io.BytesIO(source.read_bytes())).load()
-    except Exception as error:
-        # A pickle can fail in any way; nothing but plain containers and numbers is ever built.
-        raise ShardError(f"{source}: not a pickle of plain lists ({error})", exit_code=3) from error
+    data = read_regular(source, limit_bytes=MAX_PICKLE_BYTES)
+    content = load_plain_pickle(data, where=str(source))
     if not isinstance(content, dict):
         raise ShardError(f"{source}: holds no dictionary of splits", exit_code=3)
-    found = []
+    found, rows = [], 0
     for key, parts in content.items():
+        where = f"{source}: split {printable(key, 60)}"
         if not isinstance(parts, dict):
-            raise ShardError(f"{source}: split {key!r} holds no parts", exit_code=3)
-        named = {
-            part: _pick(names, parts.get(part, []), f"{source}: split {key}") for part in PARTS
-        }
-        found.append(_held_out_is_test(_Named(f"{source.stem}-{key}", named)))
+            raise ShardError(f"{where}: holds no parts", exit_code=3)
+        lists = {part: parts.get(part, []) for part in PARTS}
+        if not all(isinstance(numbers, list | tuple) for numbers in lists.values()):
+            raise ShardError(f"{where}: a part is no list of row numbers", exit_code=3)
+        # Many splits may share one list, and a file be small.
+        rows += sum(map(len, lists.values()))
+        if rows > _MOST_ROWS:
+            raise ShardError(f"{where}: more than {_MOST_ROWS:,} row numbers", exit_code=3)
+        named = {part: _pick(names, lists[part], where) for part in PARTS}
+        found.append(_held_out_is_test(_Named(f"{source.stem}-{printable(key, 60)}", named)))
     return found
-
-
-class _Plain(pickle.Unpickler):
-    """Builds containers and numbers, and refuses everything else a pickle may ask for."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"asks for {module}.{name}, which is refused")
 
 
 def _from_arniqa(folder: Path, names: list[str]) -> list[_Named]:
@@ -231,10 +280,16 @@ def _from_arniqa(folder: Path, names: list[str]) -> list[_Named]:
 
 
 def _load_npy(path: Path) -> np.ndarray[Any, Any]:
+    data = read_regular(path, limit_bytes=_MOST_TABLE)
     try:
-        table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ShardError(f"{path}: not readable as .npy ({error})", exit_code=4) from error
+        # From memory: a header that promises more than the file holds is found out while reading.
+        table = np.load(io.BytesIO(data), allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError) as error:
+        raise ShardError(
+            f"{path}: not readable as .npy ({printable(error)})", exit_code=4
+        ) from error
+    if not isinstance(table, np.ndarray):
+        raise ShardError(f"{path}: an archive, not a table of numbers", exit_code=3)
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer):
         raise ShardError(
             f"{path}: {table.dtype} of shape {table.shape}, not one row of numbers per repeat",
@@ -255,10 +310,10 @@ def _from_lists(folder: Path) -> _Named:
         parts[part] = [
             line.replace(",", "\t").split("\t")[0].strip()
             for file in files
-            for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            if line.strip()
+            for line in read_text(file, limit_bytes=_MOST_TABLE).splitlines()
+            if line.strip() != ""
         ]
-    if not parts["train"] or not parts["test"]:
+    if len(parts["train"]) == 0 or len(parts["test"]) == 0:
         raise ShardError(f"{folder}: has no *train*.txt and *test*.txt", exit_code=4)
     return _Named(folder.name, parts)
 
@@ -272,19 +327,38 @@ def _name_list(names: Path | None, source: Path) -> list[str]:
         )
     if names.suffix == ".csv":
         return [row.path for row in read_meta(names)]
-    try:
-        text = names.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        raise ShardError(f"{names}: cannot be read ({error})", exit_code=4) from error
-    lines = [line.replace(",", "\t").split("\t")[0].strip() for line in text.splitlines()]
-    return [line for line in lines if line and not line.startswith("dis_img_path")]
+    text = read_text(names, limit_bytes=_MOST_TABLE)
+    lines = [line.replace(",", "\t").split("\t")[0].strip() for line in text.rstrip().splitlines()]
+    if lines and (lines[0].startswith("dis_img_path") or _is_header(lines)):
+        del lines[0]
+    if "" in lines:
+        raise ShardError(
+            f"{names}: line {lines.index('') + 1} or the one after it names no image, "
+            "so what the numbers count is not known; remove empty lines",
+            exit_code=3,
+        )
+    return lines
+
+
+def _is_header(lines: Sequence[str]) -> bool:
+    """Whether the first line is a title: it has no ending of an image, and all others have one."""
+    endings = [PurePosixPath(line.lower()).suffix in IMAGE_ENDINGS for line in lines]
+    return len(endings) > 1 and endings[0] is False and all(endings[1:])
 
 
 def _pick(names: list[str], rows: Iterable[Any], where: str) -> list[str]:
     picked = []
     for row in rows:
+        if isinstance(row, bool) or not isinstance(row, int | np.integer):
+            raise ShardError(
+                f"{where}: {printable(row, 60)!r} ({type(row).__name__}) is no row number; rows "
+                "are whole numbers",
+                exit_code=3,
+            )
         if not 0 <= int(row) < len(names):
-            raise ShardError(f"{where}: row {row} is not in 0 .. {len(names) - 1}", exit_code=3)
+            raise ShardError(
+                f"{where}: row {int(row)} is not in 0 .. {len(names) - 1}", exit_code=3
+            )
         picked.append(names[int(row)])
     return picked
 

@@ -6,14 +6,19 @@
 import contextlib
 import dataclasses
 import io
+import json
 import os
+import pickle
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import openpyxl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,6 +33,7 @@ from shards.datasets.flive import open_flive
 from shards.datasets.kadid10k import open_kadid10k
 from shards.datasets.koniq10k import open_koniq10k
 from shards.datasets.livec import open_livec
+from shards.datasets.matlab import load_strings
 from shards.datasets.pyiqa import open_pyiqa
 from shards.datasets.spaq import open_spaq
 from shards.datasets.table import open_table
@@ -38,10 +44,12 @@ from shards.manifest import decode
 from shards.read import ShardSet, open_set
 from shards.sample_table import SCHEMA, SampleRow, SampleTable, to_arrow
 from shards.splits.draw import make_splits
+from shards.splits.import_splits import import_splits
 from shards.splits.split import PARTS, load_split, write_split
 from shards.tar import read_members
+from shards.text import MAX_MESSAGE_BYTES
 
-# Shared out over the nine tests below.
+# Shared out over the tests below.
 CASES = int(os.environ.get("LMCL_FUZZ_CASES", "500"))
 SOME = settings(
     max_examples=max(10, -(-CASES // 9)),
@@ -241,7 +249,11 @@ _MARKS = ['"', "\t", ",", " ", "\n", "\r\n", "\x00", "Image Name,MOS"]
 WORDS = st.sampled_from(_COLUMNS.split(",") + _CELLS.split(",") + _MARKS)
 
 
-@SOME
+# A workbook, a Parquet file and a MATLAB file start a process each.
+CHILDREN = settings(SOME, max_examples=max(10, -(-CASES // 50)), deadline=None)
+
+
+@CHILDREN
 @given(
     label=st.sampled_from(LABELS),
     data=st.one_of(
@@ -272,3 +284,102 @@ def test_any_bytes_in_a_set(fence: Path, data: bytes, name: str) -> None:
     (fence / name).write_bytes(data)
     with pytest.raises(ShardError):
         open_set(fence)
+
+
+def _whole_labels() -> dict[str, bytes]:
+    """Good label files of every format, to be damaged."""
+    rows = [{"path": f"{k}.png", "score": k / 2, "group": k % 2} for k in range(6)]
+    parquet, book, matlab = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), parquet)
+    workbook = openpyxl.Workbook()
+    workbook.active.append(list(rows[0]))
+    for row in rows:
+        workbook.active.append(list(row.values()))
+    workbook.save(book)
+    names = np.array([[f"{k}.bmp" for k in range(30)]], dtype=object)
+    scipy.io.savemat(matlab, {"AllImages_release": names})
+    lines = ["path,score,group", *(",".join(map(str, row.values())) for row in rows)]
+    return {
+        "labels.csv": "\n".join(lines).encode(),
+        "labels.tsv": "\n".join(lines).replace(",", "\t").encode(),
+        "labels.jsonl": "\n".join(json.dumps(row) for row in rows).encode(),
+        "labels.parquet": parquet.getvalue(),
+        "labels.xlsx": book.getvalue(),
+        "AllImages_release.mat": matlab.getvalue(),
+    }
+
+
+WHOLE_LABELS = _whole_labels()
+
+
+@CHILDREN
+@given(data=st.data(), name=st.sampled_from(sorted(WHOLE_LABELS)))
+def test_any_damage_of_a_label_file(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
+) -> None:
+    root = tmp_path_factory.mktemp("labels")
+    (root / name).write_bytes(data.draw(damaged(WHOLE_LABELS[name])))
+    try:
+        if name.endswith(".mat"):
+            load_strings(root / name, "AllImages_release")
+        else:
+            list(open_table(root / name, extra_files="ignore").samples())
+    except ShardError as error:
+        message = str(error)
+        assert len(message.encode()) <= MAX_MESSAGE_BYTES
+        assert not set(message) & set("\n\r\x1b\x00")
+
+
+def _split_folders() -> dict[str, bytes]:
+    table = io.BytesIO()
+    np.save(table, np.array([[0, 1, 2], [3, 4, 5]]))
+    rows = {1: {"train": [0, 1, 2, 3], "val": [], "test": [4, 5]}}
+    columns = [f"{k}.png,1.0,{'train' if k < 4 else 'test'}" for k in range(6)]
+    return {
+        "train.npy": table.getvalue(),
+        "split.pkl": pickle.dumps(rows),
+        "old.pkl": pickle.dumps(rows, 0),
+        "meta_info_x.csv": "\n".join(["img_name,mos,split", *columns]).encode(),
+        "a_train.txt": b"0.png\n1.png\n2.png\n3.png\n",
+        "names.txt": "\n".join(f"{k}.png" for k in range(6)).encode(),
+    }
+
+
+SPLIT_FILES = _split_folders()
+
+
+@SOME
+@given(
+    data=st.data(),
+    name=st.sampled_from(sorted(SPLIT_FILES)),
+    any_bytes=st.booleans(),
+)
+def test_any_bytes_in_a_published_split(
+    tmp_path_factory: pytest.TempPathFactory,
+    labelled: ShardSet,
+    data: st.DataObject,
+    name: str,
+    any_bytes: bool,
+) -> None:
+    root = tmp_path_factory.mktemp("split")
+    for other, whole in SPLIT_FILES.items():
+        (root / other).write_bytes(whole)
+    for part in ("val", "test"):
+        (root / f"{part}.npy").write_bytes(SPLIT_FILES["train.npy"])
+    (root / "a_test.txt").write_bytes(b"4.png\n5.png\n")
+    bad = st.binary(max_size=300) if any_bytes else damaged(SPLIT_FILES[name])
+    (root / name).write_bytes(data.draw(bad))
+    if name.endswith(".txt") and name != "names.txt":
+        for file in root.glob("*.npy"):
+            file.unlink()
+    source = root if name.endswith((".npy", ".txt")) else root / name
+    before = sorted(path.name for path in root.iterdir())
+    try:
+        for split in import_splits(labelled, source, names=root / "names.txt"):
+            assert split.train.size > 0
+            assert split.test.size > 0
+    except ShardError as error:
+        message = str(error)
+        assert len(message.encode()) <= MAX_MESSAGE_BYTES
+        assert not set(message) & set("\n\r\x1b\x00")
+    assert sorted(path.name for path in root.iterdir()) == before

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shards.datasets import csiq, flive, kadid10k, koniq10k, livec, spaq, tid2013
-from shards.datasets.matlab import load_mat, strings
+from shards.datasets.matlab import load_strings
 from shards.datasets.table import read_rows
 from shards.sample import DataSet
 
@@ -52,7 +52,7 @@ def kadid_copy(labels: Path, root: Path) -> DataSet:
 def livec_copy(labels: Path, root: Path) -> DataSet:
     names = ("AllImages_release.mat", "AllMOS_release.mat", "AllStdDev_release.mat")
     copy(labels / "livec", root, **{name: f"Data/{name}" for name in names})
-    found = strings(load_mat(root / "Data/AllImages_release.mat", "AllImages_release"))
+    found = load_strings(root / "Data/AllImages_release.mat", "AllImages_release")
     touch(root / "Images", found[7:])
     touch(root / "Images/trainingImages", found[:7])
     return livec.open_livec(root)

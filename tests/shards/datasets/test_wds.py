@@ -66,7 +66,7 @@ def test_patterns_and_single_tars(foreign: Path, pattern: str) -> None:
 
 
 def test_a_missing_tar_of_a_range_is_named(foreign: Path) -> None:
-    with pytest.raises(ShardError, match=r"set-002\.tar: there is no such tar"):
+    with pytest.raises(ShardError, match=r"set-002\.tar: there is no such file; give a folder"):
         open_wds(foreign / "set-{000..002}.tar")
 
 

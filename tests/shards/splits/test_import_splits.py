@@ -1,3 +1,4 @@
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -160,3 +161,125 @@ def test_a_name_that_fits_two_images_is_refused(
         import_splits(shard_set, lists)
     (lists / "test.txt").write_text("LIVE/wn/img1.bmp\n")
     assert import_splits(shard_set, lists)[0].test.tolist() == [1]
+
+
+NUMBERED_WRONGLY = {
+    "1 and 2": ["1"] * 9 + ["2"] * 3,
+    "-1 and 1": ["-1"] * 9 + ["1"] * 3,
+    "0 and 3": ["0"] * 9 + ["3"] * 3,
+    "1.0 and 2.0": ["1.0"] * 9 + ["2.0"] * 3,
+    "1_0": ["0"] * 8 + ["2"] * 3 + ["1_0"],
+}
+EMPTY = {
+    "blanks everywhere": [""] * 12,
+    "train everywhere": ["train"] * 12,
+    "test everywhere": ["test"] * 12,
+    "val and nothing else": ["val"] * 12,
+    "0 everywhere": ["0"] * 12,
+    "nan everywhere": ["nan"] * 12,
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERED_WRONGLY)
+def test_a_coding_that_is_not_0_1_2_is_refused(
+    singles: ShardSet, tmp_path: Path, kind: str
+) -> None:
+    path = meta(singles, tmp_path, {"split": NUMBERED_WRONGLY[kind]})
+    with pytest.raises(ShardError, match=r"not 0 = train|none of train") as caught:
+        import_splits(singles, path)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_a_split_with_an_empty_part_is_refused(
+    singles: ShardSet, tmp_path: Path, kind: str
+) -> None:
+    path = meta(singles, tmp_path, {"split": EMPTY[kind]})
+    with pytest.raises(ShardError, match=r"leaves (train|test) empty"):
+        import_splits(singles, path)
+
+
+def test_numbers_with_a_point_are_the_numbers(singles: ShardSet, tmp_path: Path) -> None:
+    column = ["0.0"] * 7 + ["1.0"] * 2 + ["2.0"] * 3
+    (split,) = import_splits(singles, meta(singles, tmp_path, {"split": column}))
+    assert (split.train.size, split.val.tolist(), split.test.tolist()) == (7, [7, 8], [9, 10, 11])
+
+
+def test_an_npy_of_padding_alone_is_an_empty_part(singles: ShardSet, tmp_path: Path) -> None:
+    for part, rows in (("train", [-1, -1]), ("val", [0, 1]), ("test", [2, 3])):
+        np.save(tmp_path / f"{part}.npy", np.array([rows]))
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(names(singles)))
+    with pytest.raises(ShardError, match="leaves train empty"):
+        import_splits(singles, tmp_path, names=listed)
+
+
+def test_a_repeated_column_is_refused(singles: ShardSet, tmp_path: Path) -> None:
+    path = meta(singles, tmp_path, {"split": PARTS, "Split": PARTS[::-1]})
+    with pytest.raises(ShardError, match="'split' and 'Split' have one name"):
+        import_splits(singles, path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "txt"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_names_are_counted_from_the_first_image_with_or_without_a_header(
+    singles: ShardSet, tmp_path: Path, ending: str, mark: str
+) -> None:
+    """A header that is not there once shifted every number by one."""
+    rows = {1: {"train": list(range(9)), "val": [], "test": [9, 10, 11]}}
+    (tmp_path / "split.pkl").write_bytes(pickle.dumps(rows))
+    listed = tmp_path / f"names.{ending}"
+    lines = [f"{name},1.0" for name in names(singles)]
+    for header in (["img_name,mos"], ["dis_img_path,score"], []):
+        listed.write_text(mark + "\n".join([*header, *lines]) + "\n", encoding="utf-8")
+        if ending == "csv" and not header:
+            with pytest.raises(ShardError, match="the first line holds the image"):
+                import_splits(singles, tmp_path / "split.pkl", names=listed)
+            continue
+        (split,) = import_splits(singles, tmp_path / "split.pkl", names=listed)
+        assert split.test.tolist() == [9, 10, 11]
+
+
+def test_an_empty_line_in_a_list_of_names_is_refused(singles: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "split.pkl").write_bytes(pickle.dumps({1: {"train": [0], "test": [1]}}))
+    (tmp_path / "names.txt").write_text("\n\n".join(names(singles)) + "\n\n")
+    with pytest.raises(ShardError, match="names no image, so what the numbers count is not known"):
+        import_splits(singles, tmp_path / "split.pkl", names=tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize("row", [1.7, True, "0123", None, [1], -1, 12, 10**30], ids=repr)
+def test_row_numbers_are_whole_numbers_of_the_list(
+    singles: ShardSet, tmp_path: Path, row: object
+) -> None:
+    (tmp_path / "split.pkl").write_bytes(pickle.dumps({1: {"train": [0, row], "test": [2]}}))
+    path = meta(singles, tmp_path, {"split": PARTS})
+    with pytest.raises(ShardError, match=r"is no row number|is not in 0 \.\. 11|not a pickle"):
+        import_splits(singles, tmp_path / "split.pkl", names=path)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "sparse", "npy claims", "npy of text", "npz"])
+def test_files_of_a_split_are_regular_and_of_sane_size(
+    singles: ShardSet, tmp_path: Path, kind: str
+) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    (tmp_path / "names.txt").write_text("\n".join(names(singles)))
+    for part in ("train", "val", "test"):
+        np.save(folder / f"{part}.npy", np.array([[0, 1]]))
+    file = folder / "val.npy"
+    if kind == "fifo":
+        file.unlink()
+        os.mkfifo(file)
+    elif kind == "sparse":
+        with file.open("wb") as out:
+            out.truncate(5 << 30)
+    elif kind == "npy claims":
+        file.write_bytes(file.read_bytes().replace(b"(1, 2)", b"(9, 9)"))
+    elif kind == "npy of text":
+        np.save(file, np.array([["a", "b"]]))
+    else:
+        with file.open("wb") as out:
+            np.savez(out, np.zeros(3))
+    with pytest.raises(ShardError, match=r"val\.npy: ") as caught:
+        import_splits(singles, folder, names=tmp_path / "names.txt")
+    assert len(str(caught.value).encode()) <= 2048
