@@ -27,7 +27,13 @@ from lmcl.models.saliency import SaliencyConfig
 from lmcl.utils.trackers import TRACKERS
 from lmcl.utils.validators import check_bounds
 from pipeline.boxes import CropConfig
+from pipeline.decode_config import DecodeConfig
+from shards.errors import ShardError
+from shards.source_files import read_text
+from shards.text import printable, redact_url
 
+_MOST_BYTES, _MOST_TEXT, _MOST_DEPTH, _MOST_BASES = 1 << 20, 4096, 8, 16
+"""Of a configuration file, of one text in it, of its tables, and of the files it stands on."""
 _MOST_SEED = 2**63 - 1
 """TOML's integers and torch's seeds go so far."""
 
@@ -70,7 +76,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "clip": 0, "weight_decay": 0, "stem_lr_scale": 0}
-        check_bounds("train", self, least={**least, "seed": 0})
+        most = {"epochs": 10**6, "batch_size": 10**6, "clip": 10**9, "weight_decay": 10**3}
+        check_bounds("train", self, least={**least, "seed": 0}, most=most)
         if self.seed > _MOST_SEED:
             raise ValueError(f"train.seed must be at most {_MOST_SEED}, got {self.seed}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -92,7 +99,7 @@ class EvaluationConfig:
     """Images per rank and forward pass."""
 
     def __post_init__(self) -> None:
-        check_bounds("evaluation", self, least={"batch_size": 1})
+        check_bounds("evaluation", self, least={"batch_size": 1}, most={"batch_size": 10**5})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,16 @@ class RuntimeConfig:
     """Autocast of the networks; loss and head stay in float32."""
     backend: Literal["auto", "dali", "torch"] = "auto"
     """Who decodes and cuts; `auto` says in the log what it took and why."""
+    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where JPEGs are decoded: `auto`: on the GPU where the run's device is one and DALI is there;
+    its pixels differ from the CPU's in single levels, so it is another recipe, which is written
+    into everything the run leaves. Holds for training, saliency, validation and evaluation."""
+    hw_decoder_load: float = 0.0
+    """Share of the JPEGs that the GPU's JPEG engine takes, 0 to 1 (decision 0308); 0 gives the same
+    pixels on every chip."""
+    require: tuple[Literal["gpu-decode", "fused-loss"], ...] = ()
+    """What the run may not do without: a fall-back of `auto` is then an error before the first
+    step."""
     threads: int = 0
     """Decoder threads per rank; 0 = the cores of the machine over the ranks on it."""
     on_error: Literal["fail", "skip"] = "fail"
@@ -136,14 +153,25 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if self.keep_last < 1:
             raise ValueError(f"runtime.keep_last must be >= 1, got {self.keep_last}")
-        for name in ("threads", "checkpoint_steps", "micro_batch", "collapse_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"runtime.{name} must be >= 0, got {getattr(self, name)}")
+        counts = ("threads", "checkpoint_steps", "micro_batch", "collapse_steps")
+        most = dict.fromkeys(counts, 10**9) | {"threads": 1024, "hw_decoder_load": 1}
+        least = dict.fromkeys((*counts, "hw_decoder_load"), 0)
+        check_bounds("runtime", self, least=least, most=most | {"keep_last": 10**6})
         for name in self.trackers:
             if name not in TRACKERS:
                 near = difflib.get_close_matches(name, TRACKERS, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TRACKERS)}"
                 raise ValueError(f"runtime.trackers: there is no tracker {name!r}; {hint}")
+
+    @property
+    def decoding(self) -> DecodeConfig:
+        """How every loader of the run decodes."""
+        return DecodeConfig(
+            backend=self.backend,
+            decode=self.decode,
+            threads=self.threads or None,
+            hw_decoder_load=self.hw_decoder_load,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +231,7 @@ def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
     Raises:
         ConfigError: On unknown keys, wrong types or broken rules; `where` names the source.
     """
+    _check_values(tree, where=where)
     for key, owner in _unknown_keys(tree, Config, prefix=""):
         last = key.rpartition(".")[2]
         elsewhere = [name for name in _known_keys(Config) if name.rpartition(".")[2] == last]
@@ -217,8 +246,12 @@ def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The whole effective configuration as TOML; reading it back gives an equal object."""
-    text: str = tomli_w.dumps(_without_none(dataclasses.asdict(config)))
+    """The whole effective configuration as TOML; reading it back gives an equal object.
+
+    But for credentials: a URL is written without them (SECURITY.md); they belong into the
+    environment of whoever runs.
+    """
+    text: str = tomli_w.dumps(_redacted(_without_none(dataclasses.asdict(config))))
     return text
 
 
@@ -230,15 +263,16 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 def flatten(config: Config) -> dict[str, str]:
     """Every field by its dotted key, as text."""
-    return {key: str(value) for key, value in _leaves(config)}
+    return {key: redact_url(value) for key, value in _leaves(config)}
 
 
 def binding_differences(ours: Config, theirs: Config) -> list[str]:
     """Those in fields that decide what a run is: what a resumed run may not change.
 
-    Where the data lie and how the machine is used may change, but for the precision.
+    Where the data lie, how the machine is used (but for the precision) and which epoch is chosen in
+    the end may change.
     """
-    free = ("runtime.", "data.root:", "data.cache:")
+    free = ("runtime.", "data.root:", "data.cache:", "evaluation.select:")
     return [
         line
         for line in differences(ours, theirs)
@@ -249,26 +283,84 @@ def binding_differences(ours: Config, theirs: Config) -> list[str]:
 def _read_tree(path: Path, *, above: tuple[Path, ...]) -> dict[str, Any]:
     """A file's tables upon those of its base; `above` are the files that led here."""
     led_here = f" (the base of {above[-1]})" if above else ""
+    if len(above) > _MOST_BASES:
+        raise ConfigError(
+            f"{path}{led_here}: {len(above)} files stand on one another, and at most "
+            f"{_MOST_BASES} are followed; put some of them together"
+        )
+    tree = _parse_file(path, led_here)
     if path.resolve() in above:
         raise ConfigError(f"{path}{led_here}: is its own base; name another file, or none")
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}{led_here}: there is no such configuration file; `ls configs` shows the ones "
-            "that come with the project",
-            exit_code=4,
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a configuration file: {error}") from error
     base = tree.pop("base", None)
     if base is None:
         return tree
     if not isinstance(base, str):
         raise ConfigError(f'{path}: base = {base!r} is no file name; write base = "other.toml"')
     return _merged(_read_tree(path.parent / base, above=(*above, path.resolve())), tree)
+
+
+def _parse_file(path: Path, led_here: str) -> dict[str, Any]:
+    try:
+        if not path.exists():
+            raise ConfigError(
+                f"{path}{led_here}: there is no such configuration file; `ls configs` shows the "
+                "ones that come with the project",
+                exit_code=4,
+            )
+        # Windows editors put a byte order mark in front of UTF-8.
+        return _parse_toml(read_text(path, limit_bytes=_MOST_BYTES).removeprefix("\ufeff"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid TOML: {printable(error)}") from error
+    except (OSError, ShardError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read as a configuration file: {printable(error)}"
+        ) from error
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """`tomllib.loads`, whose every complaint is a ValueError.
+
+    Raises:
+        ValueError: If it is no TOML, or nested or long beyond what any configuration is.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+
+
+def _check_values(tree: Mapping[str, Any], *, where: str, prefix: str = "") -> None:
+    """Refuse what no field can hold, before anything tries to: huge numbers, texts, nesting.
+
+    Raises:
+        ConfigError: Names the key.
+    """
+    if prefix.count(".") > _MOST_DEPTH:
+        raise ConfigError(f"{where}: tables are nested more than {_MOST_DEPTH} deep")
+    for key, value in tree.items():
+        items = value if isinstance(value, list) else [value]
+        for item in items:
+            if isinstance(item, Mapping):
+                _check_values(item, where=where, prefix=f"{prefix}{key}.")
+            elif problem := _unusable(item):
+                raise ConfigError(f"{where}: {printable(prefix + key)} {problem}")
+
+
+def _unusable(value: object) -> str:
+    """What makes a value unusable for every field; empty if nothing does."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        return f"is an integer of {value.bit_length()} bits; the largest is 2**63 - 1"
+    if isinstance(value, str) and len(value) > _MOST_TEXT:
+        return f"is a text of {len(value)} characters; at most {_MOST_TEXT} are taken"
+    if isinstance(value, str) and any(ord(letter) < 32 or ord(letter) == 127 for letter in value):
+        return f"holds a control character ({printable(value, 80)}); take it out"
+    return ""
+
+
+def _redacted(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _redacted(value) for key, value in node.items()}
+    return redact_url(node) if isinstance(node, str) else node
 
 
 def _merged(below: dict[str, Any], upon: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,17 +378,28 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: expected key=value, e.g. --set train.epochs=3")
+    if "\n" in override or "\r" in override:
+        raise ConfigError(
+            f"--set {override}: holds a line break, and one --set changes one field; write a --set "
+            "for each"
+        )
     *path, last = key.strip().split(".")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word: shells eat the quotes TOML wants around strings
-    place = tree
+    value = _parse_value(text)
+    table = tree
     for name in path:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
             raise ConfigError(f"--set {override}: {name!r} is a value, not a table")
-    place[last] = value
+    # A table changes the fields it names and leaves the others, as a file upon its base does.
+    table.update(_merged(table, {last: value}))
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        parsed = _parse_toml(f"value = {text}")
+    except ValueError:
+        return text  # a bare word: shells eat the quotes TOML wants around strings
+    return parsed["value"]
 
 
 def _unknown_keys(

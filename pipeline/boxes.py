@@ -19,6 +19,8 @@ from pipeline.saliency_table import SaliencyTable as SaliencyTable
 
 _EVALUATION_KEY = 0x45564C  # never that of an epoch: those are folded from two numbers
 _POOL_KEY = 0x504F4F4C
+_MOST = {"size": 8192, "random": 10**4, "evaluation": 10**4, "pool": 10**5, "max_side": 10**6}
+"""Beyond any sensible crop, and far below what ends in an overflow or without memory."""
 
 BoxRule = Callable[[Int64[np.ndarray, " b"], Int64[np.ndarray, "b 2"]], NDArray[np.int32]]
 """Ids and frame sizes (`frame_sizes`) -> boxes [b, v, 4]."""
@@ -56,6 +58,9 @@ class CropConfig:
         ):
             if value < least:
                 raise ValueError(f"crops.{name} is {value}; it must be at least {least}")
+        for name, most in _MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise ValueError(f"crops.{name} must be a number <= {most}")
         if self.pool is not None and self.pool < self.random:
             raise ValueError(
                 f"crops.random draws {self.random} crops from crops.pool = {self.pool} places; "

@@ -31,7 +31,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         least = {"decay": 1, "decay_epochs": 1, "warmup_epochs": 0, "final_fraction": 0}
-        check_bounds("schedule", self, least=least, above={"lr": 0})
+        most = {"lr": 10**3, "decay": 10**9, "decay_epochs": 10**6, "warmup_epochs": 10**6}
+        check_bounds("schedule", self, least=least, above={"lr": 0}, most=most)
 
 
 def learning_rate(

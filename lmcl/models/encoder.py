@@ -47,7 +47,10 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_bounds(
-            "encoder", self, least={"width": 1, "depth": 1, "heads": 1, "patch": 1, "frozen": 0}
+            "encoder",
+            self,
+            least={"width": 1, "depth": 1, "heads": 1, "patch": 1, "frozen": 0},
+            most={"width": 16384, "depth": 1024, "heads": 1024, "patch": 1024, "frozen": 1024},
         )
         width, heads = self.token_width, self.heads or (STEM_HEADS if self.has_stem else None)
         if width is not None and heads is not None and width % heads:

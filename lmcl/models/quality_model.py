@@ -43,7 +43,9 @@ class DecoderConfig:
     """Attention heads of the decoder layer; must divide the encoder's width."""
 
     def __post_init__(self) -> None:
-        check_bounds("decoder", self, least={"queries": 1, "heads": 1})
+        check_bounds(
+            "decoder", self, least={"queries": 1, "heads": 1}, most={"queries": 4096, "heads": 1024}
+        )
 
 
 def check_heads(decoder: DecoderConfig, width: int) -> None:

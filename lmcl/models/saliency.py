@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lmcl.errors import ConfigError
+from lmcl.utils.validators import check_bounds
 from pipeline.boxes import SaliencyTable
 
 
@@ -33,9 +34,9 @@ class SaliencyConfig:
     """Images per rank and forward pass while the teacher looks."""
 
     def __post_init__(self) -> None:
-        for name in ("view", "layers", "window", "every", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"saliency.{name} must be >= 1, got {getattr(self, name)}")
+        names = ("view", "layers", "window", "every", "batch_size")
+        most = {"view": 8192, "layers": 1024, "window": 1024, "every": 10**6, "batch_size": 10**5}
+        check_bounds("saliency", self, least=dict.fromkeys(names, 1), most=most)
 
 
 def best_window(attention: Float[Tensor, "b g g"], window: int) -> Int[Tensor, "b 2"]:

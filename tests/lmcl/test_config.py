@@ -1,8 +1,16 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from lmcl.config import binding_differences, differences, dump_config, load_config, parse_config
+from lmcl.config import (
+    binding_differences,
+    differences,
+    dump_config,
+    flatten,
+    load_config,
+    parse_config,
+)
 from lmcl.errors import ConfigError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -133,3 +141,84 @@ def test_a_resumed_run_may_change_the_machine_and_not_the_experiment() -> None:
         where="moved",
     )
     assert binding_differences(ours, moved) == ["runtime.precision: 'no' / 'bf16'"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param("x = " + "[" * 20000, ["nested too deeply"], id="brackets"),
+        pytest.param("[a" + ".a" * 40 + "]\nx = 1\n", ["nested"], id="tables"),
+        pytest.param("[train]\nepochs = 1" + "0" * 400 + "\n", ["train.epochs", "bits"], id="int"),
+        pytest.param("[data]\nroot = '" + "x" * 9000 + "'\nsplit = 'y'", ["9000"], id="text"),
+        pytest.param('[encoder]\nname = "a\\u0007b"\n', ["encoder.name", "control"], id="control"),
+        pytest.param("x = '" + "y" * (2 << 20) + "'", ["bytes"], id="two-megabytes"),
+    ],
+)
+def test_an_absurd_file_is_one_short_sentence(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert len(str(error.value).encode()) <= 2048
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("runtime.threads", "train.epochs", "train.batch_size", "encoder.width", "encoder.depth"),
+        *("decoder.queries", "saliency.view", "saliency.layers", "crops.size", "crops.random"),
+        *("crops.evaluation", "schedule.decay_epochs", "schedule.lr", "evaluation.batch_size"),
+        *("runtime.checkpoint_steps", "runtime.keep_last", "runtime.micro_batch", "train.clip"),
+    ],
+)
+def test_a_number_beyond_any_sensible_one_is_refused_by_name(tmp_path: Path, field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        load_config(write(tmp_path, ""), [f"{field}=4000000000"])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\xef\xbb\xbf[data]\nroot = 'x'\nsplit = 'y'\n")
+    assert load_config(path).data.root == "x"
+
+
+def test_a_table_in_set_changes_the_fields_it_names_and_leaves_the_others(tmp_path: Path) -> None:
+    path = write(tmp_path, "[train]\nepochs = 7\nseed = 3\n")
+    assert load_config(path, ["train={epochs=4}"]).train.epochs == 4
+    assert load_config(path, ["train={epochs=4}"]).train.seed == 3
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_break_in_set_is_refused_not_cut_off(tmp_path: Path, end: str) -> None:
+    with pytest.raises(ConfigError, match="line break"):
+        load_config(write(tmp_path, ""), [f"train.epochs=3{end}train.seed=5"])
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.toml")
+    with pytest.raises(ConfigError, match=r"run\.toml"):
+        load_config(tmp_path / "run.toml")
+
+
+def test_a_chain_of_bases_ends(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number}.toml").write_text(f"base = '{number + 1}.toml'\n")
+    with pytest.raises(ConfigError, match="stand on one another"):
+        load_config(tmp_path / "0.toml")
+
+
+def test_a_written_configuration_holds_no_credentials(tmp_path: Path) -> None:
+    root = "https://me:geheim@host/set?X-Signature=geheim"
+    config = load_config(write(tmp_path, ""), [f"data.root='{root}'"])
+    assert config.data.root == root
+    for text in (dump_config(config), str(flatten(config))):
+        assert "geheim" not in text
+        assert "host/set" in text
+
+
+def test_the_chosen_epoch_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    best = load_config(write(tmp_path, ""), ["evaluation.select='best'"])
+    last = load_config(write(tmp_path, ""), ["evaluation.select='last'"])
+    assert binding_differences(best, last) == []
