@@ -2,20 +2,24 @@
 
 import hashlib
 import logging
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
 from lmcl.errors import LmclError
 from lmcl.utils.files import write_atomic
+from shards.errors import ShardError
+from shards.files import atomic_path, remove_stale_temporaries
+from shards.source_files import read_text
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"epoch-(\d{4})-step-(\d{6})\.pt$")
+_NAME = re.compile(r"epoch-(\d{4,})-step-(\d{6,})\.pt$")
+SET_ASIDE = "set-aside"
+"""Folder of checkpoints that a run which went on from an earlier one left behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,23 +80,37 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
-def drop_checkpoints_after(folder: Path, position: Position) -> None:
-    """Remove what a run that goes on from `position` will write again.
+def set_checkpoints_aside_after(folder: Path, position: Position) -> None:
+    """Move away what a run that goes on from `position` will write again.
 
     Left there, a later file of the abandoned steps, whole or damaged, would count as the newest:
     it would outlive the new ones, and the next resume would take it.
     """
-    for path in list_checkpoints(folder):
-        if _position_of(path) > (position.epoch, position.step):
-            logger.warning("%s: removed, the run goes on from an earlier checkpoint", path)
-            path.unlink()
-            digest_path(path).unlink(missing_ok=True)
-    for path in list_bests(folder):
-        # Epochs that are not behind the position; later names would count as the newer bests.
-        if path.name >= best_name(position.epoch):
-            logger.warning("%s: removed, the run goes on from an earlier checkpoint", path)
-            path.unlink()
-            digest_path(path).unlink(missing_ok=True)
+    at = (position.epoch, position.step)
+    later = [path for path in list_checkpoints(folder) if _position_of(path) > at]
+    # Epochs that are not behind the position; later names would count as the newer bests.
+    later += [path for path in list_bests(folder) if path.name >= best_name(position.epoch)]
+    for path in later:
+        _set_aside(path)
+
+
+def _set_aside(path: Path) -> None:
+    """Move a checkpoint and its digest out of the run's way; nothing is deleted or replaced."""
+    aside = path.parent / SET_ASIDE
+    aside.mkdir(exist_ok=True)
+    number = 0
+    while (target := aside / f"{path.name}.{number}").exists():
+        number += 1
+    path.rename(target)
+    digest = digest_path(path)
+    if digest.exists():
+        digest.rename(digest_path(target))
+    logger.warning(
+        "%s: set aside as %s, the run goes on from an earlier checkpoint; delete it when it is no "
+        "longer wanted",
+        path,
+        target.relative_to(path.parent),
+    )
 
 
 def best_name(epoch: int) -> str:
@@ -158,40 +176,92 @@ def read_checkpoint(path: Path) -> State:
     content = load_tensors(path)
     try:
         epoch, step = content.pop("position")
-        return State(position=Position(epoch=epoch, step=step), **content)
-    except (KeyError, TypeError, ValueError) as error:
+        state = State(position=Position(epoch=epoch, step=step), **content)
+        _check_state(state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LmclError(
-            f"{path}: not a checkpoint of this version ({error}); start a new run", exit_code=5
+            f"{path}: not a checkpoint of this version ({error}); resume from another one, or "
+            "start a new run in another --output",
+            exit_code=5,
         ) from error
+    return state
+
+
+def _check_state(state: State) -> None:
+    """Refuse a checkpoint whose fields could not come from a run.
+
+    Raises:
+        TypeError: If a field is of another kind.
+        ValueError: If a number lies outside what a run counts.
+    """
+    counts = (state.position.epoch, state.position.step, state.collapsed_steps)
+    if not all(type(count) is int and 0 <= count < 2**40 for count in counts):
+        raise ValueError(f"it stands at epoch {counts[0]!r}, step {counts[1]!r}")
+    if type(state.best_epoch) is not int or not -1 <= state.best_epoch <= state.position.epoch:
+        raise ValueError(f"its best epoch is {state.best_epoch!r}")
+    for name in ("best_srcc", "seconds"):
+        float(getattr(state, name))
+    for name in ("student", "teacher", "optimizer", "scaler"):
+        if not isinstance(getattr(state, name), dict):
+            raise TypeError(f"{name} is no table of tensors")
+    if not isinstance(state.config, str) or not isinstance(state.data, str):
+        raise TypeError("its configuration is no text")
+    ids, boxes = state.saliency_ids, state.saliency_boxes
+    if ids.ndim != 1 or boxes.shape != (len(ids), 4) or ids.dtype != torch.int64:
+        raise ValueError("its salient boxes do not fit their images")
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """torch.save under a temporary name, digest first, then rename: never half a file.
+    """Write tensors whole, their digest first: never half a file, never a file without its digest.
 
     Raises:
         LmclError: If the file cannot be written; the ones before it stand.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(".*.pt.*.tmp"):
-        left.unlink()  # of a run that was killed while it wrote
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as out:
-            torch.save(content, out)
-            out.flush()
-            os.fsync(out.fileno())
-        # Without the old file a crash between the next two renames leaves nothing, not a mismatch.
-        path.unlink(missing_ok=True)
-        write_atomic(digest_path(path), _sha256(temporary) + "\n")
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_temporaries(path.parent)
+        with atomic_path(path) as temporary:
+            _write_tensors(temporary, content)
+            # Without the old file a crash between two renames leaves nothing, not a mismatch.
+            path.unlink(missing_ok=True)
+            write_atomic(digest_path(path), _sha256(temporary) + "\n")
     except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its own.
-        temporary.unlink(missing_ok=True)
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LmclError(
-            f"{path}: the checkpoint could not be written ({str(error).splitlines()[0]}); the ones "
+            f"{path}: the checkpoint could not be written ({said}); the ones "
             "before it stand. Make room, then go on with --resume auto"
         ) from error
+
+
+def _write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """torch.save, whose own words for a full disk ("enforce fail") are the system's here."""
+    with path.open("wb") as out:
+        kept = _ErrorKeeper(out)
+        try:
+            torch.save(content, cast(IO[bytes], kept))
+        except RuntimeError as error:
+            raise (kept.error or error) from error
+        out.flush()
+
+
+class _ErrorKeeper:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out = out
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write on, and keep the error for whoever asks later."""
+        try:
+            return self._out.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self._out.flush()
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -207,7 +277,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
             exit_code=4,
         )
     digest = digest_path(path)
-    if not digest.is_file() or digest.read_text(encoding="ascii").strip() != _sha256(path):
+    if _read_digest(digest) != _sha256(path):
         raise LmclError(
             f"{path}: does not match the digest in {digest.name}: it was damaged or copied "
             "incompletely; copy it again or resume from an older checkpoint",
@@ -237,13 +307,13 @@ def digest_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make renames last: older checkpoints are deleted next."""
-    handle = os.open(folder, os.O_RDONLY)
+def _read_digest(path: Path) -> str:
+    """The hexadecimal digits in a digest file, however `sha256sum` or an editor spelled them."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        words = read_text(path, limit_bytes=4096).removeprefix("\ufeff").split()
+    except (OSError, ShardError):
+        return ""
+    return words[0].lower() if words else ""
 
 
 def _sha256(path: Path) -> str:

@@ -1,19 +1,22 @@
-"""Being asked to stop: by Ctrl-C, by a scheduler's SIGTERM, by SLURM's warning signal.
+"""Signals that ask a run to stop: Ctrl-C, SIGTERM, SLURM's warning, a terminal that is closed.
 
 While steps are taken a signal only leaves a note, which the loop reads at the end of the step: it
 writes a checkpoint and leaves with exit code 130. Outside the loop nothing is lost by leaving at
 once, since the last checkpoint stands.
 """
 
+import os
 import signal
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from lmcl.errors import LmclError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C; schedulers and `kill`; what `sbatch --signal=USR1@60` sends ahead of a time limit."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Ctrl-C; schedulers and `kill`; what `sbatch --signal=USR1@60` sends ahead of a time limit; a
+closed terminal or connection."""
 
 
 class InterruptedRunError(LmclError):
@@ -48,6 +51,8 @@ class StopSignal:
         # A scheduler repeats itself (SIGUSR1, then SIGTERM) and must not cut the checkpoint short;
         # a person who presses Ctrl-C twice means it.
         again = self.requested and signum == signal.SIGINT
+        if signum == signal.SIGHUP:
+            _mute_terminal()
         self.requested = True
         if again or not self._is_deferred:
             raise InterruptedRunError(
@@ -60,8 +65,10 @@ class StopSignal:
 def stop_on_signals() -> Iterator[StopSignal]:
     """Answer the signals of `SIGNALS` within, and give them back to their owners after."""
     stop = StopSignal()
+    # `nohup` has a closed terminal ignored, and a shell Ctrl-C in its background jobs: so be it.
+    heard = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
     try:
-        before = {signum: signal.signal(signum, stop.request) for signum in SIGNALS}
+        before = {signum: signal.signal(signum, stop.request) for signum in heard}
     except ValueError:
         # Not the main thread (a notebook, a server): signals are the owner's business.
         yield stop
@@ -71,3 +78,16 @@ def stop_on_signals() -> Iterator[StopSignal]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _mute_terminal() -> None:
+    """Send what would be written to the closed terminal nowhere: writing there is an error now."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        try:
+            is_terminal = stat.S_ISCHR(os.fstat(stream).st_mode)
+        except OSError:
+            continue
+        if is_terminal:
+            os.dup2(nowhere, stream)
+    os.close(nowhere)

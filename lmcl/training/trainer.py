@@ -32,8 +32,8 @@ from lmcl.training.checkpoint import (
     Position,
     State,
     best_path,
-    drop_checkpoints_after,
     save_best,
+    set_checkpoints_aside_after,
     write_checkpoint,
 )
 from lmcl.training.grad_cache import ForwardResult, GradCache
@@ -410,7 +410,7 @@ class Trainer:
         )
         self.metrics_logger.watch.streak = state.collapsed_steps
         if self.context.is_main:
-            drop_checkpoints_after(self.run_dir.checkpoints, state.position)
+            set_checkpoints_aside_after(self.run_dir.checkpoints, state.position)
             self.run_dir.rewind_log(epoch=state.position.epoch, step=state.position.step)
 
     def _save_best(self) -> None:
