@@ -1,7 +1,10 @@
 """Set-up of a run: open the data, build student, teacher and optimiser, resume, train, finish."""
 
 import logging
+import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -58,6 +61,7 @@ from lmcl.utils.files import write_atomic
 from lmcl.utils.trackers import Trackers
 from pipeline.decode_config import DecodeConfig
 from pipeline.loader import Loader
+from shards.lock import lock_folder
 from shards.read import ShardSet, open_set
 from shards.splits.split import Split, load_split
 
@@ -97,7 +101,7 @@ def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True
         ConfigError: If configuration, data and machine do not fit each other.
         LmclError: If something is missing or a run goes wrong.
     """
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, _hold(output):
         try:
             trainer = prepare(config, output, resume=resume, progress=progress, stop=stop)
             try:
@@ -109,6 +113,27 @@ def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True
             # Any rank may be the only one that was signalled outside the steps.
             RunDir(output).mark_interrupted()
             raise
+
+
+@contextmanager
+def _hold(output: Path) -> Iterator[None]:
+    """Keep other runs out of a run folder while this one is in it; rank 0 does so for all.
+
+    Raises:
+        LockedError: If another run is in it (exit code 2), a requeued job's first copy for one.
+    """
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    is_new = not output.exists()
+    try:
+        with lock_folder(output, "lmcl train"):
+            yield
+    finally:
+        if is_new:
+            # A run that was refused before it wrote anything leaves no folder.
+            with suppress(OSError):
+                output.rmdir()
 
 
 def plan(config: Config, output: Path) -> str:
@@ -452,8 +477,10 @@ def _resume(trainer: Trainer, resume: str) -> None:
     if state is not None:
         _check_state(trainer, state)
         trainer.restore_checkpoint(state)
-        if context.is_main and resume != "auto":
-            _copy_best(trainer, Path(resume).parent)
+        if context.is_main:
+            if resume != "auto":
+                _copy_best(trainer, Path(resume).parent)
+            _check_best(trainer)
         trainer.accelerator.wait_for_everyone()
         logger.info("resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step)
     if context.is_main:
@@ -489,6 +516,27 @@ def _copy_best(trainer: Trainer, origin: Path) -> None:
             exit_code=4,
         ) from error
     save_tensors(target, weights)
+
+
+def _check_best(trainer: Trainer) -> None:
+    """Refuse to train on towards an end that would look for weights which are lost.
+
+    Raises:
+        LmclError: If the best epoch's weights are missing (exit code 4) or damaged (5).
+    """
+    epoch = trainer.progress.best_epoch
+    if trainer.config.evaluation.select == "last" or epoch < 0:
+        return
+    path = best_path(trainer.run_dir.checkpoints, epoch)
+    try:
+        load_tensors(path)
+    except LmclError as error:
+        raise LmclError(
+            f"{path}: the weights of the best epoch so far ({epoch + 1}) cannot be used ({error}); "
+            "bring that file back, or go on with --set evaluation.select=last, which takes the "
+            "last epoch's weights in the end",
+            exit_code=error.exit_code,
+        ) from error
 
 
 def _check_state(trainer: Trainer, state: State) -> None:
