@@ -134,7 +134,9 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    "signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda signum: signum.name
+    "signum",
+    [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP],
+    ids=lambda signum: signum.name,
 )
 def test_a_polite_stop_writes_a_checkpoint_and_exits_130(
     changes: list[str], untouched: Path, tmp_path: Path, signum: signal.Signals
@@ -150,6 +152,45 @@ def test_a_polite_stop_writes_a_checkpoint_and_exits_130(
     assert (folder / "stopped").exists()
     finish(command(changes, folder, "--resume", "auto"))
     assert not (folder / "stopped").exists()
+    assert_same(untouched, folder)
+
+
+def test_a_closed_terminal_stops_a_run_after_a_checkpoint(
+    changes: list[str], untouched: Path, tmp_path: Path
+) -> None:
+    """As when a window is closed: the terminal is gone while bars are written to it."""
+    folder = tmp_path / "stopped"
+    words = [word for word in command(changes, folder) if word != "--no-progress"]
+    log = str(folder / "log.jsonl")
+    code = (
+        "import os, pty, sys, time\n"
+        "log, words = sys.argv[1], sys.argv[2:]\n"
+        "pid, terminal = pty.fork()\n"
+        "if not pid:\n"
+        "    os.execv(words[0], words)\n"
+        "while not (os.path.exists(log) and os.path.getsize(log)):\n"
+        "    time.sleep(0.01)\n"
+        "os.close(terminal)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    done = run([sys.executable, "-c", code, log, *words])
+    assert done.stdout.strip() == "130", done.stderr
+    assert (folder / "stopped").exists()
+    finish(command(changes, folder, "--resume", "auto"))
+    assert_same(untouched, folder)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_is_not_disturbed(
+    changes: list[str], untouched: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    first = start(command(changes, folder))
+    wait_for_steps(first, folder, 1)
+    second = run(command(changes, folder, "--resume", "auto"))
+    _, errors = first.communicate(timeout=240)
+    assert second.returncode == 2, second.stderr
+    assert f"process {first.pid}" in second.stderr
+    assert first.returncode == 0, errors
     assert_same(untouched, folder)
 
 

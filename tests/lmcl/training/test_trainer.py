@@ -1,8 +1,11 @@
 """The loop as users run it: whole runs on a tiny set, in one process."""
 
+import errno
+import io
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -24,6 +27,7 @@ from lmcl.method.teacher import Teacher
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import load_model
 from lmcl.models.quality_model import StudentOutput
+from lmcl.training.checkpoint import save_tensors
 from lmcl.training.setup import _check_data, fit, prepare
 from lmcl.training.signals import InterruptedRunError
 from lmcl.training.trainer import Trainer
@@ -423,3 +427,31 @@ def test_a_hub_needs_its_crop(tiny: Tiny) -> None:
         with pytest.raises(ConfigError, match=f"objective.hub = '{hub}' needs a crop"):
             tiny("crops.salient=false", f"objective.hub='{hub}'")
     assert not tiny("crops.salient=false", "objective.hub='random'").crops.salient
+
+
+@pytest.mark.parametrize("harm", ["lost", "damaged"])
+def test_lost_weights_of_the_best_epoch_are_said_before_training_goes_on(
+    finished: Path, tiny: Tiny, tmp_path: Path, harm: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for path in (folder / "checkpoints").glob("best-*.pt"):
+        path.unlink() if harm == "lost" else path.write_bytes(b"x")
+    before = (folder / "log.jsonl").read_bytes()
+    with pytest.raises(LmclError, match=r"evaluation\.select=last") as error:
+        fit(tiny("evaluation.select=best"), folder, resume="auto", progress=False)
+    assert error.value.exit_code == (4 if harm == "lost" else 5)
+    assert (folder / "log.jsonl").read_bytes() == before
+    fit(tiny("evaluation.select=last"), folder, resume="auto", progress=False)
+
+
+def test_a_full_disk_is_named_and_not_the_libraries_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.FileIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Full(path, "w"))
+    with pytest.raises(LmclError, match=r"No space left on device.*--resume auto"):
+        save_tensors(tmp_path / "epoch-0000-step-000001.pt", {"w": torch.zeros(100000)})
