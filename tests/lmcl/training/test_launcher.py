@@ -163,13 +163,14 @@ def test_a_closed_terminal_stops_a_run_after_a_checkpoint(
     words = [word for word in command(changes, folder) if word != "--no-progress"]
     log = str(folder / "log.jsonl")
     code = (
-        "import os, pty, sys, time\n"
+        "import os, pty, select, sys\n"
         "log, words = sys.argv[1], sys.argv[2:]\n"
         "pid, terminal = pty.fork()\n"
         "if not pid:\n"
         "    os.execv(words[0], words)\n"
         "while not (os.path.exists(log) and os.path.getsize(log)):\n"
-        "    time.sleep(0.01)\n"
+        "    if select.select([terminal], [], [], 0.01)[0]:\n"
+        "        os.read(terminal, 65536)\n"
         "os.close(terminal)\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
