@@ -1,7 +1,7 @@
 # Everything runs inside .venv, which is made on the first call; nothing else is needed but
 # python3 (3.11 or newer), make and a compiler.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu check fix smoke bench clean
+.PHONY: help setup hooks demo quick test test-slow test-gpu check fix smoke bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,6 +18,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@
+
+hooks: $(STAMP) ## formatting and lint before every commit, from .githooks
+	@set=$$(git config --local --get core.hooksPath); \
+	if [ -n "$$set" ] && [ "$$set" != .githooks ]; then \
+	  echo "git looks for hooks in $$set already; git config --unset core.hooksPath gives it up"; exit 2; \
+	fi; git config --local core.hooksPath .githooks
 
 demo: $(STAMP) ## the whole method on an embedded synthetic set; leaves runs/demo/report.html
 	$(BIN)/lmcl demo

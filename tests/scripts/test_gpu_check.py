@@ -35,6 +35,7 @@ def module(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     return runpy.run_path(str(SCRIPTS / f"{name}.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_kernel_step_is_rehearsed_and_none_twice(tmp_path: Path) -> None:
     first = check(tmp_path, "kernels", "--rehearse")
@@ -60,6 +61,7 @@ def test_the_other_parts_are_rehearsed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_training_on_photographs_is_rehearsed(tmp_path: Path) -> None:
     folder, runs = tmp_path / "out", tmp_path / "runs"

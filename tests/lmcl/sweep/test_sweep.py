@@ -62,6 +62,7 @@ def swept(demo_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return configs, folder / "out", code, said
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_named_and_hides_no_other(
     swept: tuple[Path, Path, int, str],
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_failing_run_is_named_and_hides_no_other(
     assert {failure["exit_code"] for failure in summary["failures"]} == {4}
 
 
+@pytest.mark.slow
 def test_the_summary_is_of_the_runs_own_figures(swept: tuple[Path, Path, int, str]) -> None:
     _, output, _, _ = swept
     summary = json.loads((output / "summary.json").read_text())
@@ -90,6 +92,7 @@ def test_the_summary_is_of_the_runs_own_figures(swept: tuple[Path, Path, int, st
     assert spread["interval"]["low"] < spread["mean"] < spread["interval"]["high"]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_left_alone_and_stopped_ones_go_on(
     swept: tuple[Path, Path, int, str],
 ) -> None:
@@ -107,6 +110,7 @@ def test_finished_runs_are_left_alone_and_stopped_ones_go_on(
     assert (stopped / "log.jsonl").read_bytes() == log
 
 
+@pytest.mark.slow
 def test_report_reads_a_sweep_as_one_model(swept: tuple[Path, Path, int, str]) -> None:
     from lmcl.report import write_report
 
