@@ -83,6 +83,7 @@ COVERED_BY = {
     "shards/splits/test_draw.py": "shards/datasets: unlabelled",
     "shards/test_cli.py": "shards: datasets/registry errors",
     "shards/test_read.py": "shards: layout sample",
+    "shards/datasets/test_formats_agree.py": "shards/datasets: parquet",
     "shards/test_info.py": "shards: png",
 }
 """Modules without a test file of their own name, under the file that covers them."""
@@ -105,6 +106,7 @@ ACROSS = {
     "pipeline/test_memory.py": "memory of the loader",
     "pipeline/test_soak.py": "the loader over hours",
     "scripts/test_gpu_check.py": "the scripts gpu_check*",
+    "shards/datasets/test_formats_agree.py": "one table in every format",
     "shards/datasets/test_official.py": "miniatures of the published sets",
     "shards/datasets/test_real_labels.py": "label files of the published sets",
     "shards/test_fuzz.py": "damaged files of every kind",
