@@ -9,15 +9,14 @@ build at a time works on a folder; files that no build wrote there are never rep
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import io
-import itertools
 import math
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +26,14 @@ import pyarrow as pa
 
 from shards.build.decode_budget import PIXELS_AT_ONCE, lock_file, new_token
 from shards.build.executor import Engine, run_jobs
+from shards.build.output import (
+    begin,
+    begin_again,
+    hold_output,
+    read_starts,
+    refuse_foreign,
+    remove_leftovers,
+)
 from shards.build.pack import (
     PackOptions,
     Rejected,
@@ -37,20 +44,15 @@ from shards.build.pack import (
 )
 from shards.build.plan import Plan, ShardSize, jobs_of, make_plan
 from shards.build.retry import keep_good_shards
-from shards.cache import cache_root
 from shards.errors import ShardError
-from shards.files import remove_stale_temporaries
 from shards.layout import STATE, index_name, shard_stem
-from shards.lock import lock_at, lock_folder
 from shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     REJECTED,
     SAMPLES,
-    Count,
     LabelStats,
     Manifest,
-    ShardInfo,
     decode,
     encode,
 )
@@ -59,13 +61,6 @@ from shards.sample_table import SCHEMA, write_parquet
 from shards.store import Store
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
-_PLAN = f"{STATE}/plan.json"
-_STARTED = f"{STATE}/started"
-_STATE_FILE = re.compile(
-    re.escape(STATE) + r"/([a-z0-9][a-z0-9_-]{0,40}-\d{6,}\.parquet|plan\.json|started)"
-)
-# Headers, the JSON member, padding and the row, for an estimate.
-_BYTES_BESIDE_IMAGE = 2500
 
 
 def build(
@@ -105,29 +100,30 @@ def build(
     options, size = options or PackOptions(), size or ShardSize()
     _check_name(dataset.name)
     store = Store(output)
-    retry = retry_failed and store.exists(MANIFEST)
-    plan = None
-    if not retry:
-        # Looked at before anything is written, the lock included: the set may be read-only.
-        plan = make_plan(dataset, options=options, size=size, starts=_read_starts(store))
+
+    def planned() -> Plan:
+        plan = make_plan(dataset, options=options, size=size, starts=read_starts(store))
         refuse_missing(plan, options)
+        return plan
+
+    retry = retry_failed and store.exists(MANIFEST)
+    # Looked at before anything is written, the lock included: the set may be read-only.
+    plan = None if retry else planned()
+    if plan is not None:
         finished = _finished(store, plan, overwrite=overwrite)
         if finished is not None and not store.names(STATE):
             return finished
-    with _lock(store):
-        if retry:
-            _refuse_foreign(store, dataset.name)
-            _write_starts(store, keep_good_shards(store, dataset))
-            store.write(_STARTED, b"retry")
-            store.remove(MANIFEST)
+    with hold_output(store):
         if plan is None:
-            plan = make_plan(dataset, options=options, size=size, starts=_read_starts(store))
-            refuse_missing(plan, options)
+            refuse_foreign(store, dataset.name)
+            begin_again(store, keep_good_shards(store, dataset))
+            plan = planned()
         finished = _finished(store, plan, overwrite=overwrite)
         if finished is not None:
             remove_leftovers(store, finished.shards, finished.name)
             return finished
-        _begin(store, plan, options)
+        begin(store, plan, check_space=not options.bmp_to_png)
+        run = functools.partial(run_jobs, engine=engine, workers=_processes(store, plan, workers))
         budget = new_token()
         jobs = jobs_of(
             dataset,
@@ -137,93 +133,17 @@ def build(
             pixels_at_once=pixels_at_once,
             budget=budget,
         )
-        tell = progress or (lambda images, total: None)
         try:
-            records = _pack(jobs, plan, store, engine, workers, retry_failed, tell)
+            records = _pack(jobs, plan, store, run, retry_failed=retry_failed, progress=progress)
         finally:
             lock_file(budget).unlink(missing_ok=True)
         return _finish(dataset, plan, store, records)
 
 
-def _begin(store: Store, plan: Plan, options: PackOptions) -> None:
-    _refuse_foreign(store, plan.name)
-    if not options.bmp_to_png:
-        _need_space(store, plan)
-    # From here on the folder is an unfinished build, even if nothing else is ever written to it.
-    store.write(_STARTED, plan.source_sha256.encode())
-    store.remove(MANIFEST)
-
-
-@contextlib.contextmanager
-def _lock(store: Store) -> Iterator[None]:
-    """Let one build work on a folder; of a remote one, one of this user on this machine.
-
-    Raises:
-        ShardError: If another one does (exit code 2).
-    """
-    if store.folder is None:
-        name = hashlib.sha256(store.shown.encode()).hexdigest()
-        file = cache_root() / "locks" / f"{name}.lock"
-        with lock_at(file, "building", what=store.shown):
-            yield
-        return
-    is_new = not store.folder.exists()
-    try:
-        with lock_folder(store.folder, "building"):
-            yield
-    finally:
-        if is_new:
-            with contextlib.suppress(OSError):
-                store.folder.rmdir()  # nothing was written, as if nothing had been asked
-
-
-def _refuse_foreign(store: Store, name: str) -> None:
-    """Stop before files are replaced that no build put there.
-
-    Raises:
-        ShardError: Naming the first of them (exit code 2).
-    """
-    if store.exists(_STARTED):
-        return
-    known = set[str]()
-    if store.exists(MANIFEST):
-        try:
-            manifest = decode(store.read(MANIFEST), where=f"{store.root}/{MANIFEST}")
-        except ShardError:
-            return  # damaged, and it was asked to be replaced
-        known = {SAMPLES, REJECTED, *(shard.name for shard in manifest.shards)}
-        known |= {index_name(shard.name) for shard in manifest.shards}
-    taken = re.compile(rf"{_shard_files(name)}|{re.escape(SAMPLES)}|{re.escape(REJECTED)}")
-    foreign = [file for file in store.names() if taken.fullmatch(file) and file not in known]
-    if foreign:
-        raise ShardError(
-            f"{store.root}: holds {foreign[0]}, which no build wrote there and this one would "
-            f"replace ({len(foreign):,} such files); choose another `--output`",
-            exit_code=2,
-        )
-
-
-def _shard_files(name: str) -> str:
-    return re.escape(name) + r"-\d{6,}\.(tar|idx)"
-
-
-def _need_space(store: Store, plan: Plan) -> None:
-    """Compare what is to be written with what is free; shards that are there are written already.
-
-    Raises:
-        ShardError: If it cannot fit.
-    """
-    if store.folder is None:
-        return
-    ours = re.compile(_shard_files(plan.name))
-    held = sum(store.size_bytes(file) for file in store.names() if ours.fullmatch(file))
-    needed = plan.size_bytes + _BYTES_BESIDE_IMAGE * plan.rows - held
-    free = shutil.disk_usage(store.folder).free
-    if needed > free:
-        raise ShardError(
-            f"{store.root}: about {needed / 1e9:,.1f} GB are to be written, {free / 1e9:,.1f} GB "
-            "are free there; make room, or choose another `--output`"
-        )
+def _processes(store: Store, plan: Plan, workers: int | None) -> int:
+    if store.root.startswith("memory:"):
+        return 1  # another process has another memory
+    return min(workers or default_workers(), len(plan.starts))
 
 
 def refuse_missing(plan: Plan, options: PackOptions) -> None:
@@ -284,28 +204,24 @@ def _pack(
     jobs: Iterator[ShardJob],
     plan: Plan,
     store: Store,
-    engine: Engine,
-    workers: int | None,
+    run: Callable[..., Generator[ShardRecord, None, None]],
+    *,
     retry_failed: bool,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int], None] | None,
 ) -> list[ShardRecord]:
     records: dict[int, ShardRecord] = {}
+    tell = progress or (lambda images, total: None)
 
     def left() -> Iterator[ShardJob]:
         for job in jobs:
             record = read_record(store, job.stem)
             if record is not None and _reusable(record, job, retry_failed):
                 records[record.first_id] = record
-                progress(record.rows, plan.rows)
+                tell(record.rows, plan.rows)
             else:
                 yield job
 
-    count = min(workers or default_workers(), len(plan.starts))
-    if store.root.startswith("memory:"):
-        count = 1  # another process has another memory
-    running = run_jobs(
-        left(), engine=engine, workers=count, progress=lambda images: progress(images, plan.rows)
-    )
+    running = run(left(), progress=lambda images: tell(images, plan.rows))
     # Closed at once when this is interrupted: workers end before the lock of the folder does.
     with contextlib.closing(running):
         for record in running:
@@ -355,24 +271,6 @@ def _finish(dataset: DataSet, plan: Plan, store: Store, records: Sequence[ShardR
     store.write(MANIFEST, encode(manifest))
     remove_leftovers(store, shards, dataset.name)
     return manifest
-
-
-def remove_leftovers(store: Store, shards: Sequence[ShardInfo], name: str) -> None:
-    """Remove the records of the build, and shards of an earlier one that no longer belong."""
-    kept = {shard.name for shard in shards}
-    kept |= {index_name(shard.name) for shard in shards}
-    ours = re.compile(_shard_files(name))
-    for file in store.names():
-        if ours.fullmatch(file) and file not in kept:
-            store.remove(file)
-    for file in store.names(STATE):
-        if _STATE_FILE.fullmatch(file):
-            store.remove(file)
-    if store.folder is not None:
-        remove_stale_temporaries(store.folder)
-        remove_stale_temporaries(store.folder / STATE)
-        with contextlib.suppress(OSError):
-            (store.folder / STATE).rmdir()  # unless somebody else's files are in it
 
 
 class _Labels:
@@ -447,26 +345,6 @@ def _write_rejected(store: Store, rejected: Sequence[Rejected]) -> None:
         store.remove(REJECTED)
         return
     store.write(REJECTED, b"".join(msgspec.json.encode(line) + b"\n" for line in rejected))
-
-
-def _write_starts(store: Store, starts: tuple[int, ...]) -> None:
-    store.write(_PLAN, msgspec.json.encode(starts))
-
-
-def _read_starts(store: Store) -> tuple[int, ...] | None:
-    if not store.exists(_PLAN):
-        return None
-    try:
-        starts = msgspec.json.decode(store.read(_PLAN), type=tuple[Count, ...])
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ShardError(
-            f"{store.root}/{_PLAN}: is damaged ({error}); choose another `--output`", exit_code=3
-        ) from error
-    if not starts or starts[0] != 0 or any(b <= a for a, b in itertools.pairwise(starts)):
-        raise ShardError(
-            f"{store.root}/{_PLAN}: is no list of first ids; choose another `--output`", exit_code=3
-        )
-    return starts
 
 
 def _version() -> str:
