@@ -85,7 +85,7 @@ def gradients(demo_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return of
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
 def test_ranks_together_have_the_gradient_of_one_process(
     gradients: Callable[[int], dict], world: int, dtype: str, tolerance: float
