@@ -73,7 +73,7 @@ COVERED_BY = {
         "pipeline: backends/dali backends/torch_backend batch frames request validation"
     ),
     "pipeline/test_bad_input.py": "pipeline: errors image_headers",
-    "shards/build/test_build.py": "shards/build: pack plan",
+    "shards/build/test_build.py": "shards/build: output pack plan",
     "shards/test_remote.py": "shards: build/retry cache store",
     "shards/datasets/test_official.py": (
         "shards/datasets: agiqa3k biq2021 csiq excel files flive kadid10k koniq10k live livec "
