@@ -285,7 +285,11 @@ class Loader:
         unit = raw if score is None else score.to_unit(raw)
 
         def put(array: NDArray[np.generic]) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            if self._device.type == "cuda":
+                # From memory that is not pinned the host waits for the copy.
+                tensor = tensor.pin_memory()
+            return tensor.to(self._device, non_blocking=True)
 
         return CropBatch(
             crops=crops,

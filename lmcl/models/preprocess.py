@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.normalize import normalize
+from pipeline.normalize import preprocess_crops
 
 PRECISIONS: dict[Literal["no", "bf16", "fp16"], torch.dtype] = {
     "no": torch.float32,
@@ -26,11 +26,25 @@ class Preprocessing:
     """Autocast type; float32 = no autocast."""
 
 
-def preprocess(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What a network takes of a batch: pixels are normalised, kept features stay as they are."""
+def preprocess(crops: Tensor, preprocessing: Preprocessing, flip: Tensor | None = None) -> Tensor:
+    """What a network takes of a batch: pixels are normalised, kept features stay as they are.
+
+    Args:
+        crops: Pixels [b, v, s, s, 3], or features [b, v, t, c], which cannot be mirrored.
+        preprocessing: Mean and deviation of pixels.
+        flip: Which crops are mirrored left to right, [b * v]; None: none.
+
+    Raises:
+        ValueError: If features are to be mirrored.
+    """
     if crops.is_floating_point():
+        if flip is not None:
+            raise ValueError(
+                "kept features were asked to be mirrored, but those of a mirrored crop are others; "
+                "set train.flip = false, or runtime.cells = '' to see pixels"
+            )
         return crops.flatten(0, 1)
-    return normalize(crops, mean=preprocessing.mean, std=preprocessing.std, dtype=torch.float32)
+    return preprocess_crops(crops, flip, mean=preprocessing.mean, std=preprocessing.std)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:

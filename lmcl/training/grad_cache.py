@@ -105,12 +105,11 @@ class GradCache:
         return output
 
     def _view(self, batch: CropBatch, part: slice, mirrored: Tensor | None) -> Tensor:
-        pixels = preprocess(batch.crops[part], self.preprocessing)
-        if mirrored is None:
-            return pixels
-        views = batch.crops.shape[1]
-        turned = mirrored[part.start * views : part.stop * views]
-        return torch.where(turned[:, None, None, None], pixels.flip(-1), pixels)
+        flip = None
+        if mirrored is not None:
+            views = batch.crops.shape[1]
+            flip = mirrored[part.start * views : part.stop * views]
+        return preprocess(batch.crops[part], self.preprocessing, flip)
 
 
 def split_images(images: int, most: int) -> tuple[slice, ...]:
