@@ -29,6 +29,7 @@ from lmcl.inference.moves import (
 )
 from lmcl.inference.scorer import Precision, Scorer, open_scorer
 from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
+from pipeline.decode_config import DecodeConfig, DecodeName
 from shards.lock import lock_path
 from shards.processes import end_with_parent
 from shards.text import printable
@@ -96,6 +97,13 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     show_default=True,
     help="bfloat16 is faster and moves scores by some thousandths of the range.",
 )
+@click.option(
+    "--decode",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    default="auto",
+    show_default=True,
+    help="Who decodes; auto: the GPU where --device is one. Its pixels differ a little.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Decoding threads [cores, at most 4].")
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 def command(
@@ -112,6 +120,7 @@ def command(
     sheet: Path | None,
     device: str,
     precision: Precision,
+    decode: DecodeName,
     threads: int | None,
     no_progress: bool,
 ) -> None:
@@ -143,7 +152,12 @@ def command(
         f"what is done stays, beside {printable(output)}; the same command with --resume goes on"
     )
     with stop_on_signals(way_on):
-        scorer = open_scorer(model_folder, device=_device(device), precision=precision)
+        scorer = open_scorer(
+            model_folder,
+            device=_device(device),
+            precision=precision,
+            decode=DecodeConfig(decode=decode, threads=threads),
+        )
         after = _Filter(below=below, move_to=move_to, dry_run=dry_run, sheet=sheet)
         failed = _score(scorer, paths, options, after)
     if failed:

@@ -41,7 +41,7 @@ from lmcl.inference.scores_file import (
     write_note,
     write_rows,
 )
-from pipeline.backends.torch_backend import TorchBackend
+from pipeline.decode_config import same_pixels
 from shards.lock import lock_path
 from shards.text import printable
 
@@ -125,7 +125,7 @@ def score_held(scorer: Scorer, items: Sequence[Item], options: ScoringOptions) -
     plan: ResumePlan | None = None
     if state.is_main_process:
         _prepare_output(options, _note(scorer, options))
-        _warn_of_another_decoder(scorer.card.decode)
+        _warn_of_another_decoder(scorer.card.decode, scorer.recipe)
         before = JournalRows(options.output)
         plan = plan_resume(before, items, keeps_others=options.resume)
         _tell(before, plan)
@@ -147,6 +147,7 @@ def _write_output(
         higher_is_better=scorer.scale.higher_is_better,
         box=options.box,
         crops=options.crops,
+        decoder=scorer.decodes_on_gpu,
     )
     after = JournalRows(options.output)
     order = plan.order(after)
@@ -230,13 +231,15 @@ def score_stream(scorer: Scorer, items: Sequence[Item], options: ScoringOptions)
     batches = (items[i : i + size] for i in range(0, len(items), size))
     with ThreadPoolExecutor(options.threads, thread_name_prefix="lmcl-decode") as pool:
 
-        def begin(batch: Sequence[Item]) -> tuple[Sequence[Item], list[Future[_Decoded]]]:
+        def begin(batch: Sequence[Item]) -> tuple[Sequence[Item], list[Future[list[_Decoded]]]]:
+            if scorer.files is not None:
+                return batch, [pool.submit(_decode_batch, scorer, batch, options.box)]
             return batch, [pool.submit(_decode, scorer, item, options.box) for item in batch]
 
         ahead = deque(begin(batch) for batch in itertools.islice(batches, _AHEAD))
         while ahead:
             batch, jobs = ahead.popleft()
-            done = [future.result() for future in jobs]
+            done = [decoded for future in jobs for decoded in future.result()]
             following = next(batches, None)
             if following is not None:
                 ahead.append(begin(following))
@@ -272,20 +275,40 @@ def _row(item: Item, found: ImageScore, options: ScoringOptions, source: Source)
         error="",
         box=found.salient if options.box else None,
         crops=found.crops if options.crops else (),
+        decoder="gpu" if found.gpu_decoded else "cpu",
         source=source,
     )
 
 
-def _decode(scorer: Scorer, item: Item, salient: bool) -> _Decoded:
+def _decode(scorer: Scorer, item: Item, salient: bool) -> list[_Decoded]:
     # Looked at before it is read: what changes meanwhile has changed since, and is scored again.
     source = source_of(item)
-    return _Decoded(image=_prepare(scorer, item, salient), source=source)
+    image = _or_why(item, lambda: scorer.prepare(item.read(), salient=salient))
+    return [_Decoded(image=image, source=source)]
 
 
-def _prepare(scorer: Scorer, item: Item, salient: bool) -> PreparedImage | str:
-    """An image ready for the model, or the sentence for its row."""
+def _decode_batch(scorer: Scorer, items: Sequence[Item], salient: bool) -> list[_Decoded]:
+    """The same for a batch of files, by the scorer's graph."""
+    sources = [source_of(item) for item in items]
+    files = [_or_why(item, item.read) for item in items]
+    sound = {row: data for row, data in enumerate(files) if isinstance(data, bytes)}
     try:
-        return scorer.prepare(item.read(), salient=salient)
+        prepared = scorer.prepare_files(list(sound.values()), salient=salient)
+    except Exception:
+        # Whatever it is, it is one file's fault, and the others are still to be scored.
+        logger.debug("a batch of files could not be decoded together", exc_info=True)
+        return [decoded for item in items for decoded in _decode(scorer, item, salient)]
+    by_row = dict(zip(sound, prepared, strict=True))
+    return [
+        _Decoded(image=by_row[row] if row in by_row else str(files[row]), source=source)
+        for row, source in enumerate(sources)
+    ]
+
+
+def _or_why(item: Item, make: Callable[[], T]) -> T | str:
+    """What is made of an item, or the sentence for its row."""
+    try:
+        return make()
     except LmclError as error:
         return str(error)
     except MemoryError:
@@ -326,18 +349,17 @@ def _note(scorer: Scorer, options: ScoringOptions) -> dict[str, str]:
         "crops": f"{crops.evaluation} x {crops.size}, {crops.evaluation_layout}",
         "max_side": str(crops.max_side),
         "precision": scorer.precision,
-        "decode": TorchBackend.recipe,
+        "decode": scorer.recipe,
         "columns": json.dumps({"box": options.box, "crops": options.crops}),
     }
 
 
-def _warn_of_another_decoder(trained_with: str) -> None:
-    # DALI's decoder on the CPU gives the same bits (docs/loader.md).
-    if trained_with != TorchBackend.recipe and not trained_with.startswith("dali-cpu-"):
+def _warn_of_another_decoder(trained_with: str, recipe: str) -> None:
+    if not same_pixels(trained_with, recipe):
         logger.warning(
             "the model learnt from pixels decoded by %s, these scores are of pixels decoded by %s: "
             "they may differ slightly (docs/loader.md)",
-            *(trained_with, TorchBackend.recipe),
+            *(trained_with, recipe),
         )
 
 

@@ -369,7 +369,7 @@ def _compare(
                 f"{name}: {error}; scores cannot be compared on it, name other --images",
                 exit_code=error.exit_code,
             ) from error
-        found = run(_normalized(scorer, prepared.crops[:, None]))
+        found = run(_normalized(scorer, np.asarray(prepared.crops)[:, None]))
         gaps.append(abs(float(np.mean(found)) - scorer.predict([prepared])[0].quality))
         count += len(found)
     return Parity(

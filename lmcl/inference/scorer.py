@@ -28,9 +28,12 @@ from lmcl.errors import LmclError
 from lmcl.models.pretrained import ReleasedModel, load_model, model_folder_of
 from lmcl.models.quality_model import to_bfloat16
 from lmcl.models.saliency import best_window, window_to_box
+from pipeline.backends.torch_backend import TorchBackend
 from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
 from pipeline.decode import decode_rgb, reflect_pad, resize_rgb, to_rgb
+from pipeline.decode_config import DEFAULT_DECODE, DecodeConfig
 from pipeline.errors import PipelineError
+from pipeline.file_batches import FileDecoder
 from pipeline.normalize import normalize
 from shards.errors import ShardError
 from shards.image_formats import UNREADABLE, count_frames, describe_damage, open_image
@@ -42,6 +45,8 @@ Precision = Literal["float32", "bfloat16"]
 """What the network computes in; the head and the mean over crops are float32 or wider always."""
 _LARGE = 25_000_000
 """Images of more pixels are decoded one at a time: four at once took 7.3 GB, one takes 2.6."""
+_FILES = 16
+"""Files that are decoded at once, where they are decoded in batches."""
 _NO_VIEW = np.zeros((0, 0, 3), dtype=np.uint8)
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 """Formats of several frames or pages; an MPO's second picture belongs to its first."""
@@ -51,13 +56,16 @@ _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 class PreparedImage:
     """An image as the model wants it; everything that needs the processor but not the model."""
 
-    crops: UInt8[np.ndarray, "v s s 3"]
+    crops: UInt8[np.ndarray, "v s s 3"] | UInt8[Tensor, "v s s 3"]
+    """A tensor on the model's device where files were decoded in batches."""
     boxes: Int32[np.ndarray, "v 4"]
     """Where the crops lie: y, x, h, w in the upright image after `max_side`."""
     view: UInt8[np.ndarray, "g g 3"]
     """The whole image squeezed for the saliency pass; side 0 if it was not asked for."""
     size: tuple[int, int]
     """Height and width after `max_side`."""
+    gpu_decoded: bool = False
+    """Whether the GPU decoded it; otherwise it has the pixels of the CPU recipes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +82,8 @@ class ImageScore:
     """Where the crops lie: y, x, h, w."""
     salient: tuple[int, int, int, int] | None
     """The salient crop, if it was asked for."""
+    gpu_decoded: bool = False
+    """Whether the GPU decoded the image; otherwise it has the pixels of the CPU recipes."""
 
     @property
     def problem(self) -> str:
@@ -96,6 +106,7 @@ class Scorer:
         device: str | torch.device = "cpu",
         fingerprint: str = "",
         precision: Precision = "float32",
+        decode: DecodeConfig = DEFAULT_DECODE,
     ) -> None:
         self.card = released.card
         self.precision = precision
@@ -111,6 +122,30 @@ class Scorer:
         # Pillow refuses 12,000 x 9,000 photographs by default; our own limit stands instead.
         Image.MAX_IMAGE_PIXELS = MOST_PIXELS
         self.batch_images = 16 if self.device.type == "cuda" else 1
+        self.files = self._file_decoder(decode)
+        """Decodes files in batches; None where Pillow decodes one after the other."""
+
+    def _file_decoder(self, decode: DecodeConfig) -> FileDecoder | None:
+        # On a CPU Pillow in threads is as fast, and does not cost a graph; DALI comes by its name.
+        if self.device.type != "cuda" and decode.backend != "dali" and decode.decode != "gpu":
+            return None
+        decoder = FileDecoder(
+            crops=self.card.crops, batch_size=_FILES, device=self.device, decode=decode
+        )
+        if decoder.choice.backend == "dali":
+            return decoder
+        decoder.close()
+        return None
+
+    @property
+    def recipe(self) -> str:
+        """Decoder and version of files' pixels; see `pipeline.decode_config.same_pixels`."""
+        return TorchBackend.recipe if self.files is None else self.files.choice.recipe
+
+    @property
+    def decodes_on_gpu(self) -> bool:
+        """Whether files are decoded on the GPU, as far as its decoder takes them."""
+        return self.files is not None and self.files.choice.decoder == "gpu"
 
     @property
     def scale_label(self) -> str:
@@ -147,9 +182,43 @@ class Scorer:
         """Decode an image and cut its crops; safe to call from several threads."""
         if isinstance(image, str | Path):
             image = _read_file(Path(image))
+        if self.files is not None and isinstance(image, bytes):
+            (prepared,) = self.prepare_files([image], salient=salient)
+            if isinstance(prepared, str):
+                raise LmclError(prepared, exit_code=3)
+            return prepared
         large = isinstance(image, bytes) and _count_pixels(image) > _LARGE
         with self._one_large if large else contextlib.nullcontext():
             return self._cut(*_pixels(image), salient=salient)
+
+    def prepare_files(
+        self, files: Sequence[bytes], *, salient: bool = False
+    ) -> list[PreparedImage | str]:
+        """Decode files in batches on the model's device; for each its crops, or why not.
+
+        Only where `files` is there. An image's crops do not depend on the others.
+        """
+        assert self.files is not None
+        found: list[PreparedImage | str] = [_problem_of(data) for data in files]
+        sound = [row for row, problem in enumerate(found) if not problem]
+        for start in range(0, len(sound), _FILES):
+            rows = sound[start : start + _FILES]
+            keys = np.array([_key(files[row]) for row in rows], dtype=np.int64)
+            batch = self.files.decode([files[row] for row in rows], keys)
+            for place, row in enumerate(rows):
+                found[row] = batch.errors[place] or PreparedImage(
+                    crops=batch.crops[place],
+                    boxes=batch.boxes[place],
+                    view=self._view(files[row]) if salient else _NO_VIEW,
+                    size=(int(batch.sizes[place, 0]), int(batch.sizes[place, 1])),
+                    gpu_decoded=bool(batch.gpu_decoded[place]),
+                )
+        return found
+
+    def _view(self, data: bytes) -> UInt8[np.ndarray, "g g 3"]:
+        """The whole image for the saliency pass; by Pillow, whoever decodes the crops."""
+        side = self.card.saliency.view
+        return np.ascontiguousarray(resize_rgb(_pixels(data)[0], side, side))
 
     def _cut(self, pixels: UInt8[np.ndarray, "h w 3"], key: int, *, salient: bool) -> PreparedImage:
         crops = self.card.crops
@@ -172,11 +241,16 @@ class Scorer:
         found: list[ImageScore] = []
         for start in range(0, len(prepared), self.batch_images):
             batch = prepared[start : start + self.batch_images]
-            crops = self.forward(np.stack([p.crops for p in batch]))
+            crops = self.forward(self._stacked([p.crops for p in batch]))
             found += [self._scored(p, row) for p, row in zip(batch, crops.tolist(), strict=True)]
         return found
 
-    def forward(self, crops: UInt8[np.ndarray, "b v s s 3"]) -> Float[np.ndarray, "b v"]:
+    def _stacked(self, crops: Sequence[np.ndarray | Tensor]) -> UInt8[Tensor, "b v s s 3"]:
+        if all(isinstance(one, np.ndarray) for one in crops):
+            return torch.from_numpy(np.stack([np.asarray(one) for one in crops]))
+        return torch.stack([torch.as_tensor(one, device=self.device) for one in crops])
+
+    def forward(self, crops: UInt8[Tensor, "b v s s 3"]) -> Float[np.ndarray, "b v"]:
         """Quality of every crop, in [0, 1] units, higher = better.
 
         Matrix products pick their algorithm by the shape of their input, and algorithms differ in
@@ -184,8 +258,8 @@ class Scorer:
         """
         missing = self.batch_images - len(crops)
         if missing > 0:
-            crops = np.concatenate([crops, np.zeros((missing, *crops.shape[1:]), np.uint8)])
-        pixels = torch.from_numpy(crops).to(self.device)
+            crops = torch.cat([crops, crops.new_zeros((missing, *crops.shape[1:]))])
+        pixels = crops.to(self.device)
         card = self.card
         with torch.inference_mode(), self.autocast():
             flat = normalize(pixels, mean=card.mean, std=card.std, dtype=torch.float32)
@@ -208,6 +282,7 @@ class Scorer:
             crops=tuple(self.scale.from_unit(np.asarray(crops)).tolist()),
             boxes=tuple((b[0], b[1], b[2], b[3]) for b in boxes),
             salient=self._salient(prepared) if prepared.view.size else None,
+            gpu_decoded=prepared.gpu_decoded,
         )
 
     def _salient(self, prepared: PreparedImage) -> tuple[int, int, int, int]:
@@ -227,7 +302,13 @@ class Scorer:
         return box[0], box[1], box[2], box[3]
 
 
-def load(path: str | Path, *, device: str = "auto", precision: Precision = "float32") -> Scorer:
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: Precision = "float32",
+    decode: DecodeConfig = DEFAULT_DECODE,
+) -> Scorer:
     """Open a released model folder, or a run folder that holds one; nothing is downloaded.
 
     Args:
@@ -235,18 +316,25 @@ def load(path: str | Path, *, device: str = "auto", precision: Precision = "floa
         device: `auto` takes a GPU if there is one.
         precision: `bfloat16` is faster where the processor knows it; scores move by some
             thousandths of the range (docs/scoring.md).
+        decode: Who decodes files: on a GPU the GPU, on a CPU Pillow, unless asked otherwise.
 
     Raises:
         LmclError: If the folder is missing (4) or damaged (5).
     """
-    return open_scorer(Path(path), device=device, precision=precision)
+    return open_scorer(Path(path), device=device, precision=precision, decode=decode)
 
 
-def open_scorer(folder: Path, *, device: str = "auto", precision: Precision = "float32") -> Scorer:
+def open_scorer(
+    folder: Path,
+    *,
+    device: str = "auto",
+    precision: Precision = "float32",
+    decode: DecodeConfig = DEFAULT_DECODE,
+) -> Scorer:
     """Open a model folder (or a run folder that holds one).
 
     Raises:
-        LmclError: If it is missing (4) or damaged (5), or there is no such device (2).
+        LmclError: If it is missing (4) or damaged (5), or there is no such device or decoder (2).
     """
     folder = model_folder_of(folder)
     released = load_model(folder)
@@ -256,7 +344,19 @@ def open_scorer(folder: Path, *, device: str = "auto", precision: Precision = "f
     for name in ("config.json", "model.safetensors"):
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return Scorer(released, device=chosen, fingerprint=digest.hexdigest(), precision=precision)
+    if torch.device(chosen).index is not None and torch.device(chosen).type == "cuda":
+        # Kernels and DALI go to the current device; it must be the one that was named.
+        torch.cuda.set_device(chosen)
+    try:
+        return Scorer(
+            released,
+            device=chosen,
+            fingerprint=digest.hexdigest(),
+            precision=precision,
+            decode=decode,
+        )
+    except PipelineError as error:
+        raise LmclError(str(error), exit_code=error.exit_code) from error
 
 
 def _check_device(asked: str) -> None:
@@ -319,6 +419,15 @@ def _decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         return decode_rgb(data)
     except (PipelineError, ShardError) as error:
         raise LmclError(str(error), exit_code=3) from error
+
+
+def _problem_of(data: bytes) -> str:
+    """Why a file is not scored, by its header; empty if nothing speaks against it."""
+    try:
+        _count_pixels(data)
+    except LmclError as error:
+        return str(error)
+    return ""
 
 
 def _count_pixels(data: bytes) -> int:

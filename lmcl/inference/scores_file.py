@@ -84,6 +84,8 @@ class Row:
     """Salient crop y, x, h, w."""
     crops: tuple[float, ...] = ()
     """Score of every crop."""
+    decoder: str = ""
+    """Who decoded it: gpu or cpu; empty if it is not known."""
     source: Source | None = None
     """Which file it is about; None in files of earlier versions."""
 
@@ -96,12 +98,15 @@ class Layout:
     higher_is_better: bool
     box: bool
     crops: bool
+    decoder: bool = False
+    """Whether images may have been decoded on a GPU, so that each row says whether it was."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns, in order."""
         box = _BOX if self.box else ()
-        return (*COLUMNS, *box, *(("crop_scores",) if self.crops else ()))
+        crops = ("crop_scores",) if self.crops else ()
+        return (*COLUMNS, *box, *crops, *(("decoder",) if self.decoder else ()))
 
     def values(self, row: Row) -> dict[str, Any]:
         """A row as named values; what is unknown is None."""
@@ -117,6 +122,8 @@ class Layout:
             found |= dict(zip(_BOX, row.box or (None,) * 4, strict=True))
         if self.crops:
             found["crop_scores"] = list(row.crops)
+        if self.decoder:
+            found["decoder"] = row.decoder
         return found
 
 
@@ -423,6 +430,7 @@ def _from_values(values: dict[str, Any]) -> Row:
         error=error,
         box=(box[0], box[1], box[2], box[3]) if len(box) == 4 else None,
         crops=tuple(float(value) for value in values.get("crop_scores") or ()),
+        decoder=str(values.get("decoder") or ""),
     )
 
 

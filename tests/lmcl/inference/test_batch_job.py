@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -6,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,9 +22,10 @@ from lmcl.cli.score import command
 from lmcl.errors import LmclError
 from lmcl.inference.batch_job import ScoringOptions, score_items
 from lmcl.inference.inputs import list_items
-from lmcl.inference.scorer import open_scorer
+from lmcl.inference.scorer import Scorer, open_scorer
 from lmcl.inference.scores_file import JournalRows, Layout, Row, RowJournal, read_rows, write_rows
 from pipeline.backends.torch_backend import TorchBackend
+from pipeline.decode_config import DecodeConfig
 
 VALUES = st.tuples(
     st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20),
@@ -170,6 +173,80 @@ def test_the_decoder_stands_in_the_origin_and_another_one_is_announced(
         note = json.loads((tmp_path / f"{decode}.csv.origin.json").read_text())
         assert note["decode"] == TorchBackend.recipe
         assert sum("may differ slightly" in line for line in caplog.messages) == warned
+
+
+@pytest.fixture(scope="module")
+def batch_scorer(model_folder) -> Iterator[Scorer]:
+    scorer = open_scorer(model_folder, device="cpu", decode=DecodeConfig(backend="dali", threads=1))
+    yield scorer
+    scorer.files.close()
+
+
+@pytest.mark.parametrize("box", [False, True], ids=["plain", "boxes"])
+def test_files_decoded_in_batches_have_the_rows_of_files_decoded_one_by_one(
+    scorer, batch_scorer, mixed, tmp_path, box
+) -> None:
+    folder, wrong = mixed
+    items = list_items([str(folder)])
+    plain, batches = tmp_path / "plain.jsonl", tmp_path / "batches.jsonl"
+    score_items(scorer, items, job(plain, box=box, crops=True))
+    summary = score_items(batch_scorer, items, job(batches, box=box, crops=True))
+    assert summary.failed == len(wrong)
+    assert batches.read_text() == plain.read_text()
+    for output, recipe in ((plain, TorchBackend.recipe), (batches, "dali-cpu-2.4")):
+        note = json.loads(output.with_name(f"{output.name}.origin.json").read_text())
+        assert note["decode"] == recipe
+
+
+def test_one_file_has_the_same_score_alone_in_a_list_and_in_a_job(
+    scorer, batch_scorer, photos
+) -> None:
+    files = sorted(photos.glob("*.jpg"))
+    assert batch_scorer.score(files) == [batch_scorer.score(file) for file in files]
+    assert batch_scorer.score(files) == scorer.score(files)
+    assert batch_scorer.details(files[0]) == scorer.details(files[0])
+    with pytest.raises(LmclError, match="not a readable image"):
+        batch_scorer.score(b"GIF89a")
+
+
+def test_a_batch_that_fails_as_a_whole_is_scored_file_by_file(
+    batch_scorer, photos, tmp_path, monkeypatch
+) -> None:
+    decode = batch_scorer.files.decode
+
+    def fail(files, keys):
+        if len(files) > 1:
+            raise MemoryError
+        return decode(files, keys)
+
+    monkeypatch.setattr(batch_scorer.files, "decode", fail)
+    items = list_items([str(photos)])
+    assert score_items(batch_scorer, items, job(tmp_path / "s.csv")).failed == 0
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_where_a_gpu_decodes_each_row_says_whether_it_was_the_gpu(
+    batch_scorer, photos, tmp_path, suffix, monkeypatch
+) -> None:
+    choice = dataclasses.replace(batch_scorer.files.choice, decoder="gpu", recipe="dali-gpu-2.4")
+    monkeypatch.setattr(batch_scorer.files, "choice", choice)
+    prepare = batch_scorer.prepare_files
+
+    def prepare_files(files, **options):
+        return [
+            dataclasses.replace(image, gpu_decoded=data.startswith(b"\xff"))
+            for image, data in zip(prepare(files, **options), files, strict=True)
+        ]
+
+    monkeypatch.setattr(batch_scorer, "prepare_files", prepare_files)
+    output = tmp_path / f"s{suffix}"
+    score_items(batch_scorer, list_items([str(photos)])[:3], job(output))
+    score_items(batch_scorer, list_items([str(photos)]), job(output, resume=True))
+    found = {row.path: row.decoder for row in read_rows(output)}
+    assert set(found.values()) == {"gpu", "cpu"}
+    assert all((decoder == "gpu") == path.endswith(".jpg") for path, decoder in found.items())
+    note = json.loads(output.with_name(f"{output.name}.origin.json").read_text())
+    assert note["decode"] == "dali-gpu-2.4"
 
 
 def test_a_score_that_is_no_number_is_a_row_with_an_error(make_model, photos, tmp_path) -> None:
