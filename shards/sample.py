@@ -10,8 +10,6 @@ from pathlib import Path
 
 from shards.score_scale import ScoreScale
 
-Score = ScoreScale  # until the readers say ScoreScale
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:

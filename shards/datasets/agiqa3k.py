@@ -10,7 +10,8 @@ from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_sco
 from shards.datasets.table import read_rows
 from shards.datasets.values import cell_text, is_missing, name_text
 from shards.errors import ShardError
-from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.sample import DataSet, Expected, Facts, Sample
+from shards.score_scale import ScoreScale
 from shards.text import printable
 
 FACTS = Facts(
@@ -21,7 +22,7 @@ FACTS = Facts(
     source="data.csv, column mos_quality",
     expected=Expected(samples=2982),
 )
-SCORE = Score(kind="mos", low=0.0, high=5.0, higher_is_better=True)
+SCORE = ScoreScale(kind="mos", low=0.0, high=5.0, higher_is_better=True)
 
 
 def open_agiqa3k(root: Path, *, images: Path | None = None) -> DataSet:

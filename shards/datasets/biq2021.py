@@ -17,7 +17,8 @@ from shards.datasets.files import (
     refuse_unlabelled,
 )
 from shards.errors import ShardError
-from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.sample import DataSet, Expected, Facts, Sample
+from shards.score_scale import ScoreScale
 from shards.text import printable
 
 _SUBSET = re.compile(r"(ss\d+) ", re.IGNORECASE)
@@ -31,7 +32,7 @@ FACTS = Facts(
     source="Train (Images and MOS).csv, Test (Images and MOS).csv",
     expected=Expected(samples=12000, parts=(("train", 10000), ("test", 2000))),
 )
-SCORE = Score(kind="mos", low=0.0, high=1.0, higher_is_better=True)
+SCORE = ScoreScale(kind="mos", low=0.0, high=1.0, higher_is_better=True)
 
 
 def open_biq2021(root: Path, *, images: Path | None = None) -> DataSet:

@@ -13,7 +13,8 @@ from shards.datasets.excel import read_sheet
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score, read_label_text
 from shards.datasets.values import cell_text
 from shards.errors import ShardError
-from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.sample import DataSet, Expected, Facts, Sample
+from shards.score_scale import ScoreScale
 from shards.text import printable
 
 TOKENS = {
@@ -37,7 +38,7 @@ FACTS = Facts(
     source="csiq.DMOS.xlsx, sheet all_by_image (or csiq_label.txt, the same rounded)",
     expected=Expected(samples=866, groups=30, low=0.0, high=1.0),
 )
-SCORE = Score(kind="dmos", low=0.0, high=1.0, higher_is_better=False)
+SCORE = ScoreScale(kind="dmos", low=0.0, high=1.0, higher_is_better=False)
 
 
 def open_csiq(root: Path, *, images: Path | None = None) -> DataSet:

@@ -28,9 +28,10 @@ from shards.datasets.demo_distortions import FAMILIES, LEVELS, distort
 from shards.datasets.table import open_table
 from shards.errors import ShardError
 from shards.processes import end_with_parent
-from shards.sample import DataSet, Facts, Score
+from shards.sample import DataSet, Facts
+from shards.score_scale import ScoreScale
 
-SCORE = Score(kind="mos", low=1.0, high=5.0, higher_is_better=True)
+SCORE = ScoreScale(kind="mos", low=1.0, high=5.0, higher_is_better=True)
 FACTS = Facts(
     title="Embedded demo set: synthetic pictures, synthetic scores",
     licence="made by this project; no restriction",

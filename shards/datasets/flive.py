@@ -14,7 +14,8 @@ from shards.datasets.files import FolderIndex, find_one, parse_score
 from shards.datasets.table import Row, read_rows
 from shards.datasets.values import cell_text, name_text
 from shards.errors import ShardError
-from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.sample import DataSet, Expected, Facts, Sample
+from shards.score_scale import ScoreScale
 from shards.source_files import is_regular
 
 _TEST = ("labels640.csv", "labels>640.csv")
@@ -34,7 +35,7 @@ FACTS = Facts(
         parts=(("train", 30253), ("val", 7727), ("test", 1827)),
     ),
 )
-SCORE = Score(kind="mos", low=0.0, high=100.0, higher_is_better=True)
+SCORE = ScoreScale(kind="mos", low=0.0, high=100.0, higher_is_better=True)
 
 
 def open_flive(root: Path, *, images: Path | None = None, patches: bool = False) -> DataSet:

@@ -12,7 +12,8 @@ from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_sco
 from shards.datasets.table import read_rows
 from shards.datasets.values import name_text
 from shards.errors import ShardError
-from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.sample import DataSet, Expected, Facts, Sample
+from shards.score_scale import ScoreScale
 
 TYPES = (
     "gaussian blur",
@@ -51,7 +52,7 @@ FACTS = Facts(
     source="dmos.csv (the column dmos is a MOS, var is a standard deviation)",
     expected=Expected(samples=10125, groups=81, low=1.0, high=4.93),
 )
-SCORE = Score(kind="mos", low=1.0, high=5.0, higher_is_better=True)
+SCORE = ScoreScale(kind="mos", low=1.0, high=5.0, higher_is_better=True)
 
 
 def open_kadid10k(root: Path, *, images: Path | None = None) -> DataSet:

@@ -13,7 +13,8 @@ from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_sco
 from shards.datasets.table import Row, parse_part, read_rows
 from shards.datasets.values import name_text
 from shards.errors import ShardError
-from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.sample import DataSet, Expected, Facts, Sample
+from shards.score_scale import ScoreScale
 
 FILES = (
     "koniq10k_distributions_sets.csv",
@@ -35,8 +36,8 @@ FACTS = Facts(
         parts=(("train", 7058), ("val", 1000), ("test", 2015)),
     ),
 )
-SCALED = Score(kind="mos", low=0.0, high=100.0, higher_is_better=True)
-RAW = Score(kind="mos", low=1.0, high=5.0, higher_is_better=True)
+SCALED = ScoreScale(kind="mos", low=0.0, high=100.0, higher_is_better=True)
+RAW = ScoreScale(kind="mos", low=1.0, high=5.0, higher_is_better=True)
 
 
 def open_koniq10k(root: Path, *, images: Path | None = None) -> DataSet:
@@ -77,7 +78,7 @@ def open_koniq10k(root: Path, *, images: Path | None = None) -> DataSet:
     return DataSet(name="koniq10k", score=score, samples=samples, facts=facts)
 
 
-def _score_column(labels: Path, table: list[Row]) -> tuple[str, Score]:
+def _score_column(labels: Path, table: list[Row]) -> tuple[str, ScoreScale]:
     if not table:
         raise ShardError(f"{labels}: has no rows", exit_code=3)
     if "mos_zscore" in table[0]:

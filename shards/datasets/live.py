@@ -14,7 +14,8 @@ import numpy as np
 from shards.datasets.files import FolderIndex, find_one, parse_score
 from shards.datasets.matlab import load_numbers, load_strings
 from shards.errors import ShardError
-from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.sample import DataSet, Expected, Facts, Sample
+from shards.score_scale import ScoreScale
 
 # The order of all 982-long arrays.
 BLOCKS = (("jp2k", 227), ("jpeg", 233), ("wn", 174), ("gblur", 174), ("fastfading", 174))
@@ -30,7 +31,7 @@ FACTS = Facts(
     source="dmos_realigned.mat (dmos_new)",
     expected=Expected(samples=779, groups=29, low=-2.640015, high=111.774694),
 )
-SCORE = Score(kind="dmos", low=-2.640015, high=111.774694, higher_is_better=False)
+SCORE = ScoreScale(kind="dmos", low=-2.640015, high=111.774694, higher_is_better=False)
 
 
 def open_live(root: Path, *, images: Path | None = None) -> DataSet:
@@ -76,7 +77,7 @@ def open_live(root: Path, *, images: Path | None = None) -> DataSet:
     if realigned:
         return DataSet(name="live", score=SCORE, samples=samples, facts=FACTS)
     used = dmos[copies == 0]
-    score = Score(
+    score = ScoreScale(
         kind="dmos", low=float(used.min()), high=float(used.max()), higher_is_better=False
     )
     facts = replace(FACTS, source="dmos.mat (dmos)", expected=Expected(samples=779, groups=29))

@@ -10,7 +10,8 @@ from pathlib import Path
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
 from shards.datasets.matlab import load_numbers, load_strings
 from shards.errors import ShardError
-from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.sample import DataSet, Expected, Facts, Sample
+from shards.score_scale import ScoreScale
 from shards.text import printable
 
 ROWS = 1169
@@ -24,7 +25,7 @@ FACTS = Facts(
     source="Data/AllMOS_release.mat",
     expected=Expected(samples=1162, low=3.42, high=92.43195),
 )
-SCORE = Score(kind="mos", low=0.0, high=100.0, higher_is_better=True)
+SCORE = ScoreScale(kind="mos", low=0.0, high=100.0, higher_is_better=True)
 
 
 def open_livec(root: Path, *, images: Path | None = None) -> DataSet:

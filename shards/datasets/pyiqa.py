@@ -13,20 +13,21 @@ from shards.datasets.files import IMAGE_ENDINGS, FolderIndex, csv_rows, need_fil
 from shards.datasets.table import parse_part
 from shards.datasets.values import is_missing, one_name_each
 from shards.errors import ShardError
-from shards.sample import DataSet, Facts, Sample, Score
+from shards.sample import DataSet, Facts, Sample
+from shards.score_scale import ScoreScale
 from shards.text import printable
 
 _OFFICIAL = "official_split"
 # Part of the file name -> scale (formats.md section 10; CSIQ and LIVE are differences).
 _SCALES = (
-    ("liveiqa", Score(kind="dmos", low=-2.640015, high=111.774694, higher_is_better=False)),
-    ("csiq", Score(kind="dmos", low=0.0, high=1.0, higher_is_better=False)),
-    ("tid2013", Score(kind="mos", low=0.0, high=9.0, higher_is_better=True)),
-    ("kadid10k", Score(kind="mos", low=1.0, high=5.0, higher_is_better=True)),
-    ("livechallenge", Score(kind="mos", low=0.0, high=100.0, higher_is_better=True)),
-    ("koniq10k", Score(kind="mos", low=0.0, high=100.0, higher_is_better=True)),
-    ("spaq", Score(kind="mos", low=0.0, high=100.0, higher_is_better=True)),
-    ("flive", Score(kind="mos", low=0.0, high=100.0, higher_is_better=True)),
+    ("liveiqa", ScoreScale(kind="dmos", low=-2.640015, high=111.774694, higher_is_better=False)),
+    ("csiq", ScoreScale(kind="dmos", low=0.0, high=1.0, higher_is_better=False)),
+    ("tid2013", ScoreScale(kind="mos", low=0.0, high=9.0, higher_is_better=True)),
+    ("kadid10k", ScoreScale(kind="mos", low=1.0, high=5.0, higher_is_better=True)),
+    ("livechallenge", ScoreScale(kind="mos", low=0.0, high=100.0, higher_is_better=True)),
+    ("koniq10k", ScoreScale(kind="mos", low=0.0, high=100.0, higher_is_better=True)),
+    ("spaq", ScoreScale(kind="mos", low=0.0, high=100.0, higher_is_better=True)),
+    ("flive", ScoreScale(kind="mos", low=0.0, high=100.0, higher_is_better=True)),
 )
 
 
@@ -142,7 +143,7 @@ def _image_of_patch(path: str) -> str:
     return image.lower() if found else base.lower()
 
 
-def _scale(meta: Path, rows: list[MetaRow]) -> Score:
+def _scale(meta: Path, rows: list[MetaRow]) -> ScoreScale:
     for part, score in _SCALES:
         if part in meta.stem.lower():
             return score
@@ -150,4 +151,4 @@ def _scale(meta: Path, rows: list[MetaRow]) -> Score:
     low, high = min(values), max(values)
     if low == high:
         low, high = low - 0.5, high + 0.5
-    return Score(kind="mos", low=low, high=high, higher_is_better=True)
+    return ScoreScale(kind="mos", low=low, high=high, higher_is_better=True)

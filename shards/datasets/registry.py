@@ -23,7 +23,8 @@ from shards.datasets.table import ExtraFiles, open_table
 from shards.datasets.unlabelled import open_unlabelled
 from shards.datasets.wds import open_wds
 from shards.errors import ShardError
-from shards.sample import DataSet, Facts, Score
+from shards.sample import DataSet, Facts
+from shards.score_scale import ScoreScale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class SourceOptions:
     """Folder of the images, where it is not the source's own."""
     name: str | None = None
     """Short name of the packed set, for `table`, `unlabelled`, `pyiqa` and `wds`."""
-    score: Score | None = None
+    score: ScoreScale | None = None
     """Scale of the scores, for sets that do not bring one."""
     extra_files: ExtraFiles = "error"
     """What to do about images that a table does not name."""

@@ -12,7 +12,8 @@ from shards.datasets.excel import read_sheet
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
 from shards.datasets.values import cell_text, is_missing, name_text, one_name_each
 from shards.errors import ShardError
-from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.sample import DataSet, Expected, Facts, Sample
+from shards.score_scale import ScoreScale
 from shards.source_files import is_regular
 from shards.text import printable
 
@@ -27,7 +28,7 @@ FACTS = Facts(
     source="Annotations/MOS and Image attribute scores.xlsx, column MOS",
     expected=Expected(samples=11125, low=2.0, high=96.0),
 )
-SCORE = Score(kind="mos", low=0.0, high=100.0, higher_is_better=True)
+SCORE = ScoreScale(kind="mos", low=0.0, high=100.0, higher_is_better=True)
 
 
 def open_spaq(root: Path, *, images: Path | None = None) -> DataSet:

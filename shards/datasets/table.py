@@ -25,7 +25,8 @@ from shards.datasets.values import (
     parse_number,
 )
 from shards.errors import ShardError
-from shards.sample import DataSet, Facts, Sample, Score
+from shards.sample import DataSet, Facts, Sample
+from shards.score_scale import ScoreScale
 from shards.source_files import text_lines
 from shards.text import printable
 
@@ -58,7 +59,7 @@ def open_table(
     *,
     images: Path | None = None,
     name: str = "table",
-    score: Score | None = None,
+    score: ScoreScale | None = None,
     extra_files: ExtraFiles = "error",
     title: str = "",
 ) -> DataSet:
@@ -219,11 +220,11 @@ def _samples(labels: Path, rows: Rows, columns: _Columns, index: FolderIndex) ->
         )
 
 
-def _observed(low: float, high: float, column: str) -> Score:
+def _observed(low: float, high: float, column: str) -> ScoreScale:
     if low == high:
         low, high = low - 0.5, high + 0.5
     is_difference = column == "dmos"
-    return Score(
+    return ScoreScale(
         kind="dmos" if is_difference else "mos",
         low=low,
         high=high,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score, read_label_text
 from shards.errors import ShardError
-from shards.sample import DataSet, Expected, Facts, Sample, Score
+from shards.sample import DataSet, Expected, Facts, Sample
+from shards.score_scale import ScoreScale
 from shards.source_files import is_regular
 
 TYPES = (
@@ -51,7 +52,7 @@ FACTS = Facts(
     source="mos_with_names.txt",
     expected=Expected(samples=3000, groups=25, low=0.24242, high=7.21429),
 )
-SCORE = Score(kind="mos", low=0.0, high=9.0, higher_is_better=True)
+SCORE = ScoreScale(kind="mos", low=0.0, high=9.0, higher_is_better=True)
 
 
 def open_tid2013(root: Path, *, images: Path | None = None) -> DataSet:

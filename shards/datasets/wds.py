@@ -19,7 +19,8 @@ import msgspec
 from shards.datasets.files import IMAGE_ENDINGS, parse_score
 from shards.datasets.values import cell_text
 from shards.errors import ShardError
-from shards.sample import DataSet, Facts, Sample, Score
+from shards.sample import DataSet, Facts, Sample
+from shards.score_scale import ScoreScale
 from shards.source_files import need_regular, open_regular
 from shards.tar import Member, read_members
 from shards.text import printable
@@ -46,7 +47,7 @@ def open_wds(
     *,
     score_member: str | None = "json:mos",
     group_member: str | None = None,
-    score: Score | None = None,
+    score: ScoreScale | None = None,
     name: str = "wds",
 ) -> DataSet:
     """Read tars of another program.
@@ -196,10 +197,10 @@ def _value(stream: Any, found: _Found, place: str, where: str) -> Any:
     return value
 
 
-def _observed(values: list[float], source: Path) -> Score:
+def _observed(values: list[float], source: Path) -> ScoreScale:
     if not values:
         raise ShardError(f"{source}: holds no sample", exit_code=3)
     low, high = min(values), max(values)
     if low == high:
         low, high = low - 0.5, high + 0.5
-    return Score(kind="mos", low=low, high=high, higher_is_better=True)
+    return ScoreScale(kind="mos", low=low, high=high, higher_is_better=True)
