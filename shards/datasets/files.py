@@ -230,6 +230,14 @@ def find_one(root: Path, names: Iterable[str], *, what: str) -> Path:
     )
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        # A link to itself is nothing that a label could mean.
+        return False
+
+
 def _walk(folder: Path, *, depth: int = 64, prefix: str = "") -> Iterator[str]:
     """Relative names of files, sorted, shallow ones first; no hidden ones, no linked folders."""
     try:
@@ -237,7 +245,7 @@ def _walk(folder: Path, *, depth: int = 64, prefix: str = "") -> Iterator[str]:
     except OSError as error:
         raise ShardError(f"{folder}: cannot be listed ({error.strerror})") from error
     for entry in entries:
-        if entry.is_file() and not entry.name.startswith("."):
+        if not entry.name.startswith(".") and _is_file(entry):
             yield prefix + entry.name
     for entry in entries:
         inside = entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")

@@ -284,7 +284,8 @@ def _load_npy(path: Path) -> np.ndarray[Any, Any]:
     try:
         # From memory: a header that promises more than the file holds is found out while reading.
         table = np.load(io.BytesIO(data), allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError) as error:
+    except Exception as error:
+        # Its header is Python source, which fails in many ways (tokenize.TokenError ...).
         raise ShardError(
             f"{path}: not readable as .npy ({printable(error)})", exit_code=4
         ) from error
