@@ -25,7 +25,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TextIO, overload
+from typing import Annotated, Any, BinaryIO, Literal, TextIO, overload
+
+import msgspec
 
 Durable = Literal["nothing", "bytes", "name"]
 """What survives a power failure right after a write: nothing for certain, the bytes if the name
@@ -50,9 +52,9 @@ class ProcessId:
     """Its `/etc/machine-id`, empty where there is none."""
     boot: str
     """Identity of the running kernel and of the process number's name space."""
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
     """Process number."""
-    start: int
+    start: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     """When it started, in the kernel's clock ticks since boot; 0 where that is not known."""
 
     @property

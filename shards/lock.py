@@ -23,6 +23,7 @@ import msgspec
 
 from shards.errors import ShardError
 from shards.files import ProcessId, temporary_beside, this_process
+from shards.text import printable
 
 LOCK_NAME = ".lmcl.lock"
 """Name of the lock inside a folder."""
@@ -214,8 +215,8 @@ def _read(handle: int) -> Holder | None:
 def _take_over(file: Path, handle: int, holder: Holder, what: str) -> None:
     if holder.process == this_process():
         raise LockedError(
-            f"{what}: this very process works on it already ({_shown(holder.purpose)}, since "
-            f"{_shown(holder.since)} UTC); let that end first"
+            f"{what}: this very process works on it already ("
+            f"{printable(holder.purpose)}); let that end first"
         )
     is_alive = holder.process.is_alive
     if is_alive or not _alone(handle, is_alive):
@@ -263,10 +264,10 @@ def _release(file: Path, handle: int) -> None:
 
 def _sentence(file: Path, holder: Holder, what: str, *, is_here: bool) -> str:
     process = holder.process
-    where = "" if is_here else f" on {_shown(process.host)}"
+    where = "" if is_here else f" on {printable(process.host)}"
     who = (
-        f"{what}: in use by `{_shown(holder.command)}` (process {process.pid}{where}, "
-        f"{_shown(holder.purpose)} since {_shown(holder.since)} UTC); "
+        f"{what}: in use by `{printable(holder.command)}` (process {process.pid}{where}, "
+        f"{printable(holder.purpose)} since {printable(holder.since)} UTC); "
     )
     if is_here:
         return who + "wait until it ends, or choose another output"
@@ -278,10 +279,6 @@ def _unreadable(file: Path, what: str) -> LockedError:
         f"{what}: {file} says that it is in use, but not by whom; if no other command works on "
         "it, remove that file and run the command again"
     )
-
-
-def _shown(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
 
 
 def _command() -> str:

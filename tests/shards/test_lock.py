@@ -1,6 +1,7 @@
 """One job at a time: who holds a path is said, and a lock nobody holds any more stops nobody."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -125,7 +126,7 @@ def test_a_lock_of_another_machine_is_left_and_the_sentence_names_machine_and_fi
     with pytest.raises(LockedError) as caught, lock_path(path, "scoring"):
         pass
     message = str(caught.value)
-    assert "on node?[2J7" in message
+    assert r"on node\x1b[2J7" in message
     assert f"remove {lock_file_of(path)}" in message
     lock_file_of(path).unlink()  # the way out that the sentence names
     with lock_path(path, "scoring"):
@@ -155,6 +156,19 @@ def test_a_lock_file_that_says_nothing_is_not_believed_and_not_removed(
     with pytest.raises(LockedError, match=r"remove that file"), lock_path(tmp_path, "x"):
         pass
     assert lock_file_of(tmp_path).read_bytes() == contents
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("pid", 2**80), ("pid", -1), ("pid", 0), ("start", -1), ("start", 2**80)]
+)
+def test_a_lock_of_an_impossible_process_is_not_believed(
+    tmp_path: Path, field: str, value: int
+) -> None:
+    told = msgspec.json.decode(msgspec.json.encode(_holder(start=0)))
+    told["process"][field] = value
+    lock_file_of(tmp_path).write_text(json.dumps(told))
+    with pytest.raises(LockedError, match="remove that file"), lock_path(tmp_path, "x"):
+        pass
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "folder"])
