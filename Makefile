@@ -3,6 +3,17 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup hooks demo quick test test-slow test-gpu check fix smoke bench clean
 
+# What a change most often breaks: the arithmetic and the files of every room, who may import whom,
+# and one small run that goes on, is judged, reported and scores (test_before_move.py).
+QUICK := tests/test_layout.py tests/test_names.py \
+  tests/shards/splits tests/shards/test_manifest.py tests/shards/test_read.py \
+  tests/shards/test_sample_table.py tests/shards/test_tar.py tests/shards/build/test_reshard.py \
+  tests/pipeline/test_boxes.py tests/pipeline/test_sampler.py tests/pipeline/test_counter_rng.py \
+  tests/pipeline/test_loader.py tests/kernels/test_validation.py tests/kernels/test_contrastive.py \
+  tests/lmcl/method tests/lmcl/models tests/lmcl/evaluation tests/lmcl/test_config.py \
+  tests/lmcl/test_configs.py tests/lmcl/cli/test_main.py tests/lmcl/training/test_checkpoint.py \
+  tests/lmcl/training/test_logger.py tests/lmcl/test_before_move.py
+
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -27,6 +38,9 @@ hooks: $(STAMP) ## formatting and lint before every commit, from .githooks
 
 demo: $(STAMP) ## the whole method on an embedded synthetic set; leaves runs/demo/report.html
 	$(BIN)/lmcl demo
+
+quick: $(STAMP) ## what a change most often breaks, in about a minute on two cores
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu" $(QUICK)
 
 test: $(STAMP) ## everything that needs no GPU, in under 12 minutes on two cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu"
