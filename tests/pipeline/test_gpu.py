@@ -5,6 +5,7 @@ import torch
 
 from pipeline.boxes import CropConfig
 from pipeline.decode_config import DecodeConfig
+from pipeline.file_batches import FileDecoder
 from pipeline.loader import Loader
 from pipeline.normalize import normalize
 from shards.read import ShardSet
@@ -71,3 +72,23 @@ def test_normalising_on_the_gpu_equals_the_cpu() -> None:
     there = normalize(crops.cuda(), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
     assert torch.allclose(here, there.cpu(), atol=1e-6)
     assert there.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_one_file_has_the_same_crops_alone_and_among_others_and_those_of_the_set(
+    mixed_set: ShardSet,
+) -> None:
+    files = [mixed_set.read_bytes(id) for id in mixed_set.ids().tolist()]
+    keys = mixed_set.ids()
+    with (
+        FileDecoder(crops=CROPS, batch_size=64, device="cuda") as decoder,
+        Loader(
+            mixed_set, keys, crops=CROPS, batch_size=len(files), mode="eval", seed=0, device="cuda"
+        ) as loader,
+    ):  # fmt: skip
+        together = decoder.decode(files, keys)
+        batch = next(loader.epoch(0))
+        assert torch.equal(together.crops, batch.crops)
+        assert (together.gpu_decoded == batch.gpu_decoded).all()
+        for row, data in enumerate(files):
+            alone = decoder.decode([data], keys[row : row + 1])
+            assert torch.equal(alone.crops[0], together.crops[row])

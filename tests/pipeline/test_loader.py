@@ -14,8 +14,10 @@ from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, frame_sizes
 from pipeline.decode import decode_rgb, reflect_pad, resize_rgb
 from pipeline.decode_config import DecodeConfig
+from pipeline.errors import PipelineError
 from pipeline.loader import Loader
 from pipeline.saliency_table import SaliencyTable
+from pipeline.validation import codecs_of
 from shards.read import ShardSet
 
 CROPS = CropConfig(size=64, random=3, evaluation=4)
@@ -243,3 +245,21 @@ def test_waiting_for_data_is_counted(mixed_set: ShardSet) -> None:
         assert loader.wait_s == 0
         list(loader.epoch(0))
         assert loader.wait_s > 0
+
+
+def test_a_gpu_that_is_not_there_is_refused_when_the_loader_is_made(mixed_set: ShardSet) -> None:
+    with pytest.raises(PipelineError, match="no CUDA GPU; choose decode") as caught:
+        _loader(mixed_set, decode="gpu")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batches_and_loader_say_who_decoded(mixed_set: ShardSet, backend: str) -> None:
+    with _loader(mixed_set, backend=backend) as loader:
+        batches = list(loader.epoch(0))
+        assert (loader.decoded.gpu, loader.decoded.cpu) == (0, 40)
+    assert not any(batch.gpu_decoded.any() for batch in batches)
+
+
+def test_the_codecs_of_a_set_are_those_of_its_images(mixed_set: ShardSet) -> None:
+    assert codecs_of(mixed_set) == {"jpg", "png", "bmp", "webp"}
