@@ -105,6 +105,7 @@ ACROSS = {
     "pipeline/test_gpu.py": "what needs a GPU",
     "pipeline/test_memory.py": "memory of the loader",
     "pipeline/test_soak.py": "the loader over hours",
+    "safety/test_inputs.py": "kinds of hostile input, over all rooms",
     "scripts/test_gpu_check.py": "the scripts gpu_check*",
     "shards/datasets/test_formats_agree.py": "one table in every format",
     "shards/datasets/test_official.py": "miniatures of the published sets",
