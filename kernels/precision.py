@@ -171,11 +171,18 @@ def read_chip(device: torch.device) -> Chip:
     )
 
 
-def announce(plan: LossPlan) -> None:
-    """Say once per process, on rank 0, what the loss runs in; a GPU's fall-back is a warning."""
+def announce(plan: LossPlan, *, already_said: bool = False) -> None:
+    """Say once per process, on rank 0, what the loss runs in; a GPU's fall-back is a warning.
+
+    Args:
+        plan: What was chosen.
+        already_said: The caller has told it in a line of its own.
+    """
     if plan in _announced:
         return
     _announced.add(plan)
+    if already_said:
+        return
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if distributed and torch.distributed.get_rank():
         return

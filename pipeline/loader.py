@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.backends.dali import DaliBackend
 from pipeline.backends.select import (
+    DecodeChoice,
     choose_decode,
     fill_machine_defaults,
     installed_dali,
@@ -52,6 +53,22 @@ class DecodeCounts:
     gpu: int = 0
     cpu: int = 0
     """On the CPU, or on the CPU because the GPU's decoder does not take them."""
+
+
+def decode_choice(shard_set: ShardSet, decode: DecodeConfig, device: torch.device) -> DecodeChoice:
+    """Which decoder a loader of this set would take on this machine, and why.
+
+    Raises:
+        PipelineError: If the decoder asked for is not to be had here.
+    """
+    on_gpu = device.type == "cuda" and decode.decode != "cpu"
+    return choose_decode(
+        decode,
+        device=device,
+        dali=installed_dali(),
+        nvidia=is_nvidia(),
+        codecs=codecs_of(shard_set) if on_gpu else None,
+    )
 
 
 class Loader:
@@ -116,14 +133,7 @@ class Loader:
         self._decode = fill_machine_defaults(decode)
         self._rule = rule
         self._reader = ShardReader(shard_set)
-        on_gpu = self._device.type == "cuda" and decode.decode != "cpu"
-        self.choice = choose_decode(
-            decode,
-            device=self._device,
-            dali=installed_dali(),
-            nvidia=is_nvidia(),
-            codecs=codecs_of(shard_set) if on_gpu else None,
-        )
+        self.choice = decode_choice(shard_set, decode, self._device)
         """Which backend and decoder, their recipe, and why."""
         self.ids, self.skipped = usable_ids(shard_set, self._reader, ids, on_error)
         self._sampler = DistributedSampler(

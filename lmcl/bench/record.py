@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmcl.utils.environment import git_state, installed_versions
+from lmcl.utils.environment import git_state, installed_versions, processor_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ def make_record(
         peak_bytes=peak_bytes,
         commit=commit,
         dirty=dirty,
-        device=device or f"{os.cpu_count()} x {_processor()}",
+        device=device or f"{os.cpu_count()} x {processor_name()}",
         versions=installed_versions(),
     )
 
@@ -104,10 +103,3 @@ def timed(function: Callable[[], object]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), cpu_seconds()
     function()
     return time.perf_counter() - wall, cpu_seconds() - cpu
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,11 +1,12 @@
 """`lmcl eval`: predictions and figures of a run on a part or on another set."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 import numpy as np
 
-from lmcl.evaluation.evaluate_run import PROTOCOLS, Asked, FitPart, evaluate_run
+from lmcl.evaluation.evaluate_run import PARTS, PROTOCOLS, Asked, FitPart, evaluate_run
 from lmcl.evaluation.metrics import Evaluation
 from lmcl.evaluation.scope import (
     WHOLE,
@@ -15,7 +16,7 @@ from lmcl.evaluation.scope import (
 
 
 @click.command(
-    epilog="EXAMPLES: lmcl eval runs/livec --split val · lmcl eval runs/livec --set koniq10k · "
+    epilog="EXAMPLES: lmcl eval runs/livec --part val · lmcl eval runs/livec --set koniq10k · "
     "lmcl eval runs/livec --data data/koniq10k --protocol 70-10-20 · "
     "lmcl eval runs/livec --fit-on val"
 )
@@ -28,12 +29,11 @@ from lmcl.evaluation.scope import (
     help="Another packed set: folder, URL, or name of a folder beside the run's own set.",
 )
 @click.option(
-    "--split",
-    "part",
-    default="test",
-    show_default=True,
-    help="A part of the run's split (train, val, test), `all`, or the name of a split of SET.",
+    "--part",
+    type=click.Choice(PARTS),
+    help="Part of the run's split, or all images of the set.  [default: test]",
 )
+@click.option("--split", metavar="NAME", help="The test part of another split of SET.")
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
@@ -48,20 +48,30 @@ from lmcl.evaluation.scope import (
     help="Part of the split that PLCC's and RMSE's mapping is fitted on [the judged images "
     "themselves; with a --protocol of splits: train].",
 )
+@click.option(
+    "--decode",
+    type=click.Choice(["auto", "cpu", "gpu", "both"]),
+    help="Decoder [the run's runtime.decode]; `both` shows what the GPU's changes in the scores.",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--no-progress", is_flag=True, help="No progress bars.")
 def command(
     run: Path,
     data: str | None,
-    part: str,
+    part: str | None,
+    split: str | None,
     protocol: str,
     fit_on: FitPart | None,
+    decode: Literal["auto", "cpu", "gpu", "both"] | None,
     batch_size: int,
     no_progress: bool,
 ) -> None:
-    """Judge a run's model; predictions and figures are written into the run folder."""
-    asked = Asked(data=data, part=part, protocol=protocol, fit_on=fit_on)
-    found, scope, path = evaluate_run(run, asked, batch_size=batch_size, progress=not no_progress)
+    """Evaluate a run's model; predictions and figures are written into the run folder."""
+    asked = Asked(
+        data=data, part=_part(part, split), protocol=protocol, fit_on=fit_on, decode=decode
+    )
+    done = evaluate_run(run, asked, batch_size=batch_size, progress=not no_progress)
+    found, scope, path = done.evaluation, done.scope, done.path
     click.echo(
         f"{path.stem}: SRCC {found.srcc:.4f}  PLCC {found.plcc_raw:.4f}  "
         f"PLCC after the fit {found.plcc_fit4:.4f}  ({found.n} images)\npredictions: {path}"
@@ -72,8 +82,21 @@ def command(
         click.echo(_across(scope))
     if scope.tested_on != scope.trained_on or scope.fitted:
         click.echo(f"mapping: {scope.mapping}")
+    if done.decoders is not None:
+        click.echo(done.decoders.summary())
     for name, value in _medians(scope.splits):
         click.echo(f"median of {len(scope.splits)} splits: {name} {value:.4f}")
+
+
+def _part(part: str | None, split: str | None) -> str:
+    """The part, or the name of a split, that is meant by two options."""
+    if part is not None and split is not None:
+        raise click.UsageError(
+            "--part is of the run's own split and --split names another one; give one of them"
+        )
+    if split in PARTS:
+        click.echo(f"--split {split}: a part is named by --part {split} now", err=True)
+    return part or split or "test"
 
 
 def _no_figure(found: Evaluation) -> str:

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from lmcl.config import Config, load_config
-from lmcl.distributed import make_rank_context
+from lmcl.distributed import RankContext, make_rank_context
 from lmcl.errors import LmclError
+from lmcl.evaluation.decoders import DecoderComparison, compare_decoders
 from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate, fit_mapping
 from lmcl.evaluation.predict import PartPredictions, PixelSource, predict
 from lmcl.evaluation.predictions import Predictions, read_predictions
@@ -22,6 +23,7 @@ from lmcl.evaluation.results import (
     evaluate_predictions,
     make_prediction_table,
     metrics_tree,
+    to_pretty_json,
 )
 from lmcl.evaluation.scope import (
     ON_THEMSELVES,
@@ -32,9 +34,12 @@ from lmcl.evaluation.scope import (
     SplitFigures,
 )
 from lmcl.models.preprocess import PRECISIONS, Preprocessing
-from lmcl.models.pretrained import ModelCard, load_model
+from lmcl.models.pretrained import ModelCard, ReleasedModel, load_model
+from lmcl.utils.environment import engines_line
 from lmcl.utils.files import write_atomic
-from pipeline.decode_config import DecodeConfig
+from pipeline.backends.select import DecodeChoice
+from pipeline.decode_config import same_pixels
+from pipeline.loader import decode_choice
 from shards import ScoreScale
 from shards.errors import ShardError
 from shards.manifest import MANIFEST
@@ -47,6 +52,7 @@ logger = logging.getLogger(__name__)
 _PARTS = ("train", "val", "test")
 FitPart = Literal["test", "val", "train"]
 _OF_SPLITS: dict[FitPart, str] = {"test": ON_THEMSELVES, "val": ON_VAL, "train": ON_TRAIN}
+PARTS = (*_PARTS, "all")
 PROTOCOLS = (WHOLE, "70-10-20", "80-20", "official", "k-fold")
 
 
@@ -58,6 +64,9 @@ class Asked:
     """Another set: a folder, a URL, or the name of a folder beside the run's own set."""
     part: str = "test"
     """train, val or test of the run's split, `all`, or the name of a split of the set."""
+    decode: Literal["auto", "cpu", "gpu", "both"] | None = None
+    """Decoder; None: the run's own `runtime.decode`. `both`: the CPU's, whose figures are written
+    down, and the GPU's beside it."""
     protocol: str = WHOLE
     """Across sets: `whole`, or a rule by which splits of the other set are drawn."""
     fit_on: FitPart | None = None
@@ -82,9 +91,19 @@ class _Chosen:
         return self.split.name if self.split else ""
 
 
-def evaluate_run(
-    run: Path, asked: Asked, *, batch_size: int, progress: bool
-) -> tuple[Evaluation, Scope, Path]:
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedRun:
+    """Figures of a run's model on one part of one set."""
+
+    evaluation: Evaluation
+    scope: Scope
+    path: Path
+    """The predictions file."""
+    decoders: DecoderComparison | None = None
+    """What the GPU's decoder changes, if both were asked for."""
+
+
+def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) -> EvaluatedRun:
     """Predictions and figures of a run's model on one part of one set.
 
     Across sets the whole of the other set is judged (`part` = test or all), as the field does,
@@ -92,7 +111,7 @@ def evaluate_run(
     own scale and direction by both ranges.
 
     Returns:
-        The figures over all judged images, what they are about, and the predictions file.
+        The figures over all evaluated images, what they are about, and the predictions file.
 
     Raises:
         LmclError: If the run, its model, the set or the part is not there, if splits are asked
@@ -101,12 +120,10 @@ def evaluate_run(
     config = load_config(run / "config.toml")
     released = load_model(run / "model")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    runtime = config.runtime
-    context = make_rank_context(
-        accelerator,
-        decode=DecodeConfig(backend=runtime.backend, threads=runtime.threads or None),
-        progress=progress,
-    )
+    decode = config.runtime.decoding
+    if asked.decode:
+        decode = replace(decode, decode="cpu" if asked.decode == "both" else asked.decode)
+    context = make_rank_context(accelerator, decode=decode, progress=progress)
     shard_set = _open(asked.data, config)
     other = asked.data is not None and not _is_own(shard_set, config, released.card)
     chosen = _chosen(shard_set, asked, config, other=other)
@@ -122,22 +139,21 @@ def evaluate_run(
             f"({scope.left_out} are training images of the run); choose another",
             exit_code=3,
         )
-    both = predict(
-        released.model.to(context.device),
-        PixelSource(shard_set=shard_set, context=context),
-        np.union1d(ids, fit_ids),
-        crops=released.card.crops,
-        preprocessing=Preprocessing(
-            mean=released.card.mean,
-            std=released.card.std,
-            precision=PRECISIONS[config.runtime.precision],
-        ),
-        context=context,
-        batch_size=batch_size,
-        title=f"judging {shard_set.name} {name}",
-    )
-    judged = _some(both, ids)
-    mapping = _mapping(shard_set, _some(both, fit_ids), asked, chosen)
+    choice = decode_choice(shard_set, decode, context.device)
+    gpu = replace(context, decode=replace(decode, decode="gpu"))
+    if asked.decode == "both":
+        # Refused now, not after the first pass.
+        decode_choice(shard_set, gpu.decode, context.device)
+    _tell_decoder(choice, released.card, context)
+    evaluation_pass = _Pass(released, shard_set, PRECISIONS[config.runtime.precision], batch_size)
+    wanted = np.union1d(ids, fit_ids)
+    predicted = evaluation_pass.run(wanted, context, title=f"evaluating {shard_set.name} {name}")
+    decoders = None
+    if asked.decode == "both":
+        again = evaluation_pass.run(wanted, gpu, title=f"{shard_set.name} {name} by the GPU")
+        decoders = compare_decoders(_some(predicted, ids), _some(again, ids))
+    judged = _some(predicted, ids)
+    mapping = _mapping(shard_set, _some(predicted, fit_ids), asked, chosen)
     found = evaluate_predictions(shard_set, judged, mapping=mapping)
     scope = replace(scope, images=len(ids), splits=_over_splits(shard_set, judged, asked))
     if mapping is not None:
@@ -145,18 +161,65 @@ def evaluate_run(
         scope = replace(scope, fitted=mapping, mapping=words)
     stem = f"{shard_set.name}-{name}" if other else name
     path = run / "predictions" / f"{stem}.csv"
+    done = EvaluatedRun(evaluation=found, scope=scope, path=path, decoders=decoders)
     if context.is_main:
-        max_side = released.card.crops.max_side
-        table = make_prediction_table(shard_set, judged, name, None, max_side=max_side)
-        _with_boxes(table, path).write_csv(path)
-        tree = metrics_tree(shard_set, {name: judged}, {name: found}, name, mapping=mapping)
-        tree["trained_on"] = released.card.training_set
-        tree["decode"] = judged.decode
-        tree["scope"] = msgspec.to_builtins(scope)
-        text = msgspec.json.format(msgspec.json.encode(tree), indent=2)
-        write_atomic(run / "predictions" / f"{stem}.metrics.json", text + b"\n")
+        _write_files(done, shard_set, judged, name, released.card)
     accelerator.wait_for_everyone()
-    return found, scope, path
+    return done
+
+
+def _write_files(
+    done: EvaluatedRun, shard_set: ShardSet, judged: PartPredictions, name: str, card: ModelCard
+) -> None:
+    """The predictions, and the figures beside them."""
+    table = make_prediction_table(shard_set, judged, name, None, max_side=card.crops.max_side)
+    _with_boxes(table, done.path).write_csv(done.path)
+    figures, mapping = {name: done.evaluation}, done.scope.fitted
+    tree = metrics_tree(shard_set, {name: judged}, figures, name, mapping=mapping)
+    tree["trained_on"] = card.training_set
+    tree["decode"] = judged.decode
+    tree["scope"] = msgspec.to_builtins(done.scope)
+    if done.decoders is not None:
+        tree["decoders"] = msgspec.to_builtins(done.decoders)
+    write_atomic(done.path.with_suffix(".metrics.json"), to_pretty_json(tree))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A released model over images of a set, by the decoder of a context."""
+
+    released: ReleasedModel
+    shard_set: ShardSet
+    precision: torch.dtype
+    batch_size: int
+
+    def run(self, ids: NDArray[np.int64], context: RankContext, *, title: str) -> PartPredictions:
+        """Predictions of `ids`."""
+        card = self.released.card
+        return predict(
+            self.released.model.to(context.device),
+            PixelSource(shard_set=self.shard_set, context=context),
+            ids,
+            crops=card.crops,
+            preprocessing=Preprocessing(mean=card.mean, std=card.std, precision=self.precision),
+            context=context,
+            batch_size=self.batch_size,
+            title=title,
+        )
+
+
+def _tell_decoder(choice: DecodeChoice, card: ModelCard, context: RankContext) -> None:
+    """Say on what and by what images are evaluated, and whether the model learned otherwise."""
+    if not context.is_main:
+        return
+    logger.info("%s", engines_line(context.device, choice.line))
+    if card.decode and not same_pixels(card.decode, choice.recipe):
+        logger.warning(
+            "the model was trained on images decoded by %s, these are decoded by %s, whose pixels "
+            "differ; --decode both shows what that changes",
+            card.decode,
+            choice.recipe,
+        )
 
 
 def _open(data: str | None, config: Config) -> ShardSet:
@@ -208,8 +271,8 @@ def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -
 def _warn_of_seen(trained: Split, shard_set: ShardSet) -> None:
     seen = len(trained.part("train")) + len(trained.part("val"))
     logger.warning(
-        "--split all of %s: %d of its %d images are ones this run has learned from, so these "
-        "figures are no test; judge --split test for one",
+        "--part all of %s: %d of its %d images are ones this run has learned from, so these "
+        "figures are no test; evaluate --part test for one",
         *(shard_set.name, seen, len(shard_set.ids())),
     )
 
@@ -223,7 +286,7 @@ def _check_unseen(asked: Split, trained: Split, shard_set: ShardSet) -> None:
         raise LmclError(
             f"--split {asked.name} of {shard_set.name}: this run learned from {seen} of the "
             f"{len(judged)} images of that part: they are in the train and val parts of its "
-            f"own split {trained.name}; train a run on {asked.name}, or judge --split test",
+            f"own split {trained.name}; train a run on {asked.name}, or evaluate --part test",
             exit_code=2,
         )
 
@@ -238,7 +301,7 @@ def _fit_ids(shard_set: ShardSet, asked: Asked, chosen: _Chosen) -> NDArray[np.i
             return nothing  # all images are judged: they are the test part
         raise LmclError(
             f"--fit-on {asked.fit_on}: all images of {shard_set.name} are judged, so it has no "
-            f"{asked.fit_on} part; judge one split by `--split NAME`, or draw splits of another "
+            f"{asked.fit_on} part; evaluate one split by `--split NAME`, or draw splits of another "
             "set by `--protocol 70-10-20`",
             exit_code=2,
         )

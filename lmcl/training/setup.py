@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from kernels import announce, read_chip
+from kernels import LossPlan, announce, read_chip
 from lmcl.config import (
     Config,
     DataConfig,
@@ -32,6 +32,7 @@ from lmcl.features.build import FeatureCacheBuilder, check_cacheable
 from lmcl.features.cache import FeatureLoader, FeatureSource
 from lmcl.method.objective import ObjectiveConfig, plan_objective
 from lmcl.method.teacher import Teacher
+from lmcl.models.factory import make_encoder
 from lmcl.models.preprocess import PRECISIONS, Preprocessing
 from lmcl.models.quality_model import (
     MEAN,
@@ -56,13 +57,16 @@ from lmcl.training.logger import CollapseWatch, MetricsLogger
 from lmcl.training.run_dir import RunDir
 from lmcl.training.signals import InterruptedRunError, StopSignal, stop_on_signals
 from lmcl.training.trainer import Trainer, training_crops
-from lmcl.utils.environment import describe_environment
+from lmcl.utils.environment import describe_environment, engines_line
 from lmcl.utils.files import write_atomic
 from lmcl.utils.trackers import Trackers
-from pipeline.decode_config import DecodeConfig
-from pipeline.loader import Loader
+from pipeline.backends.select import DecodeChoice
+from pipeline.decode_config import same_pixels
+from pipeline.loader import Loader, decode_choice
+from shards.errors import ShardError
 from shards.lock import lock_folder
 from shards.read import ShardSet, open_set
+from shards.source_files import read_text
 from shards.splits.split import Split, load_split
 
 logger = logging.getLogger(__name__)
@@ -143,7 +147,17 @@ def plan(config: Config, output: Path) -> str:
     steps = -(-len(split.part("train")) // config.train.batch_size)
     crops = training_crops(config)
     views = crops.random + crops.salient
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.device("meta"):
+        width = make_encoder(config.encoder, sizes=(config.crops.size, config.saliency.view)).width
+    try:
+        loss = plan_objective(config.objective, read_chip(device), width=width)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    choice = decode_choice(shard_set, config.runtime.decoding, device)
+    _check_required(config.runtime, choice, loss)
     return (
+        f"{engines_line(device, choice.line, str(loss or 'no contrastive loss'))}\n"
         f"set {shard_set.name} in {shard_set.root}, split {split.name}: {counts}\n"
         f"{config.train.epochs} epochs x {steps} steps x {config.train.batch_size} images x "
         f"{views} crops of {crops.size} px\n"
@@ -165,14 +179,16 @@ def prepare(
         run_dir.create_or_check(config, resume=bool(resume))
     accelerator.wait_for_everyone()
     student = make_student(config, accelerator.device)
-    _check_loss(config.objective, student)
+    loss = _plan_loss(config.objective, student)
     start_from_model(student, config, shard_set=shard_set, split=split)
     teacher = Teacher(student, config.teacher)
     _apply_runtime(student, config.runtime)
     data = _make_data(config, shard_set, split, context, student)
     trainer = _make_trainer(config, run_dir, accelerator, context, data, student, teacher)
     trainer.stop = stop or trainer.stop
+    _check_required(config.runtime, trainer.loader.choice, loss)
     _resume(trainer, resume)
+    _describe(trainer, loss)
     return trainer
 
 
@@ -214,7 +230,7 @@ def _make_ranks(config: Config, *, progress: bool) -> tuple[Accelerator, RankCon
     runtime = config.runtime
     context = make_rank_context(
         accelerator,
-        decode=DecodeConfig(backend=runtime.backend, threads=runtime.threads or None),
+        decode=runtime.decoding,
         progress=progress,
     )
     if not context.is_main:
@@ -240,15 +256,37 @@ def _open_split(data: DataConfig) -> tuple[ShardSet, Split]:
     return shard_set, load_split(shard_set, data.split)
 
 
-def _check_loss(objective: ObjectiveConfig, student: QualityModel) -> None:
-    """Whether the loss can run here as asked, and what it runs in: said before the first step."""
+def _plan_loss(objective: ObjectiveConfig, student: QualityModel) -> LossPlan | None:
+    """What the contrastive term runs in here, said before the first step; None without one.
+
+    Raises:
+        ConfigError: If it cannot run here as asked.
+    """
     chip = read_chip(next(student.parameters()).device)
     try:
-        plan = plan_objective(objective, chip, width=student.encoder.width)
+        return plan_objective(objective, chip, width=student.encoder.width)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if plan is not None:
-        announce(plan)
+
+
+def _check_required(runtime: RuntimeConfig, choice: DecodeChoice, loss: LossPlan | None) -> None:
+    """Refuse a fall-back from what the configuration cannot do without.
+
+    Raises:
+        ConfigError: Names the part, what was taken instead, and why.
+    """
+    if "gpu-decode" in runtime.require and choice.decoder != "gpu":
+        raise ConfigError(
+            f"runtime.require asks for 'gpu-decode', but images are decoded by {choice.recipe} "
+            f"({choice.reason}); run on a machine with a GPU and DALI, or take it out of "
+            "runtime.require"
+        )
+    if "fused-loss" in runtime.require and (loss is None or loss.backend != "triton"):
+        taken = str(loss) if loss else "objective.contrastive_weight is 0, so there is none"
+        raise ConfigError(
+            f"runtime.require asks for 'fused-loss', but {taken}; change what stands in the way, "
+            "or take it out of runtime.require"
+        )
 
 
 def _check_data(config: Config, shard_set: ShardSet, split: Split, context: RankContext) -> None:
@@ -471,11 +509,12 @@ def _parameter_groups(student: QualityModel, train: TrainConfig) -> list[dict[st
 
 
 def _resume(trainer: Trainer, resume: str) -> None:
-    """Put the trainer where the asked checkpoint was taken, and write down the machine."""
+    """Put the trainer where the asked checkpoint was taken; without one, empty its log."""
     state = _state_to_resume(trainer.run_dir, resume)
     context = trainer.context
     if state is not None:
         _check_state(trainer, state)
+        _check_recipe(trainer)
         trainer.restore_checkpoint(state)
         if context.is_main:
             if resume != "auto":
@@ -483,10 +522,8 @@ def _resume(trainer: Trainer, resume: str) -> None:
             _check_best(trainer)
         trainer.accelerator.wait_for_everyone()
         logger.info("resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step)
-    if context.is_main:
-        _write_environment(trainer)
-        if state is None:
-            trainer.run_dir.rewind_log(epoch=0, step=0)
+    elif context.is_main:
+        trainer.run_dir.rewind_log(epoch=0, step=0)
 
 
 def _state_to_resume(run_dir: RunDir, resume: str) -> State | None:
@@ -563,12 +600,41 @@ def _check_state(trainer: Trainer, state: State) -> None:
         )
 
 
-def _write_environment(trainer: Trainer) -> None:
+def _check_recipe(trainer: Trainer) -> None:
+    """Refuse to go on with other pixels than the run began with.
+
+    Raises:
+        ConfigError: With exit code 5.
+    """
+    try:
+        text = read_text(trainer.run_dir.root / "environment.json", limit_bytes=1 << 20)
+        before = str(msgspec.json.decode(text)["decode"])
+    except (OSError, ShardError, msgspec.DecodeError, KeyError, TypeError):
+        return  # another folder, or one of a version that did not write it down
+    if not same_pixels(before, trainer.loader.recipe):
+        raise ConfigError(
+            f"{trainer.run_dir.root}: was decoded by {before} so far, here it would be "
+            f"{trainer.loader.recipe} ({trainer.loader.choice.reason}), whose pixels differ; set "
+            "runtime.decode to the decoder it began with, on a machine that has it, or start a new "
+            "run in another --output",
+            exit_code=5,
+        )
+
+
+def _describe(trainer: Trainer, loss: LossPlan | None) -> None:
+    """Say on what and by what the run works, in one line, and write it into environment.json."""
+    choice, device = trainer.loader.choice, trainer.context.device
+    if loss is not None:
+        announce(loss, already_said=True)
+    if not trainer.context.is_main:
+        return
+    logger.info("%s", engines_line(device, choice.line, str(loss or "no contrastive loss")))
     found = describe_environment(
-        device=str(trainer.accelerator.device),
+        device,
         world_size=trainer.context.world_size,
-        decode=trainer.loader.recipe,
+        decode=choice.recipe,
+        decode_reason=choice.reason,
+        loss=str(loss or ""),
     )
-    logger.info("decoding with %s: %s", trainer.loader.recipe, trainer.loader.choice.reason)
     text = msgspec.json.format(msgspec.json.encode(found), indent=2)
     write_atomic(trainer.run_dir.root / "environment.json", text + b"\n")

@@ -8,19 +8,46 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _PACKAGES = ("torch", "triton", "nvidia-dali-cuda130", "numpy", "torchvision", "pillow")
 
 
-def describe_environment(*, device: str, world_size: int, decode: str) -> dict[str, Any]:
+def describe_device(device: torch.device) -> str:
+    """Device for people: `cuda:0 NVIDIA H200`, `cpu AMD EPYC (2 cores)`."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        return f"cpu {processor_name()} ({len(os.sched_getaffinity(0))} cores)"
+    return str(device)
+
+
+def engines_line(device: torch.device, *parts: str) -> str:
+    """The line every command begins with: `device cuda:0 ..., decode dali-gpu-2.4, loss triton`.
+
+    Args:
+        device: Of the networks.
+        parts: What decodes (`DecodeChoice.line`) and what computes the loss (`LossPlan`), with the
+            reason where one fell back.
+    """
+    return ", ".join((f"device {describe_device(device)}", *parts))
+
+
+def describe_environment(
+    device: torch.device, *, world_size: int, decode: str, decode_reason: str, loss: str
+) -> dict[str, Any]:
     """What a reader must know about where a run happened; becomes environment.json."""
     commit, is_dirty = git_state()
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "platform": platform.platform(),
-        "device": device,
+        "device": str(device),
+        "device_name": describe_device(device),
         "cores": os.cpu_count(),
         "world_size": world_size,
         "decode": decode,
+        "decode_reason": decode_reason,
+        "loss": loss,
         "git_commit": commit,
         "git_dirty": is_dirty,
         "versions": installed_versions(),
@@ -36,6 +63,14 @@ def installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def processor_name() -> str:
+    """Name of the processor, as the system gives it."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def git_state() -> tuple[str, bool]:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from lmcl.evaluation.predictions import read_csv
 from lmcl.evaluation.scope import ON_TRAIN, ON_VAL
 from lmcl.report import write_report
 from lmcl.training.setup import fit
+from pipeline.errors import PipelineError
 from shards.build.build import build
 from shards.datasets.demo import write_demo
 from shards.datasets.table import open_table
@@ -67,7 +70,8 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def test_predictions_come_in_the_direction_and_range_of_the_other_set(run, turned) -> None:
-    found, scope, path = evaluate_run(run, Asked(data="turned"), batch_size=8, progress=False)
+    done = evaluate_run(run, Asked(data="turned"), batch_size=8, progress=False)
+    found, scope, path = done.evaluation, done.scope, done.path
     table = read_csv(path)
     assert path.name == "turned-all.csv"
     np.testing.assert_allclose(table.prediction, 100.0 - 100.0 * table.prediction_unit)
@@ -78,7 +82,8 @@ def test_predictions_come_in_the_direction_and_range_of_the_other_set(run, turne
 
 
 def test_images_the_model_was_trained_on_are_left_out_and_counted(run, turned) -> None:
-    found, scope, path = evaluate_run(run, Asked(data=str(turned)), batch_size=8, progress=False)
+    done = evaluate_run(run, Asked(data=str(turned)), batch_size=8, progress=False)
+    found, scope, path = done.evaluation, done.scope, done.path
     assert scope.left_out == 3
     assert found.n == scope.images == 40
     assert not [p for p in read_csv(path).path if str(p).startswith("shared-")]
@@ -207,7 +212,8 @@ def test_judging_a_part_again_keeps_the_salient_boxes_of_training(run, tmp_path)
 def test_a_split_of_another_set_gives_the_part_the_mapping_is_fitted_on(run, turned) -> None:
     split = load_split(open_set(turned), "70-10-20-seed123-00")
     asked = Asked(data="turned", part=split.name, fit_on="train")
-    found, scope, path = evaluate_run(run, asked, batch_size=8, progress=False)
+    done = evaluate_run(run, asked, batch_size=8, progress=False)
+    found, scope, path = done.evaluation, done.scope, done.path
     assert set(read_csv(path).id) <= set(split.test.tolist())
     assert scope.fitted is not None
     shared = [p for p in open_set(turned).samples.path[split.train] if p.startswith("shared-")]
@@ -217,7 +223,7 @@ def test_a_split_of_another_set_gives_the_part_the_mapping_is_fitted_on(run, tur
 
 def test_splits_of_another_set_can_be_fitted_on_their_val_parts(run, turned) -> None:
     asked = Asked(data="turned", protocol="70-10-20", fit_on="val")
-    _, scope, _ = evaluate_run(run, asked, batch_size=8, progress=False)
+    scope = evaluate_run(run, asked, batch_size=8, progress=False).scope
     first = load_split(open_set(turned), "70-10-20-seed123-00")
     row = next(s for s in scope.splits if s.name == first.name)
     assert scope.mapping == ON_VAL
@@ -269,3 +275,44 @@ def test_the_matrix_states_sets_direction_and_mapping(run, turned, tmp_path, tin
     assert "DMOS 0 to 100, lower is better" in page
     assert "from demo: direction turned" in page
     assert "| demo (a) | turned |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_both_decoders_without_a_gpu_are_refused_before_the_first_pass(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(PipelineError, match=r"no CUDA GPU.*\"cpu\"") as error:
+        evaluate_run(run, Asked(decode="both"), batch_size=8, progress=False)
+    assert error.value.exit_code == 2
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_the_decoder_is_said_and_another_than_the_trainings_is_a_warning(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    card = copy / "model" / "config.json"
+    tree = json.loads(card.read_text())
+    caplog.set_level(logging.INFO)
+    evaluate_run(copy, Asked(), batch_size=8, progress=False)
+    assert re.search(r"device cpu .*, decode (dali-cpu|torch-pillow)-", caplog.text)
+    assert "--decode both" not in caplog.text
+    card.write_text(json.dumps(tree | {"decode": "dali-gpu-2.4"}))
+    evaluate_run(copy, Asked(), batch_size=8, progress=False)
+    assert "trained on images decoded by dali-gpu-2.4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "part", "words"),
+    [
+        ([], "test", ""),
+        (["--part", "val"], "val", ""),
+        (["--split", "val"], "val", "--part val"),
+    ],
+)
+def test_a_part_is_named_by_part_and_the_old_spelling_is_understood(
+    run: Path, options: list[str], part: str, words: str
+) -> None:
+    done = CliRunner().invoke(command, [str(run), *options, "--no-progress"])
+    assert done.exit_code == 0, done.output
+    assert f"{part}: SRCC" in done.output
+    assert words in done.output

@@ -1,7 +1,5 @@
 """The loop as users run it: whole runs on a tiny set, in one process."""
 
-import errno
-import io
 import json
 import logging
 import math
@@ -10,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 
 from lmcl.config import Config, load_config
 from lmcl.distributed import RankContext
@@ -27,12 +27,13 @@ from lmcl.method.teacher import Teacher
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import load_model
 from lmcl.models.quality_model import StudentOutput
-from lmcl.training.checkpoint import save_tensors
-from lmcl.training.setup import _check_data, fit, prepare
+from lmcl.training.checkpoint import Position, _write_tensors
+from lmcl.training.setup import _check_data, fit, plan, prepare
 from lmcl.training.signals import InterruptedRunError
 from lmcl.training.trainer import Trainer
 from pipeline.boxes import SaliencyTable
 from pipeline.decode_config import DecodeConfig
+from pipeline.errors import PipelineError
 from shards.read import open_set
 from shards.splits.split import load_split
 
@@ -445,13 +446,101 @@ def test_lost_weights_of_the_best_epoch_are_said_before_training_goes_on(
     fit(tiny("evaluation.select=last"), folder, resume="auto", progress=False)
 
 
-def test_a_full_disk_is_named_and_not_the_libraries_own_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Full(io.FileIO):
-        def write(self, data: object) -> int:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_a_full_disk_is_named_and_not_the_libraries_own_words() -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        _write_tensors(Path("/dev/full"), {"w": torch.zeros(100000)})
 
-    monkeypatch.setattr(Path, "open", lambda path, mode: Full(path, "w"))
-    with pytest.raises(LmclError, match=r"No space left on device.*--resume auto"):
-        save_tensors(tmp_path / "epoch-0000-step-000001.pt", {"w": torch.zeros(100000)})
+
+def test_a_run_says_its_engines_in_one_line_and_writes_them_down(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    prepare(tiny(), tmp_path / "run", resume="", progress=False).close()
+    line = r"device cpu .*, decode (dali-cpu|torch-pillow)-.*, loss chunked fp32 D=\d+ \(cpu\)"
+    assert len(re.findall(line, caplog.text)) == 1
+    written = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert written["decode"] in caplog.text
+    assert written["loss"] in caplog.text
+    assert written["decode_reason"]
+
+
+@pytest.mark.parametrize("part", ["gpu-decode", "fused-loss"])
+def test_a_fall_back_from_what_is_required_is_an_error_before_the_first_step(
+    tiny: Tiny, tmp_path: Path, part: str
+) -> None:
+    config = tiny(f"runtime.require=['{part}']")
+    for attempt in (lambda: plan(config, tmp_path / "run"), lambda: fit(config, tmp_path / "run")):
+        with pytest.raises(ConfigError, match=f"runtime.require asks for '{part}'") as error:
+            attempt()
+        assert error.value.exit_code == 2
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize("where", [plan, fit])
+def test_decoding_on_a_gpu_without_one_is_refused_before_the_first_step(
+    tiny: Tiny, tmp_path: Path, where: Callable[..., object]
+) -> None:
+    with pytest.raises(PipelineError, match=r"no CUDA GPU.*\"cpu\"") as error:
+        where(tiny("runtime.decode=gpu"), tmp_path / "run")
+    assert error.value.exit_code == 2
+
+
+def test_a_run_does_not_go_on_with_other_pixels(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    environment = folder / "environment.json"
+    tree = json.loads(environment.read_text())
+    environment.write_text(json.dumps(tree | {"decode": "dali-gpu-2.4"}))
+    with pytest.raises(ConfigError, match=r"decoded by dali-gpu-2\.4 so far") as error:
+        fit(tiny(), folder, resume="auto", progress=False)
+    assert error.value.exit_code == 5
+
+
+ROOMS = tuple(str(Path(__file__).parents[3] / room) for room in ("lmcl", "pipeline", "kernels"))
+
+
+class HostWaits(TorchFunctionMode):
+    """Counts what makes the host wait for a device, by the function of the project that asks."""
+
+    _WAITING = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = getattr(func, "__name__", "")
+        by_mask = name == "__getitem__" and any(
+            isinstance(key, torch.Tensor) and key.dtype == torch.bool
+            for key in (args[1] if isinstance(args[1], tuple) else (args[1],))
+        )
+        if name in self._WAITING or by_mask:
+            stack = [frame.filename for frame in traceback.extract_stack()]
+            ours = [f for f in traceback.extract_stack() if f.filename.startswith(ROOMS)]
+            # What the CPU's own roads do with their numbers waits for nobody, and the optimiser's
+            # step counters lie on the host whatever the device is.
+            on_host = ours[-1].filename.endswith(("normalize.py", "chunked.py"))
+            if not on_host and not any(f"torch{os.sep}optim" in name for name in stack):
+                self.found.append(f"{ours[-1].name}: {name}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "changes", [(), ("objective.keys=teacher",), ("objective.overlap_aware=true",)]
+)
+def test_a_step_waits_for_the_device_once_in_its_statistics(
+    tiny: Tiny, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    trainer = prepare(
+        tiny("train.flip=true", *changes), tmp_path / "run", resume="", progress=False
+    )
+    trainer.refresh_salient_boxes(0)
+    trainer.student.train()
+    batches = trainer.loader.epoch(0, saliency=trainer.progress.saliency)
+    trainer.step(next(batches))  # the first one checks values, which waits
+    trainer.progress.position = Position(epoch=0, step=1)
+    batch = next(batches)
+    with HostWaits() as waits:
+        trainer.step(batch)
+    trainer.close()
+    assert waits.found == ["reduce_step_stats: tolist"]
