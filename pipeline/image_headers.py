@@ -6,11 +6,11 @@ slower way (`pipeline.frames`), while one that it wrongly took for sound could e
 
 import struct
 
+from pipeline.bmp import read_bmp_header
 from shards.png import find_png_damage
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """JPEG markers of a frame header; the three left out are tables, an extension and arithmetic."""
-_HEADERS_OF_BMP = (40, 52, 56, 108, 124)
 _BITS_OF_BMP = (1, 4, 8, 24, 32)
 _BITS_OF_PNG = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
@@ -29,6 +29,18 @@ def header_size(data: memoryview) -> tuple[int, int] | None:
     except (IndexError, struct.error):
         return None
     return None
+
+
+def is_jpeg_without_exif(data: memoryview) -> bool:
+    """Whether this is a JPEG that nothing can turn: no EXIF block before its first scan."""
+    at = 2
+    if bytes(data[:3]) != b"\xff\xd8\xff":
+        return False
+    while at + 10 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xE1 and bytes(data[at + 4 : at + 8]) == b"Exif":
+            return False
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
 
 
 def _jpeg(data: memoryview) -> tuple[int, int] | None:
@@ -62,13 +74,14 @@ def _png(data: memoryview) -> tuple[int, int] | None:
 
 
 def _bmp(data: memoryview) -> tuple[int, int] | None:
-    start, header, width, height, planes, bits, packing = struct.unpack_from("<IIiiHHI", data, 10)
-    if header not in _HEADERS_OF_BMP or planes != 1 or bits not in _BITS_OF_BMP or packing:
+    header = read_bmp_header(data)
+    if header is None or header.planes != 1 or header.bits not in _BITS_OF_BMP:
         return None
-    row_bytes = (width * bits + 31) // 32 * 4
-    if width < 1 or start < 14 + header or start + row_bytes * abs(height) > len(data):
+    if header.compression or header.width < 1 or header.pixels_at < 14 + header.header_bytes:
         return None
-    return abs(height), width
+    if header.pixels_at + header.row_bytes * header.height > len(data):
+        return None
+    return header.height, header.width
 
 
 def _webp(data: memoryview) -> tuple[int, int] | None:

@@ -13,6 +13,8 @@ from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 
 from pipeline.backends.dali import DaliBackend
+from pipeline.backends.dali_graph import decodes_rows_only
+from pipeline.backends.row_decoder import RowDecoder
 from pipeline.backends.select import (
     DecodeChoice,
     choose_decode,
@@ -352,7 +354,8 @@ class Loader:
         return self._backend
 
     def _make_backend(self, spec: ViewSpec) -> Backend:
-        if self.choice.backend == "dali":
+        uses_dali = self.choice.backend == "dali"
+        if uses_dali and not decodes_rows_only(spec, self.choice.decoder):
             return DaliBackend(
                 self._reader,
                 spec,
@@ -366,4 +369,5 @@ class Loader:
             device=self._device,
             num_threads=self._decode.threads or 1,
             prefetch=self._decode.prefetch,
+            decoder=RowDecoder() if uses_dali else None,
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pipeline.backends.row_decoder import RowDecoder
 from pipeline.decode import decode_rgb, reflect_pad, resize_rgb
 from pipeline.errors import PipelineError
 
@@ -138,6 +139,22 @@ def test_rows_of_an_image_are_those_of_the_whole(
         if not np.array_equal(parts.at(index), whole[top : top + rows])
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_row_decoder_gives_the_rows_of_the_whole(
+    case: str, photograph: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    pytest.importorskip("nvidia.nvimgcodec")
+    data = np.frombuffer(CASES[case](photograph(97, 131), encode), dtype=np.uint8)
+    whole, decoder = decode_rgb(data.tobytes()), RowDecoder()
+    height, width = whole.shape[:2]
+    for top, count in _bands(height):
+        rows = decoder.decode_rows(data, size=(height, width), top=top, bottom=top + count)
+        assert np.array_equal(rows, whole[top : top + count]), (top, count)
+    # On its side, taller and wider: no row of an image of another size is ever given out.
+    for wrong in ((width, height), (height + 1, width), (height, width - 1)):
+        assert decoder.decode_rows(data, size=wrong, top=0, bottom=9) is None
 
 
 def test_all_filters_of_a_16_bit_png_are_undone(

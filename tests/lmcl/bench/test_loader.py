@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -39,9 +40,11 @@ def test_stages_and_targets_are_reported(
 ) -> None:
     records, _ = outcome
     names = {record["case"] for record in records}
-    assert {f"stage_{one}" for one in ("read", "decode", "cut", "normalise", "copy")} <= names
+    assert {
+        f"stage_{one}" for one in ("read", "decode", "cut", "entropy", "normalise", "copy")
+    } <= names
     ratios = [record for record in records if record["unit"] == "x"]
-    assert len(ratios) == 6
+    assert len(ratios) == 7
     assert all(
         record["params"]["met"] == (record["median"] >= record["params"]["target"])
         for record in ratios
@@ -55,3 +58,12 @@ def test_the_chart_is_an_image_that_names_every_case(
     drawing = ElementTree.parse(folder / "chart.svg")
     labels = " ".join(drawing.getroot().itertext())
     assert all(record["case"] in labels for record in records if record["unit"] == "images/s")
+
+
+def test_every_case_says_which_limit_it_is_near(
+    outcome: tuple[list[dict[str, object]], Path],
+) -> None:
+    records, _ = outcome
+    limits = [record["params"]["limit"] for record in records if record["unit"] == "images/s"]
+    assert limits
+    assert all(re.match(r"\d+% \w", limit) for limit in limits), limits
