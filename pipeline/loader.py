@@ -353,9 +353,13 @@ class Loader:
         self._backend = self._make_backend(spec)
         return self._backend
 
+    def _cuts_files(self, spec: ViewSpec) -> bool:
+        """Whether crops are to come from files that need no decoding (decision 0309)."""
+        return decodes_rows_only(spec, self.choice.decoder) and "bmp" in codecs_of(self._set)
+
     def _make_backend(self, spec: ViewSpec) -> Backend:
         uses_dali = self.choice.backend == "dali"
-        if uses_dali and not decodes_rows_only(spec, self.choice.decoder):
+        if uses_dali and not self._cuts_files(spec):
             return DaliBackend(
                 self._reader,
                 spec,

@@ -2,7 +2,7 @@
 
 DALI decodes a whole batch before it cuts the first crop; by then no image is in the processor's
 cache any more. Here an image is cut right after it was decoded, by the thread that decoded it
-(docs/decisions/0308).
+(docs/decisions/0309).
 """
 
 import os
