@@ -69,9 +69,7 @@ COVERED_BY = {
     "lmcl/test_config.py": "lmcl: utils/validators",
     "lmcl/training/test_checkpoint.py": "lmcl: utils/files",
     "pipeline/test_normalize.py": "pipeline: _preprocess_triton preprocess_launch",
-    "pipeline/test_loader.py": (
-        "pipeline: backends/dali backends/torch_backend batch frames request validation"
-    ),
+    "pipeline/test_loader.py": "pipeline: backends/dali batch frames request validation",
     "pipeline/test_bad_input.py": "pipeline: errors image_headers",
     "shards/build/test_build.py": "shards/build: output pack plan",
     "shards/test_remote.py": "shards: build/retry cache store",
@@ -82,6 +80,7 @@ COVERED_BY = {
     "shards/datasets/test_demo.py": "shards/datasets: demo_contents demo_distortions",
     "shards/splits/test_draw.py": "shards/datasets: unlabelled",
     "shards/test_cli.py": "shards: datasets/registry errors",
+    "pipeline/test_decode.py": "pipeline: backends/row_decoder",
     "shards/test_read.py": "shards: layout sample",
     "shards/datasets/test_formats_agree.py": "shards/datasets: parquet",
     "shards/test_info.py": "shards: png",
