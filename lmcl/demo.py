@@ -1,8 +1,10 @@
 """`lmcl demo`: from nothing to a report, on a set made on the spot."""
 
+import contextlib
+import csv
+import json
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,19 +14,40 @@ from tqdm import tqdm
 from lmcl.config import load_config
 from lmcl.errors import LmclError
 from lmcl.training.setup import fit
+from lmcl.utils.files import write_atomic
 from shards.build.build import build
 from shards.build.plan import ShardSize
 from shards.datasets.demo import open_demo, write_demo
+from shards.errors import ShardError
 from shards.read import open_set
+from shards.source_files import is_regular, read_regular, text_lines
 from shards.splits.draw import make_splits
 from shards.splits.split import write_split
+from shards.text import printable
 
 logger = logging.getLogger(__name__)
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.toml"
 CONTENTS = 60
 _SEED = 123
-_OURS = ("images", "shards", "config.toml")
+MARKER = ".lmcl-demo.json"
+"""Lists the files a demo has made: `--again` removes these and nothing else."""
+_TOP = {
+    *("images", "shards", "config.toml", "environment.json", "protocol.json", "log.jsonl"),
+    *("checkpoints", "model", "predictions", "predictions.csv", "metrics.json", "results.csv"),
+    *("results.json", "report.html", "report.json", "report.md", "attention", "saliency", "thumbs"),
+    "embeddings.npz",
+}
+"""What a demo makes in its folder."""
+
+
+class _Marker(msgspec.Struct, frozen=True, kw_only=True):
+    """Contents of the marker: names relative to the folder."""
+
+    files: list[str]
+    """Made by a demo."""
+    foreign: list[str]
+    """There before the first one."""
 
 
 def run_demo(
@@ -40,12 +63,17 @@ def run_demo(
     if again:
         _clear(output)
     shards = output / "shards"
-    config = load_config(CONFIG, [f"data.root='{shards}'", *overrides])
+    config = load_config(CONFIG, [f"data.root={json.dumps(str(shards))}", *overrides])
     if (output / "report.html").exists():
         note = "(this run was finished before; lmcl demo --again repeats it)"
         return f"{_figures(output)}\n{note}\n{_next(output)}"
-    make_demo_set(output, progress=progress)
-    outcome = fit(config, output, resume="auto", progress=progress)
+    _record(output)
+    try:
+        make_demo_set(output, progress=progress)
+        _record(output)
+        outcome = fit(config, output, resume="auto", progress=progress)
+    finally:
+        _record(output)
     return f"{outcome.summary()}\n{_next(output)}"
 
 
@@ -97,14 +125,95 @@ Score a folder with the demo's model:
   lmcl score PHOTOS --model {output / "model"} --output scores.csv"""
 
 
-def _clear(output: Path) -> None:
-    """Remove an earlier demo, and nothing that is not one."""
-    if not output.exists():
-        return
-    names = {path.name for path in output.iterdir()}
-    if names and not names & set(_OURS):
+def _record(output: Path) -> None:
+    """Write down which files of the folder the demo has made."""
+    now = _files(output)
+    marker = _read_marker(output) or _Marker(files=[], foreign=sorted(now))
+    labelled = _labelled(output)
+    foreign = set(marker.foreign)
+    made = {
+        name
+        for name in now - foreign
+        if name.partition("/")[0] in _TOP and (not name.startswith("images/") or name in labelled)
+    }
+    files = sorted(made | (set(marker.files) & now))
+    write_atomic(output / MARKER, msgspec.json.encode(msgspec.structs.replace(marker, files=files)))
+
+
+def _labelled(output: Path) -> set[str]:
+    """The images that the demo's own labels name, and the labels."""
+    labels = output / "images" / "labels.csv"
+    if not is_regular(labels):
+        return set()
+    rows = csv.DictReader(text_lines(labels))
+    names = (f"images/images/{row.get('path')}" for row in rows)
+    return {"images/labels.csv", "images/demo.txt", *names}
+
+
+def _files(output: Path) -> set[str]:
+    """Every file and link below the folder; links are not followed."""
+    found = set()
+    for folder, folders, names in os.walk(output):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in (*names, *links):
+            found.add(Path(folder, name).relative_to(output).as_posix())
+    return found - {MARKER}
+
+
+def _read_marker(output: Path) -> _Marker | None:
+    path = output / MARKER
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(read_regular(path, follow_links=False), type=_Marker)
+    except (msgspec.DecodeError, RecursionError, ShardError) as error:
         raise LmclError(
-            f"{output}: is not the folder of a demo run (no {' or '.join(_OURS)} in it), so it is "
-            "not deleted; choose another --output"
+            f"{printable(path)}: is damaged ({printable(error)}), so it is not known what the demo "
+            "made; remove the folder yourself, or choose another --output"
+        ) from error
+
+
+def _clear(output: Path) -> None:
+    """Remove an earlier demo: the files its marker lists, and the folders that are empty then.
+
+    Raises:
+        LmclError: If there is no marker, or a new demo would meet files that it does not list;
+            then nothing is removed.
+    """
+    if not output.exists() or not any(output.iterdir()):
+        return
+    marker = _read_marker(output)
+    if marker is None:
+        raise LmclError(
+            f"{printable(output)}: is not the folder of a demo run (no {MARKER} in it lists "
+            "what a demo has made), so nothing in it is deleted; remove it yourself, or choose "
+            "another --output"
         )
-    shutil.rmtree(output)
+    listed = [name for name in marker.files if _is_inside(output, name)]
+    others = _files(output) - set(listed)
+    in_the_way = sorted(name for name in others if name.partition("/")[0] in _TOP)
+    if in_the_way:
+        raise LmclError(
+            f"{printable(output)}: {len(in_the_way)} files are not among those the demo has "
+            f"noted, e.g. {printable(in_the_way[0])}, so nothing is deleted; move them away, or "
+            f"let `lmcl demo --output {printable(output)}` finish a killed run first, or choose "
+            "another --output"
+        )
+    folders = set()
+    for name in listed:
+        (output / name).unlink(missing_ok=True)
+        folders |= set(Path(name).parents) - {Path()}
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
+        with contextlib.suppress(OSError):  # somebody's files lie in it: it stays
+            (output / folder).rmdir()
+    (output / MARKER).unlink()
+
+
+def _is_inside(output: Path, name: str) -> bool:
+    """Whether a listed name is a file below the folder, reached through no link."""
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or parts[0] not in _TOP:
+        return False
+    above = [output.joinpath(*parts[:i]) for i in range(1, len(parts))]
+    path = output / name
+    return (path.is_symlink() or path.is_file()) and not any(map(os.path.islink, above))

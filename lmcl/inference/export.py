@@ -12,7 +12,7 @@ import dataclasses
 import importlib
 import json
 import logging
-import shutil
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,8 +31,11 @@ from lmcl.inference.scorer import Scorer
 from lmcl.utils.files import write_atomic
 from pipeline.normalize import normalize
 from shards.errors import ShardError
+from shards.files import atomic_folder
 from shards.read import open_set
+from shards.source_files import is_regular, read_regular, read_text
 from shards.splits.split import load_split
+from shards.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +221,7 @@ def _places(count: int, most: int | None) -> list[int]:
 def _card(folder: Path, parity: Parity, scorer: Scorer) -> str:
     """The model folder's card, and what is known of this file."""
     file = folder / "README.md"
-    card = file.read_text(encoding="utf-8").rstrip() + "\n\n" if file.is_file() else ""
+    card = read_text(file).rstrip() + "\n\n" if is_regular(file) else ""
     size = scorer.card.crops.size
     scores = (
         f"scores of {parity.images} images ({parity.images_of}) differ by at most "
@@ -385,12 +388,14 @@ def _compare(
 
 
 def _copy(folder: Path, output: Path) -> Parity:
-    if output.exists():
-        raise LmclError(f"{output}: exists; choose another --output", exit_code=2)
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(folder, temporary)
-    temporary.rename(output)
+    if os.path.lexists(output):
+        raise LmclError(f"{printable(output)}: exists; choose another --output", exit_code=2)
+    with atomic_folder(output) as new:
+        # Of a folder from elsewhere, these three and nothing that a link leads to.
+        for name in ("config.json", "model.safetensors", "README.md"):
+            if os.path.lexists(folder / name):
+                data = read_regular(folder / name, limit_bytes=1 << 36, follow_links=False)
+                (new / name).write_bytes(data)
     return Parity(
         format="safetensors",
         file=output.name,

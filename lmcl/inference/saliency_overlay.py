@@ -6,7 +6,6 @@ that holds most of it (orange), and the crop that is cut there at native resolut
 
 import csv
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -19,14 +18,14 @@ from tqdm import tqdm
 
 from lmcl.errors import LmclError
 from lmcl.inference.inputs import list_items
-from lmcl.inference.scorer import MOST_PIXELS
+from lmcl.inference.scorer import decode_image
 from lmcl.models.pretrained import ReleasedModel, load_model, model_folder_of
 from lmcl.models.saliency import best_window, window_to_box
 from lmcl.utils.files import make_output_folder, write_atomic
 from pipeline.boxes import scaled_sizes
-from pipeline.decode import decode_rgb, resize_rgb
-from pipeline.errors import PipelineError
+from pipeline.decode import resize_rgb
 from pipeline.normalize import normalize
+from shards.text import printable, spreadsheet_cell
 
 _HEAT = np.array([[0, 0, 0], [120, 0, 40], [230, 60, 0], [255, 170, 0], [255, 255, 190]], float)
 """Colours from no attention to the most, evenly spaced."""
@@ -79,19 +78,16 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
     """
     make_output_folder(output)
     released = load_model(model_folder_of(model_folder))
-    # As when scoring: Pillow's own limit is below what cameras make.
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     rows: list[tuple[object, ...]] = []
     problems: list[str] = []
     are_missing: list[bool] = []
     taken: set[str] = set()
     for item in tqdm(list_items(images), unit="img", disable=None if progress else True):
         try:
-            seen = image_saliency(released, decode_rgb(item.read()))
-        except (LmclError, PipelineError, Image.DecompressionBombError) as error:
-            are_missing.append(isinstance(error, LmclError) and error.exit_code == 4)
-            # Pillow names the buffer it read, by its address in memory.
-            problems.append(f"{item.path}: {re.sub(' <_io[^>]*>', '', str(error))}")
+            seen = image_saliency(released, decode_image(item.read()))
+        except LmclError as error:
+            are_missing.append(error.exit_code == 4)
+            problems.append(f"{printable(item.path)}: {printable(error, 300)}")
             continue
         name = _free_name(PurePath(item.path).stem, taken)
         buffer = io.BytesIO()
@@ -202,5 +198,6 @@ def _write_table(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
     writer = csv.writer(out, lineterminator="\n")
     box = [f"{what}_{side}" for what in ("box", "window") for side in ("y", "x", "h", "w")]
     writer.writerow(["path", "picture", *box, "attention_share"])
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow([spreadsheet_cell(v) if isinstance(v, str) else v for v in row])
     write_atomic(path, out.getvalue())

@@ -119,8 +119,6 @@ class Scorer:
         self._one_large = threading.Lock()
         self.scale = released.card.score
         self.training_set = released.card.training_set
-        # Pillow refuses 12,000 x 9,000 photographs by default; our own limit stands instead.
-        Image.MAX_IMAGE_PIXELS = MOST_PIXELS
         self.batch_images = 16 if self.device.type == "cuda" else 1
         self.files = self._file_decoder(decode)
         """Decodes files in batches; None where Pillow decodes one after the other."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 from numpy.typing import NDArray
@@ -29,6 +30,9 @@ from lmcl.report.page import Header, Section, render_page
 from lmcl.report.pictures import embedded_jpeg
 from lmcl.utils.files import write_atomic
 from pipeline.decode import decode_rgb
+from shards.errors import ShardError
+from shards.source_files import MAX_TABLE_BYTES, open_regular, read_regular, text_lines
+from shards.text import plain_cell, printable, spreadsheet_cell
 
 _SCORES = ("score", "prediction_unit", "prediction")
 """Columns that hold the scores, the first one found winning."""
@@ -198,17 +202,18 @@ def read_scores(file: Path) -> Scores:
         raise LmclError(f"{file}: no such file; `lmcl score` writes scores of images", exit_code=4)
     try:
         rows, names = _read_table(file)
-    except (ValueError, OSError, csv.Error) as error:
+    except (ValueError, OSError, csv.Error, RecursionError, ShardError, pa.ArrowException) as error:
         kind = {".jsonl": "JSON lines", ".parquet": "Parquet"}.get(file.suffix, "CSV in UTF-8")
         raise LmclError(
-            f"{file}: cannot be read as {kind} ({error}); name a file that `lmcl score` or "
-            "`lmcl eval` wrote, with the ending it was written with",
+            f"{printable(file)}: cannot be read as {kind} ({printable(error)}); name a "
+            "file that `lmcl score` or `lmcl eval` wrote, with the ending it was written with",
             exit_code=3,
         ) from error
     column = next((c for c in _SCORES if c in names), None)
     if column is None or "path" not in names:
         raise LmclError(
-            f"{file}: needs the columns path and score (or prediction), has {', '.join(names)}",
+            f"{file}: needs the columns path and score (or prediction), has "
+            f"{printable(', '.join(map(str, names)))}",
             exit_code=3,
         )
     kept = [row for row in rows if row.get(column) not in (None, "")]
@@ -236,19 +241,20 @@ def read_scores(file: Path) -> Scores:
 def _read_table(file: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
     """Rows by column name, and the names of all columns."""
     if file.suffix == ".parquet":
-        names = list(pq.read_schema(file).names)
-        wanted = [name for name in names if name in _USED]
-        return pq.read_table(file, columns=wanted).to_pylist(), names
+        with open_regular(file, limit_bytes=MAX_TABLE_BYTES) as opened:
+            table = pq.ParquetFile(opened)
+            names = list(table.schema_arrow.names)
+            wanted = [name for name in names if name in _USED]
+            return table.read(columns=wanted).to_pylist(), names
     if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8-sig") as lines:
-            rows = [json.loads(line) for line in lines if line.strip()]
+        rows = [json.loads(line) for line in text_lines(file) if line.strip()]
         strange = next((row for row in rows if not isinstance(row, dict)), None)
         if strange is not None:
             raise ValueError(f"a line is {json.dumps(strange)[:40]} and no object")
         return rows, list(rows[0]) if rows else []
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        return list(reader), list(reader.fieldnames or ())
+    reader = csv.DictReader(text_lines(file))
+    rows = [row | {"path": plain_cell(row.get("path") or "")} for row in reader]
+    return rows, list(reader.fieldnames or ())
 
 
 def common_pool(a: Scores, b: Scores) -> tuple[Scores, Scores]:
@@ -332,7 +338,8 @@ def write_duels(
     for duel in duels:
         names = (a.path[duel.better], a.path[duel.worse])
         gaps = (f"{duel.gap:.6f}", f"{duel.slack:.6f}")
-        writer.writerow([duel.attacker, duel.defender, duel.level, *names, *gaps])
+        cells = [spreadsheet_cell(text) for text in (duel.attacker, duel.defender, *names)]
+        writer.writerow([*cells[:2], duel.level, *cells[2:], *gaps])
     write_atomic(output / "gmad.csv", out.getvalue().encode())
     html = render_page(
         Header(
@@ -405,7 +412,7 @@ def _duel_view(duel: Duel, attacker: Scores, defender: Scores, images: Path) -> 
 def _picture(file: Path) -> tuple[Markup, str]:
     """A JPEG in base64, or why there is none."""
     try:
-        image = Image.fromarray(decode_rgb(file.read_bytes()))
+        image = Image.fromarray(decode_rgb(read_regular(file)))
     except Exception as error:  # whatever a decoder says, the pair is still worth listing
-        return Markup(), str(error)
+        return Markup(), printable(error)
     return embedded_jpeg(image, side=_SIDE, quality=88), ""
