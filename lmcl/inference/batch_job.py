@@ -42,6 +42,7 @@ from lmcl.inference.scores_file import (
     write_rows,
 )
 from pipeline.decode_config import same_pixels
+from shards.files import remove_stale_temporaries
 from shards.lock import lock_path
 from shards.text import printable
 
@@ -104,6 +105,7 @@ def hold_output(scorer: Scorer, output: Path) -> Iterator[None]:
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     with lock_path(output, "lmcl score"):
+        remove_stale_temporaries(output.parent)
         yield
 
 
