@@ -8,8 +8,9 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,7 +177,8 @@ def _write_output(
             len(stale),
         )
     by_key = dict(zip(order.keys, names, strict=True))
-    absent = stale | {plan.keys[i] for i in plan.absent}
+    moves = recorded_moves(options.output) if plan.absent else {}
+    absent = stale | {plan.keys[i] for i in plan.absent if not _follows(items[i], moves)}
     return Summary(
         rows=count,
         failed=len(failed),
@@ -184,6 +186,11 @@ def _write_output(
         others=order.others,
         names=tuple("" if key in absent else by_key[key] for key in plan.keys),
     )
+
+
+def _follows(item: Item, moves: Mapping[str, str]) -> bool:
+    """Whether it is a link to an image that a killed job has moved, and the link not yet."""
+    return os.path.islink(item.file) and os.path.realpath(item.file) in moves
 
 
 def _tell(before: JournalRows, plan: ResumePlan) -> None:
@@ -361,7 +368,7 @@ def _warn_of_another_decoder(trained_with: str, recipe: str) -> None:
         logger.warning(
             "the model learnt from pixels decoded by %s, these scores are of pixels decoded by %s: "
             "they may differ slightly (docs/loader.md)",
-            *(trained_with, recipe),
+            *(printable(trained_with), recipe),
         )
 
 
@@ -374,7 +381,7 @@ def _prepare_output(options: ScoringOptions, note: dict[str, str]) -> None:
         if not options.resume:
             raise _begun(output, journals if not is_there else [])
         found = read_note(output)
-        differing = [name for name, value in note.items() if found.get(name) != value]
+        differing = [name for name, value in note.items() if not _agrees(name, found, value)]
         if differing:
             raise LmclError(
                 f"{printable(output)}: was begun with another {' and '.join(differing)} "
@@ -385,6 +392,12 @@ def _prepare_output(options: ScoringOptions, note: dict[str, str]) -> None:
             _back_to_journal(output)
         note = {key: value for key, value in found.items() if key == MOVES_KEY} | note
     write_note(output, note)
+
+
+def _agrees(name: str, found: Mapping[str, str], value: str) -> bool:
+    before = found.get(name, "")
+    # Recipes of one decoder have different names in different versions.
+    return same_pixels(before, value) if name == "decode" else before == value
 
 
 def _holds_scores(output: Path, *, is_there: bool) -> bool:

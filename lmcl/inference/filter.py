@@ -54,10 +54,10 @@ def plan_moves(
     bad = [
         (Path(item.file), row)
         for item, row in zip(items, rows, strict=True)
-        if item.is_file and row is not None and is_below(row, below)
+        if _is_movable(item) and row is not None and is_below(row, below)
     ]
     # A link is filed under its own name: what it leads to may lie anywhere.
-    parents = {Path(item.file).parent.resolve() for item in items if item.is_file}
+    parents = {Path(item.file).parent.resolve() for item in items if _is_movable(item)}
     record = folder / MOVES_NAME
     if is_moves_file(record):
         parents |= {Path(moved.old).parent for moved in read_moves(record)}
@@ -71,6 +71,11 @@ def plan_moves(
         quality = row.quality if row.quality is not None else math.nan
         moves.append(Move(source=source, target=target, quality=quality, score=row.score))
     return moves
+
+
+def _is_movable(item: Item) -> bool:
+    """A file; or a link that leads nowhere, since what it led to may have been moved before it."""
+    return item.is_file or (item.offset < 0 and os.path.islink(item.file))
 
 
 def is_below(row: Row, below: float) -> bool:

@@ -252,7 +252,7 @@ def _single(path: Path) -> Item:
         os.stat(path)
     except OSError as error:
         return _absent(path, _no_file(path, error))
-    if path.is_symlink():
+    if path.is_symlink() and os.path.isdir(path):
         return _absent(
             path,
             f"a link to the folder {os.readlink(path)}, which is not followed; name that folder",
