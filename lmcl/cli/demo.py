@@ -15,7 +15,7 @@ from lmcl.demo import run_demo
     show_default=True,
     help="Run folder.",
 )
-@click.option("--again", is_flag=True, help="Throw away what the folder holds and start over.")
+@click.option("--again", is_flag=True, help="Remove what an earlier demo made and start over.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field.")
 @click.option("--no-progress", is_flag=True, help="No progress bars.")
 def command(output: Path, again: bool, overrides: tuple[str, ...], no_progress: bool) -> None:
