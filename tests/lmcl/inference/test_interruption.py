@@ -39,7 +39,7 @@ def test_what_is_done_stays_and_the_message_says_how_to_go_on(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 128 + number
     assert f"error: stopped by {name}; what is done stays" in done.stderr
@@ -89,7 +89,7 @@ def test_a_second_scoring_of_one_output_says_who_holds_it(
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
     finally:
         first.kill()
