@@ -65,7 +65,7 @@ def test_what_is_no_still_image_is_named_and_starts_no_process(
     for name in ("Popen", "run", "check_call"):
         monkeypatch.setattr(subprocess, name, refuse)
     if way == "gmad":
-        said = _picture(folder / "a.jpg")
+        _, said = _picture(folder / "a.jpg")
     elif way == "saliency":
         with pytest.raises(LmclError) as caught:
             draw_all([str(folder)], model_folder, tmp_path / "out", progress=False)
