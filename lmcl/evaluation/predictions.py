@@ -9,15 +9,16 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmcl.errors import LmclError
 from lmcl.utils.files import write_atomic
+from shards.text import printable
 
 COLUMNS = (
     "id",
@@ -42,6 +43,8 @@ _REQUIRED = ("id", "path", "mos", "prediction")
 _NUMBERS = ("mos", "mos_std", "prediction", "prediction_unit")
 _PLACE = ("y", "x", "h", "w", "height", "width")
 NO_LEVEL = -1
+_LARGEST = 1e30
+"""No score is larger."""
 
 
 def _unknown() -> NDArray[np.int64]:
@@ -232,16 +235,64 @@ def read_csv(path: Path) -> Predictions:
             f"{path}: no predictions file; `lmcl eval RUN` writes one per part", exit_code=4
         )
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        absent = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
-        if absent:
-            raise LmclError(
-                f"{path}: column {', '.join(absent)} is missing; a predictions file has "
-                f"{', '.join(COLUMNS)}",
-                exit_code=3,
-            )
-        rows = list(reader)
+        return _from_lines(lines, path)
+
+
+def read_predictions(path: Path, source: BinaryIO | None = None) -> Predictions:
+    """Read a predictions file; whatever is wrong with it is said with its name and a way out.
+
+    Args:
+        path: The file.
+        source: Its bytes, for a caller that has opened it by rules of its own; it is closed.
+
+    Raises:
+        LmclError: If it is missing (4) or cannot be read (3).
+    """
+    run = printable(path.parent.parent)
+    way_out = f"correct it, or delete it and write it again with `lmcl eval {run}`"
+    try:
+        if source is None:
+            return read_csv(path)
+        with io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as lines:
+            return _from_lines(lines, path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LmclError(
+            f"{printable(path)}: is no CSV file in UTF-8 ({printable(error)}); {way_out}",
+            exit_code=3,
+        ) from error
+    except (ValueError, OverflowError) as error:
+        raise LmclError(
+            f"{printable(path)}: an id, a level or a box is no whole number "
+            f"({printable(error)}); {way_out}",
+            exit_code=3,
+        ) from error
+
+
+def _from_lines(lines: Iterable[str], path: Path) -> Predictions:
+    reader = csv.DictReader(lines)
+    absent = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
+    if absent:
+        raise LmclError(
+            f"{printable(path)}: column {', '.join(absent)} is missing; a predictions file has "
+            f"{', '.join(COLUMNS)}",
+            exit_code=3,
+        )
+    rows = list(reader)
+    _refuse_repeated(rows, path)
     return _from_rows(rows, path)
+
+
+def _refuse_repeated(rows: list[dict[str, str]], path: Path) -> None:
+    seen = collections.Counter(row["id"] for row in rows)
+    repeated = [key for key, count in seen.items() if count > 1 and key]
+    if repeated:
+        raise LmclError(
+            f"{printable(path)}: id {printable(repeated[0], 40)} stands in {seen[repeated[0]]} "
+            f"rows ({len(repeated)} ids in more than one), each image needs one; correct it, or "
+            "delete it and write it again with "
+            f"`lmcl eval {printable(path.parent.parent)}`",
+            exit_code=3,
+        )
 
 
 def _from_rows(rows: list[dict[str, str]], path: Path) -> Predictions:
@@ -254,15 +305,15 @@ def _from_rows(rows: list[dict[str, str]], path: Path) -> Predictions:
     def texts(name: str) -> list[str]:
         return [row.get(name) or "" for row in rows]
 
-    groups = texts("group")
+    groups, paths = texts("group"), texts("path")
     return make_predictions(
         id=wholes("id"),
-        path=texts("path"),
+        path=paths,
         mos=reals("mos"),
         prediction=reals("prediction"),
         prediction_unit=reals("prediction_unit"),
         mos_std=reals("mos_std"),
-        group=[g or r["path"] for g, r in zip(groups, rows, strict=True)],
+        group=[group or path for group, path in zip(groups, paths, strict=True)],
         distortion=texts("distortion"),
         level=wholes("level"),
         subset=texts("subset"),
@@ -276,13 +327,20 @@ def _parse(text: str | None, unknown: float, path: Path, row: int, column: str) 
     if not text:
         return unknown
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
+        value = math.nan
+        is_number = False
+    else:
+        # Python reads 1_0 as ten; and what is beyond any score overflows when it is squared.
+        is_number = "_" not in text and not _LARGEST < abs(value) < math.inf
+    if not is_number:
         raise LmclError(
-            f"{path}: line {row + 2}, column {column}: {text!r} is no number; "
-            "an unknown value is an empty field",
+            f"{printable(path)}: line {row + 2}, column {column}: {printable(text, 40)!r} is no "
+            f"number up to {_LARGEST:g}; an unknown value is an empty field",
             exit_code=3,
-        ) from None
+        )
+    return value
 
 
 def _text(values: Sequence[str] | NDArray[Any] | None, n: int) -> NDArray[Any]:
@@ -312,37 +370,3 @@ def _field(value: int) -> str:
 def _few(ids: NDArray[np.int64]) -> str:
     shown = ", ".join(str(i) for i in ids[:5])
     return f"{shown} and {len(ids) - 5} more" if len(ids) > 5 else shown or "none"
-
-
-def read_predictions(path: Path) -> Predictions:
-    """Read a predictions file; whatever is wrong with it is said with its name and a way out.
-
-    Raises:
-        LmclError: If it is missing (4) or cannot be read (3).
-    """
-    way_out = f"correct it, or delete it and write it again with `lmcl eval {path.parent.parent}`"
-    try:
-        _refuse_repeated(path, way_out)
-        return read_csv(path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise LmclError(
-            f"{path}: is no CSV file in UTF-8 ({error}); {way_out}", exit_code=3
-        ) from error
-    except (ValueError, OverflowError) as error:
-        raise LmclError(
-            f"{path}: an id, a level or a box is no whole number ({error}); {way_out}", exit_code=3
-        ) from error
-
-
-def _refuse_repeated(path: Path, way_out: str) -> None:
-    if not path.is_file():
-        return  # the reader says so
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        seen = collections.Counter(row.get("id") for row in csv.DictReader(lines))
-    repeated = [one for one, count in seen.items() if count > 1 and one]
-    if repeated:
-        raise LmclError(
-            f"{path}: id {repeated[0]} stands in {seen[repeated[0]]} rows ({len(repeated)} ids in "
-            f"more than one), each image needs one; {way_out}",
-            exit_code=3,
-        )

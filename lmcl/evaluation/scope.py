@@ -12,7 +12,11 @@ import msgspec
 
 from lmcl.errors import LmclError
 from lmcl.evaluation.metrics import LogisticMapping
+from lmcl.evaluation.metrics.logistic import LogisticFit
 from shards import ScoreScale
+from shards.text import printable
+
+_LARGEST = 1e30
 
 WHOLE = "whole"
 """The protocol of most papers across sets: every labelled image of the other set, once."""
@@ -89,12 +93,38 @@ def read_scope(predictions: Path) -> Scope | None:
         LmclError: If the file beside it cannot be read; exit code 3.
     """
     path = predictions.with_name(f"{predictions.stem}.metrics.json")
-    if not path.is_file():
-        return None
+    return parse_scope(path.read_bytes(), path) if path.is_file() else None
+
+
+def parse_scope(content: bytes, path: Path) -> Scope | None:
+    """The scope in the content of a `<name>.metrics.json`; None if it holds none.
+
+    Args:
+        content: The file's bytes.
+        path: The file, for messages.
+
+    Raises:
+        LmclError: If it is not what `lmcl eval` writes; exit code 3.
+    """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_File).scope
-    except msgspec.DecodeError as error:
+        scope = msgspec.json.decode(content, type=_File).scope
+        if scope is not None and scope.fitted is not None:
+            _check_fit(scope.fitted.fit4)
+            _check_fit(scope.fitted.fit5)
+        return scope
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise LmclError(
-            f"{path}: is not what `lmcl eval` writes ({error}); delete it and evaluate again",
+            f"{printable(path)}: is not what `lmcl eval` writes ({printable(error)}); delete it "
+            "and evaluate again",
             exit_code=3,
         ) from error
+
+
+def _check_fit(fit: LogisticFit) -> None:
+    """Refuse a mapping that cannot be applied: `fit_logistic` makes none of these."""
+    curve = {"logistic4": 4, "logistic5": 5}[fit.form]
+    count = {"ok": curve, "linear_fallback": 2, "none": 0}[fit.status]
+    numbers = (*fit.parameters, fit.centre, fit.scale, fit.target_centre, fit.target_scale)
+    is_usable = all(abs(value) < _LARGEST for value in numbers) and fit.scale > 0.0
+    if len(fit.parameters) != count or not is_usable:
+        raise ValueError(f"a {fit.form} mapping that is {fit.status} has {count} finite parameters")

@@ -1,8 +1,10 @@
 """From predictions to everything the report says about them."""
 
+import collections
 import dataclasses
 import importlib.util
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,10 @@ from lmcl.report.run import RunData
 
 FEW = 10
 """Below this many images a figure is printed in grey."""
+MOST_PORTIONS = 100
+"""Subsets, or distortions, with figures of their own: those with the most images."""
+MOST_LEVELS = 50
+"""Levels of distortions in the heat map."""
 _UMAP_NEIGHBOURS = 15
 """The default of UMAP's authors; it needs more points than that."""
 
@@ -96,7 +102,7 @@ def analyse(run: RunData, *, pictures: int = 16, ratings: int | None = None) -> 
     order = order[np.isfinite(residual[order])]
     xy, names = embedding_plane(run.embedding)
     return Analysis(
-        run=run,
+        run=dataclasses.replace(run, missing=(*run.missing, *_crowded(p))),
         evaluation=_evaluate(p, mapping),
         labelled=np.isfinite(p.mos),
         residual=residual,
@@ -175,7 +181,7 @@ def _evaluate(
 def _portions(p: Predictions, kind: str, mapping: LogisticMapping | None) -> list[Portion]:
     column = getattr(p, kind)
     found = []
-    for name in sorted({str(v) for v in column} - {""}):
+    for name in _most_frequent(column):
         some = p.take(column == name)
         found.append(
             Portion(
@@ -188,11 +194,34 @@ def _portions(p: Predictions, kind: str, mapping: LogisticMapping | None) -> lis
     return found
 
 
+def _most_frequent(column: NDArray[Any]) -> list[str]:
+    """The values with the most images, sorted by name."""
+    counts = collections.Counter(str(v) for v in column if v != "")
+    return sorted(name for name, _ in counts.most_common(MOST_PORTIONS))
+
+
+def _crowded(p: Predictions) -> list[str]:
+    """Sentences about portions that are not shown since there are too many."""
+    found = []
+    for kind in ("subset", "distortion"):
+        count = len({str(v) for v in getattr(p, kind)} - {""})
+        if count > MOST_PORTIONS:
+            found.append(
+                f"the predictions name {count} {kind}s: the {MOST_PORTIONS} with the most images "
+                "are shown"
+            )
+    levels = len(np.unique(p.level))
+    if levels > MOST_LEVELS:
+        found.append(f"the predictions hold {levels} levels: the heat map shows {MOST_LEVELS}")
+    return found
+
+
 def _cells(p: Predictions) -> list[Cell]:
     found = []
-    for distortion in sorted({str(v) for v in p.distortion} - {""}):
+    levels = sorted(set(p.level.tolist()) - {NO_LEVEL})[:MOST_LEVELS]
+    for distortion in _most_frequent(p.distortion):
         mine = p.distortion == distortion
-        for level in sorted(set(p.level[mine].tolist()) - {NO_LEVEL}):
+        for level in sorted({*p.level[mine].tolist()} & {*levels}):
             error = (p.prediction - p.mos)[mine & (p.level == level)]
             found.append(
                 Cell(

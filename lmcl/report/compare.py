@@ -235,7 +235,7 @@ def _split_pairs(models: Sequence[Model]) -> list[SplitPair]:
             for of in (of_a, of_b)
         )
         first = of_a[common[0]][0]
-        train = first.run.protocol.get("counts.train", "0")
+        train = first.run.protocol.get("counts.train", "")
         found.append(
             SplitPair(
                 a=a.name,
@@ -249,7 +249,7 @@ def _split_pairs(models: Sequence[Model]) -> list[SplitPair]:
                     statistics.nadeau_bengio(
                         left,
                         right,
-                        n_train=int(train or 0),
+                        n_train=int(train) if train.isdecimal() and len(train) < 16 else 0,
                         n_test=first.evaluation.n,
                     ),
                 ),

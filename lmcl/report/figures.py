@@ -102,8 +102,10 @@ def curve(
 ) -> Markup:
     """One small training chart; the first series is the strong one."""
     every = np.concatenate([values for _, values in series])
+    known = x[np.isfinite(x)] if np.any(np.isfinite(x)) else np.zeros(1)
+    first = float(known.min())
     frame = Frame(
-        x_range=(float(x[0]), float(max(x[-1], x[0] + 1))),
+        x_range=(first, max(float(known.max()), first + 1.0)),
         y_range=padded(every, share=0.08),
         width=380.0,
         height=230.0,

@@ -3,7 +3,7 @@
 from lmcl.report.analysis import Analysis
 from lmcl.report.formatting import format_figure, format_interval
 from lmcl.report.page import Header, render_page
-from lmcl.report.pictures import hover_data
+from lmcl.report.pictures import Pictures, hover_data
 from lmcl.report.sections import hero, run_sections
 
 FOOTER = "Written by lmcl report from the run folder alone. The same figures stand in results.json."
@@ -11,10 +11,13 @@ FOOTER = "Written by lmcl report from the run folder alone. The same figures sta
 
 def run_page(a: Analysis) -> str:
     """The page of one run."""
+    pictures = Pictures(a.run)
     header = Header(
         kicker=_origin(a), heading=a.run.name, lede=lede(a), warning=_warning(a), figures=hero(a)
     )
-    return render_page(header, run_sections(a), title=a.run.name, footer=FOOTER, data=hover_data(a))
+    data = hover_data(a, pictures)
+    sections = run_sections(a, pictures)
+    return render_page(header, sections, title=a.run.name, footer=FOOTER, data=data)
 
 
 def lede(a: Analysis) -> str:

@@ -22,7 +22,7 @@ from lmcl.report.formatting import (
     format_interval,
 )
 from lmcl.report.page import HeroFigure, Section
-from lmcl.report.pictures import shot
+from lmcl.report.pictures import Pictures, shot
 from lmcl.report.published import Published, published_across, published_for
 from lmcl.report.svg import colour
 
@@ -100,18 +100,19 @@ class ProtocolView:
     missing: Sequence[str]
 
 
-def run_sections(a: Analysis) -> list[Section]:
+def run_sections(a: Analysis, pictures: Pictures) -> list[Section]:
     """All sections of a run's page that have something to show."""
     every = (
         headline(a),
         agreement(a),
         portions(a),
         discrimination(a),
-        gallery(a),
+        gallery(a, pictures),
         embedding(a),
         training(a),
         others(a),
-        protocol(a),
+        # Last: it says which pictures were refused.
+        protocol(a, pictures.notes()),
     )
     return [section for section in every if section is not None]
 
@@ -156,9 +157,11 @@ def interval_axis(
 
 def agreement(a: Analysis) -> Section:
     """Scatter and residuals with the filters."""
-    p, fit = a.run.headline, a.evaluation.fit4
-    columns = (("subset", p.subset), ("distortion", p.distortion))
-    names = [(key, sorted({str(v) for v in values} - {""})) for key, values in columns]
+    fit = a.evaluation.fit4
+    names = [
+        (kind, [portion.name for portion in a.portions if portion.kind == kind])
+        for kind in ("subset", "distortion")
+    ]
     return Section(
         key="agreement",
         title="Predictions against scores",
@@ -236,7 +239,7 @@ def discrimination(a: Analysis) -> Section:
     )
 
 
-def gallery(a: Analysis) -> Section | None:
+def gallery(a: Analysis, pictures: Pictures) -> Section | None:
     """Images with the greatest and the smallest errors."""
     if not len(a.worst):
         return None
@@ -246,7 +249,7 @@ def gallery(a: Analysis) -> Section | None:
         title="Images",
         note="The box is the crop the teacher finds salient; attention is its CLS map.",
         template="run/gallery.html",
-        view=[(title, [shot(a.run, int(i)) for i in rows]) for title, rows in lists],
+        view=[(title, [shot(a.run, int(i), pictures) for i in rows]) for title, rows in lists],
     )
 
 
@@ -319,7 +322,7 @@ def others(a: Analysis) -> Section | None:
     )
 
 
-def protocol(a: Analysis) -> Section:
+def protocol(a: Analysis, refused: Sequence[str] = ()) -> Section:
     """How the figures were made: split, selection, crops, fit, machine, configuration."""
     p, e, env = a.run.protocol, a.evaluation, a.run.environment
     method = next((i.method for i in e.intervals.values()), "none")
@@ -349,7 +352,10 @@ def protocol(a: Analysis) -> Section:
         title="How it was measured",
         template="run/protocol.html",
         view=ProtocolView(
-            measured=measured, machine=machine, settings=a.run.config, missing=a.run.missing
+            measured=measured,
+            machine=machine,
+            settings=a.run.config,
+            missing=(*a.run.missing, *refused),
         ),
     )
 
@@ -476,8 +482,10 @@ def _rate(a: Analysis) -> str:
 
 
 def _duration(seconds: str) -> str:
-    if not seconds:
+    try:
+        minutes, rest = divmod(round(float(seconds)), 60)
+    except (ValueError, OverflowError):
+        # The protocol of a stranger may call anything a number of seconds.
         return ""
-    minutes, rest = divmod(round(float(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -34,13 +34,13 @@ class Frame:
         """Horizontal place of a value."""
         low, high = self.x_range
         inner = self.width - self.left - self.right
-        return self.left + (value - low) / (high - low) * inner
+        return self.left + (value - low) / ((high - low) or 1.0) * inner
 
     def y(self, value: float) -> float:
         """Vertical place of a value; larger values stand higher."""
         low, high = self.y_range
         inner = self.height - self.top - self.bottom
-        return self.height - self.bottom - (value - low) / (high - low) * inner
+        return self.height - self.bottom - (value - low) / ((high - low) or 1.0) * inner
 
 
 def drawing(frame: Frame, body: Sequence[Markup], *, label: str, kind: str = "") -> Markup:

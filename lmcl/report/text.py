@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import io
 import json
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from lmcl.evaluation.metrics import Evaluation
@@ -13,6 +15,7 @@ from lmcl.report.analysis import Analysis, mapping_words
 from lmcl.report.compare import Comparison
 from lmcl.report.published import published_for
 from lmcl.report.templates import markdown_environment
+from shards.text import spreadsheet_cell, spreadsheet_path
 
 SCHEMA = "lmcl-report/1"
 """Name and version of results.json; the number rises when a field changes its meaning."""
@@ -42,7 +45,21 @@ def comparison_markdown(c: Comparison) -> str:
 
 
 def results(a: Analysis) -> dict[str, Any]:
-    """One run's entry in results.json."""
+    """One run's entry in results.json; what is not finite is null."""
+    tree: dict[str, Any] = without_nan(_results(a))
+    return tree
+
+
+def without_nan(value: Any) -> Any:
+    """A tree for JSON, which has no number that is not finite: null in its place."""
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _results(a: Analysis) -> dict[str, Any]:
     return {
         "name": a.run.name,
         "set": a.run.set_name,
@@ -52,7 +69,7 @@ def results(a: Analysis) -> dict[str, Any]:
         "mapping": mapping_words(a),
         "discrimination": a.pairs.to_json(),
         "portions": [
-            {"kind": p.kind, "name": p.name, "bias": _null(p.bias), **p.evaluation.to_json()}
+            {"kind": p.kind, "name": p.name, "bias": p.bias, **p.evaluation.to_json()}
             for p in a.portions
         ],
         "others": [
@@ -80,16 +97,23 @@ def results_csv(analyses: list[Analysis]) -> str:
     ends = [f"srcc_{end}" for end in ("low", "high")]
     writer.writerow(["run", "set", "part", "kind", "name", "n", "n_groups", *FIGURES, *ends])
     for a in analyses:
-        place = (a.run.name, a.run.set_name)
-        writer.writerow([*place, a.run.part, "all", "", *_cells(a.evaluation)])
-        for p in a.portions:
-            writer.writerow([*place, a.run.part, p.kind, p.name, *_cells(p.evaluation)])
-        for o in a.others:
-            tested = o.scope.tested_on if o.scope else a.run.set_name
-            writer.writerow([a.run.name, tested, o.name, "all", "", *_cells(o.evaluation)])
-            for s in o.scope.splits if o.scope else ():
-                writer.writerow([a.run.name, tested, o.name, "split", s.name, *_split_cells(s)])
+        for place, figures in _result_rows(a):
+            # Names are foreign, figures are ours: a spreadsheet runs what begins like a formula.
+            writer.writerow([*map(spreadsheet_cell, place), *figures])
     return out.getvalue()
+
+
+def _result_rows(a: Analysis) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Run, set, part, kind and name, with the figures."""
+    place = (a.run.name, a.run.set_name, a.run.part)
+    yield (*place, "all", ""), _cells(a.evaluation)
+    for p in a.portions:
+        yield (*place, p.kind, p.name), _cells(p.evaluation)
+    for o in a.others:
+        tested = o.scope.tested_on if o.scope else a.run.set_name
+        yield (a.run.name, tested, o.name, "all", ""), _cells(o.evaluation)
+        for s in o.scope.splits if o.scope else ():
+            yield (a.run.name, tested, o.name, "split", s.name), _split_cells(s)
 
 
 def predictions_csv(a: Analysis) -> str:
@@ -102,7 +126,9 @@ def predictions_csv(a: Analysis) -> str:
     for i in range(len(p)):
         values = (p.mos[i], p.mos_std[i], p.prediction[i], mapped[i])
         numbers = [repr(float(v)) if v == v else "" for v in values]
-        writer.writerow([int(p.id[i]), p.path[i], p.group[i], *numbers, p.part[i] or a.run.part])
+        names = (spreadsheet_path(p.path[i]), spreadsheet_cell(p.group[i]))
+        part = spreadsheet_cell(p.part[i] or a.run.part)
+        writer.writerow([int(p.id[i]), *names, *numbers, part])
     return out.getvalue()
 
 
@@ -116,7 +142,3 @@ def _cells(e: Evaluation) -> list[str]:
 def _split_cells(s: SplitFigures) -> list[str]:
     values = [getattr(s, name, None) for name in FIGURES]
     return [str(s.n), "", *("" if v is None else f"{v:.6f}" for v in values), "", ""]
-
-
-def _null(value: float) -> float | None:
-    return value if value == value else None

@@ -18,6 +18,7 @@ from lmcl.report.text import (
     results_json,
 )
 from lmcl.utils.files import write_atomic
+from shards.files import remove_stale_temporaries
 
 
 def write_report(run_folders: Sequence[Path], output: Path, *, ratings: int | None = None) -> Path:
@@ -41,6 +42,8 @@ def write_report(run_folders: Sequence[Path], output: Path, *, ratings: int | No
     analyses = [analyse(run, ratings=ratings) for run in runs]
     files = _single(analyses[0]) if len(analyses) == 1 else _several(compare(analyses))
     files["results.csv"] = results_csv(analyses)
+    # Of a report that was killed while it wrote.
+    remove_stale_temporaries(output)
     for name, content in files.items():
         # The page goes last: whoever waits for it finds the rest complete.
         if name != "report.html":
