@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = [*(REPO / name for name in ROOT_PAGES), *sorted((REPO / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -34,3 +35,54 @@ def test_every_command_and_option_of_the_readme_exists() -> None:
         assert done.returncode == 0, line
         for option in (word for word in words if word.startswith("--")):
             assert option in done.stdout, f"{line}: no {option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_are_wrapped_at_100_columns_but_for_tables_and_code(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    long = [
+        line
+        for line in text.splitlines()
+        # Indented by four it is code; a word alone, such as an address, cannot be wrapped.
+        if len(line) > 100
+        and not line.startswith("    ")
+        and not line.lstrip().startswith("|")
+        and " " in line.strip("*- ")
+    ]
+    assert not long, f"{len(long)} lines of {page.name} are too long, e.g. {long[0][:60]}"
+
+
+def test_every_test_that_security_names_is_there() -> None:
+    named = re.findall(r"`(tests/[^`]+)`", (REPO / "SECURITY.md").read_text())
+    assert len(named) >= 15
+    assert [name for name in named if not (REPO / name).is_file()] == []
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    tree = re.search(r"```\n(shards/.*?)```", (REPO / "README.md").read_text(), flags=re.DOTALL)
+    assert tree is not None
+    named, parent = set(), ""
+    for line in tree[1].splitlines():
+        name = line.split()[0]
+        parent = parent if line.startswith(" ") else name
+        named.add(parent + name if line.startswith(" ") else name)
+    assert [name for name in named if not (REPO / name).exists()] == []
+    folders = {f"lmcl/{path.name}/" for path in (REPO / "lmcl").iterdir() if path.is_dir()}
+    assert folders - named <= {"lmcl/__pycache__/"}
+
+
+def test_the_citation_is_valid_and_names_this_version() -> None:
+    yaml = pytest.importorskip("yaml")
+    found = yaml.safe_load((REPO / "CITATION.cff").read_text())
+    version = re.search(r'^version = "(.+)"$', (REPO / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert found["version"] == version[1]
+    assert "2406.19247" in found["preferred-citation"]["url"]
+    assert found["preferred-citation"]["authors"][0]["family-names"] == "Gao"
+
+
+def test_the_hook_asks_no_host_for_anything_and_can_be_run() -> None:
+    file = REPO / ".githooks" / "pre-commit"
+    assert file.stat().st_mode & 0o111
+    assert subprocess.run(["bash", "-n", file]).returncode == 0
+    assert "://" not in file.read_text()
