@@ -23,7 +23,8 @@ MAX_MESSAGE_BYTES: Final = 2048
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t", "\0": r"\x00", "\x1b": r"\x1b"}
 _MARK = "…"
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s'\"<>]+)", re.IGNORECASE)
+# Schemes are short; without a bound the search takes the square of a long word.
+_URL = re.compile(r"([a-z][a-z0-9+.-]{0,30})://([^\s'\"<>]+)", re.IGNORECASE)
 _PORT = re.compile(r"[^:]*(:\d*)?\Z")
 _FORMULA = re.compile(r"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)

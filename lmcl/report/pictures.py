@@ -69,7 +69,8 @@ class Pictures:
         try:
             data = read_run_file(self._run.root, name, limit_bytes=MAX_PICTURE_BYTES)
             with open_image(data, formats=_FORMATS, max_pixels=_MOST_PIXELS) as image:
-                return image.convert(mode)
+                # Of the pixels alone: Pillow would hand on comments, profiles and EXIF.
+                return Image.fromarray(np.array(image.convert(mode)))
         except (LmclError, ShardError) as error:
             reason = printable(getattr(error, "reason", error))
         except UNREADABLE as error:
