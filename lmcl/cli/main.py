@@ -30,6 +30,7 @@ _BENCHES = {
     "build": ("lmcl.bench.build", "Packing shards against reading, hashing and decoding alone."),
     "contrastive": ("lmcl.bench.contrastive", "The loss against eager, compiled and chunked."),
     "loader": ("lmcl.bench.loader", "Images per second against what people use today."),
+    "loss-precision": ("lmcl.bench.contrastive_precision", "The loss in bf16 against float64."),
     "manifest": ("lmcl.bench.manifest", "Opening and splitting a set of ten million samples."),
     "score": ("lmcl.bench.score", "Scoring a folder against the bare model."),
     "step": ("lmcl.bench.step", "One optimiser step, part by part, beside the usual loop."),
