@@ -94,10 +94,17 @@ def _half_tiles(width: int, capability: int) -> tuple[Tile, Tile, Tile]:
         return sums, small, small
     large = Tile(rows=128, columns=64, warps=8, stages=2)
     square = dataclasses.replace(large, rows=64)
+    is_hopper = capability < 100
     if width > 256:
-        return large, square, square
+        # On 64 rows eight warps of sm_90 compute the first product twice and wait for each wgmma.
+        wide = dataclasses.replace(large, columns=32) if is_hopper else square
+        return large, wide, wide
+    if width > 192 and is_hopper:
+        # The third stage starts the loads of a tile before the exponentials of the one before.
+        early = dataclasses.replace(large, stages=3)
+        return early, early, early
     widest = dataclasses.replace(large, columns=128)
-    return widest, (square if capability >= 100 else large), large
+    return widest, (large if is_hopper else square), large
 
 
 def _single_tiles(width: int, capability: int) -> tuple[Tile, Tile, Tile]:

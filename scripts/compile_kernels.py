@@ -34,13 +34,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "finish_gradient-teacher": ("finish_gradient", {"STUDENT": False, "NORMALIZE": True}),
     "hub_gradient": ("hub_gradient", {"NORMALIZE": True}),
     "normalize_rows": ("normalize_rows", {}),
+    "finish_gradient-half": ("finish_gradient", {"STUDENT": True, "NORMALIZE": True}),
+    "normalize_rows-half": ("normalize_rows", {}),
 }
-HEAVY = ("log_sums", "mean_columns", "pair_gradient")
+"""A caller's tables and gradients are float32, as in a run; in `-half` they are half precision."""
+
+SPILL = r"\b(?:STL|LDL)\b"
 DEFAULTS = {
     "LEARNED": False, "WIDEN": False, "PRECISION": "tf32", "HAS_OVERLAP": True,
     "INCLUDE_POSITIVE": False,
 }  # fmt: skip
-HALF_POINTERS = ("p_rows", "p_columns", "p_hubs", "p_d_rows", "p_d_hubs", "p_in", "p_out")
+HALF_POINTERS = ("p_rows", "p_columns", "p_hubs", "p_out")
+CALLER_POINTERS = ("p_d_rows", "p_d_hubs", "p_in")
 INT_POINTERS = ("p_first", "p_end", "p_image", "p_starts")
 
 
@@ -82,7 +87,8 @@ def compile_one(
     kernel = getattr(device, name)
     constants = DEFAULTS | sizes | VARIANTS[variant][1]
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
-    signature = {key: _type_of(key, dtype, constants) for key in kernel.arg_names}
+    caller = dtype if variant.endswith("-half") else "fp32"
+    signature = {key: _type_of(key, dtype, caller, constants) for key in kernel.arg_names}
     places = {key: index for index, key in enumerate(kernel.arg_names)}
     aligned = {
         (places[key],): [["tt.divisibility", 16]]
@@ -107,7 +113,10 @@ def compile_one(
         "tile": [sizes["BLOCK_N"], sizes.get("BLOCK_M", 0), warps],
         "registers": int(registers),
         "stack_bytes": int(stack),
-        "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
+        "spills": len(re.findall(SPILL, sass)),
+        "loop_spills": loop_spills(sass),
+        "waits": len(re.findall(r"\bWARPGROUP\.DEPBAR\b", sass)),
+        "warp_rows": warp_rows(compiled.asm["ttgir"]),
         "shared_bytes": compiled.metadata.shared,
         "wgmma": len(re.findall(r"\bHGMMA\b", sass)),
         "mma": len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|UTCMMA)\b", sass)),
@@ -115,6 +124,32 @@ def compile_one(
         "transposed_dot_results": transposed_dot_results(compiled.asm["ttgir"]),
         "triton": triton.__version__,
     }
+
+
+def loop_spills(sass: str) -> int:
+    """Spill instructions inside loops that multiply: those that are paid again for every tile."""
+    lines = [
+        (int(address, 16), text)
+        for address, text in re.findall(r"/\*([0-9a-f]{4,6})\*/\s+([^;]*);", sass)
+    ]
+    worst = 0
+    for address, text in lines:
+        target = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", text)
+        if target is None or int(target[1], 16) >= address:
+            continue
+        body = [line for at, line in lines if int(target[1], 16) <= at <= address]
+        if any(re.search(r"\b(?:H|HG|UTCH)MMA\b", line) for line in body):
+            worst = max(worst, sum(bool(re.search(SPILL, line)) for line in body))
+    return worst
+
+
+def warp_rows(ir: str) -> int:
+    """Most rows that the warps of a Hopper product are laid out over; 0 without such a product.
+
+    More than the tile has means that warps compute the same numbers twice.
+    """
+    layouts = re.findall(r"nvidia_mma<\{versionMajor = 3.*?warpsPerCTA = \[(\d+), \d+\]", ir)
+    return max((16 * int(warps) for warps in layouts), default=0)
 
 
 def transposed_dot_results(ir: str) -> int:
@@ -126,9 +161,11 @@ def transposed_dot_results(ir: str) -> int:
     return len(re.findall(r"local_alloc %\S+ : \(tensor<[^>]*#linear", ir))
 
 
-def _type_of(name: str, dtype: str, constants: dict[str, Any]) -> str:
+def _type_of(name: str, dtype: str, caller: str, constants: dict[str, Any]) -> str:
     if name in constants:
         return "constexpr"
+    if name in CALLER_POINTERS:
+        return f"*{caller}"
     if name in HALF_POINTERS:
         return f"*{dtype}"
     if name in INT_POINTERS:

@@ -7,13 +7,21 @@ from typing import Any
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 HEAVY = ("log_sums", "mean_columns", "pair_gradient")
+MOST_LOOP_SPILLS = 10
+"""In the loop of a heavy kernel on sm_90: a hundredth of the time its wgmma take, and cheaper than
+a tile that spills nothing and serialises its products (docs/kernels.md)."""
+MOST_SPILLS = 150
+"""Of such a kernel in all; what lies outside the loop is paid once a program."""
 
 
 def faults(facts: dict[str, Any]) -> list[str]:
     """What is wrong with one compiled kernel, as sentences; empty if nothing is."""
     name = facts["variant"].partition("-")[0]
     found = []
-    if facts["spills"] or facts["stack_bytes"]:
+    is_hopper_loop = name in HEAVY and facts["capability"] == 90 and facts["dtype"] != "fp32"
+    if facts["loop_spills"] > (MOST_LOOP_SPILLS if is_hopper_loop else 0):
+        found.append(f"{facts['loop_spills']} spill instructions in the loop")
+    if facts["spills"] > (MOST_SPILLS if is_hopper_loop else 0):
         found.append(f"{facts['spills']} spill instructions, {facts['stack_bytes']} stack bytes")
     if facts["shared_bytes"] > SHARED_LIMIT[facts["capability"]]:
         found.append(f"{facts['shared_bytes']} bytes of shared memory are more than the chip has")
@@ -25,8 +33,23 @@ def faults(facts: dict[str, Any]) -> list[str]:
     if name in HEAVY and facts["dtype"] != "fp32":
         if not facts["async_copies"]:
             found.append("no asynchronous copy")
-        if facts["capability"] == 90 and not facts["wgmma"]:
-            found.append("no wgmma")
+        if facts["capability"] == 90:
+            found += _hopper_faults(facts)
+    return found
+
+
+def _hopper_faults(facts: dict[str, Any]) -> list[str]:
+    """What keeps the tensor cores of sm_90 waiting in a heavy kernel."""
+    if not facts["wgmma"]:
+        return ["no wgmma"]
+    found = []
+    if facts["waits"] > facts["wgmma"] / 4:
+        found.append(f"{facts['wgmma']} wgmma are waited for {facts['waits']} times: serialised")
+    if facts["warp_rows"] > facts["tile"][0]:
+        found.append(
+            f"warps are laid out over {facts['warp_rows']} rows of a tile of {facts['tile'][0]}: "
+            "they compute the same twice"
+        )
     return found
 
 
