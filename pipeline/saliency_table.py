@@ -1,6 +1,5 @@
 """Table of salient boxes: the teacher's most salient crop of each image, read like a label."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64
 
 from pipeline.errors import PipelineError
+from shards.files import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,8 @@ class SaliencyTable:
     def write(self, path: Path) -> None:
         """Write as parquet (columns id, y, x, height, width); appears whole or not at all."""
         columns = dict(zip(("y", "x", "height", "width"), self.boxes.T, strict=True))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as out:
+        with atomic_write(path) as out:
             pq.write_table(pa.table({"id": self.ids, **columns}), out)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> "SaliencyTable":
