@@ -152,6 +152,7 @@ def test_sixteen_bits_are_narrowed_in_strips(tmp_path: Path, channels: int, most
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_250_megapixels_of_16_bit_rgba_take_two_gigabytes(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(png(15800, 15800, 4, zeros(15800 * (1 + 15800 * 8))))
     height, width, _, megabytes = measured(tmp_path / "large.png")

@@ -173,3 +173,19 @@ def test_frames_are_counted_no_further_than_needed() -> None:
             assert count_frames(image) == 3
         with open_image(encoded(format)) as image:
             assert count_frames(image) == 1
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_nothing_else_opens_images() -> None:
+    """A benchmark may, of pictures it has made itself: it measures what others do."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for package in ("shards", "pipeline", "kernels", "lmcl")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if not path.is_relative_to(ROOT / "lmcl" / "bench")
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if "Image.open(" in line
+    ]
+    assert found == []
