@@ -42,10 +42,10 @@ demo: $(STAMP) ## the whole method on an embedded synthetic set; leaves runs/dem
 quick: $(STAMP) ## what a change most often breaks, in about a minute on two cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu" $(QUICK)
 
-test: $(STAMP) ## everything that needs no GPU, in under 12 minutes on two cores
+test: $(STAMP) ## everything that needs no GPU but the slow ones
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu"
 
-test-slow: $(STAMP) ## the long ones
+test-slow: $(STAMP) ## those marked slow, and the long fuzzing
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 	LMCL_FUZZ_CASES=10000 $(BIN)/python -m pytest -q tests/shards/test_fuzz.py --timeout 3600
 

@@ -48,6 +48,7 @@ def test_a_name_that_is_not_utf8_is_written_and_taken_up_again(
     assert f"{photos}/caf\\xe9.jpg" in names(output)
 
 
+@pytest.mark.slow
 def test_two_processes_share_what_comes_on_stdin(model_folder, photos, tmp_path) -> None:
     shutil.copy(photos / "img.00.jpg", photos / ODD)
     files = sorted(map(str, photos.glob("*.jpg")))
