@@ -233,7 +233,7 @@ def test_splits_of_another_set_can_be_fitted_on_their_val_parts(run, turned) -> 
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (Asked(data="turned", fit_on="val"), "so it has no val part; judge one split"),
+        (Asked(data="turned", fit_on="val"), "so it has no val part; evaluate one split"),
         (Asked(part="all", fit_on="train"), "so it has no train part"),
         (Asked(data="turned", protocol="80-20", fit_on="val"), "no image in its val part"),
     ],
