@@ -1,0 +1,253 @@
+"""Commands against mutated sets, runs, models, checkpoints and splits, in a canary tree.
+
+Every case copies a small sound tree, spoils one file of it at random, and runs one command. Held:
+an exit code of the list in docs/architecture.md, never a traceback; messages of bounded length
+without control characters; nothing outside the tree read into the output, changed or removed; no
+socket opened, no process started but this program's own. `make test` runs a share of
+LMCL_FUZZ_CASES (500), the nightly target 10,000.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmcl.cli.main import main as lmcl
+from shards.cli import main as shards_main
+
+BEFORE = Path(__file__).resolve().parents[1] / "data" / "before_move"
+CASES = max(40, int(os.environ.get("LMCL_FUZZ_CASES", "500")) // 5)
+EXIT_CODES = {0, 1, 2, 3, 4, 5}
+SECRET = "canary-4f1d8a2b"
+_ABSURD: list[Any] = [
+    None, True, -1, 0, 1e308, float("nan"), 2**70, "", "x" * 70_000, "../../outside/secret.txt",
+    "\x1b[2J\nerror: all is well", "\0", [], {}, [[]] * 1000, "hf-hub:somebody/model",
+    "https://user:pw@host/x",
+]  # fmt: skip
+
+
+def lmcl_shard(arguments: list[str]) -> None:
+    """`lmcl-shard` with these arguments."""
+    before, sys.argv = sys.argv, ["lmcl-shard", *arguments]
+    try:
+        shards_main()
+    finally:
+        sys.argv = before
+
+
+Command = tuple[Callable[[list[str]], None], str, list[str]]
+"""The entry point, the folder that is spoiled, and the arguments."""
+QUICK: dict[str, Command] = {
+    "info": (lmcl_shard, "set", ["info", "set"]),
+    "verify": (lmcl_shard, "set", ["verify", "set", "--deep", "--no-progress"]),
+    "split": (lmcl_shard, "set", ["split", "set", "--protocol", "k-fold", "--overwrite"]),
+    "show-config": (lmcl, "half/config.toml", ["show-config", "half/config.toml"]),
+    "score": (lmcl, "finished/model", ["score", "photo.jpg", "--model", "finished/model"]),
+}
+SLOW: dict[str, Command] = {
+    "report": (lmcl, "finished", ["report", "finished"]),
+    "eval": (lmcl, "finished", ["eval", "finished", "--no-progress"]),
+    "eval-set": (lmcl, "set", ["eval", "finished", "--no-progress"]),
+    "train": (
+        lmcl, "half",
+        ["train", "--config", "run.toml", "--output", "half", "--resume", "auto", "--no-progress"],
+    ),
+    "score-resume": (
+        lmcl, "scores.csv",
+        ["score", "photo.jpg", "--model", "finished/model", "--output", "scores.csv", "--resume"],
+    ),
+}  # fmt: skip
+
+_opened: list[str] = []
+_watching = False
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _watching:
+        return
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        _opened.append(f"{event} {arguments!r}"[:200])
+    if event in ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec"):
+        words = " ".join(map(str, arguments[1] if len(arguments) > 1 else arguments))
+        # The commit for environment.json; torch looks for its libraries when it is imported.
+        if words.split()[:1] not in (["git"], ["/sbin/ldconfig"]):
+            _opened.append(f"{event} {words}"[:200])
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[str]]:
+    """Sockets and processes that are opened within."""
+    global _watching
+    _opened.clear()
+    _watching = True
+    try:
+        yield _opened
+    finally:
+        _watching = False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hook() -> Iterator[None]:
+    sys.addaudithook(_watch)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (48 << 30, hard))  # DALI and torch map much, use little
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A sound tree beside things of the user's that nobody may touch."""
+    outside = tmp_path / "outside"
+    (outside / "Documents").mkdir(parents=True)
+    (outside / "secret.txt").write_text(SECRET)
+    (outside / "Documents" / "letter.txt").write_text("dear " + SECRET)
+    return outside
+
+
+def digest(folder: Path) -> str:
+    """Names, kinds and bytes of everything below a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        found.update(f"{path.relative_to(folder)} {path.lstat().st_mode}".encode())
+        if path.is_file() and not path.is_symlink():
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def spoil(target: Path, chance: random.Random, outside: Path) -> str:
+    """Spoil one file below `target`; says how."""
+    files = [target] if target.is_file() else sorted(p for p in target.rglob("*") if p.is_file())
+    path = chance.choice(files)
+    data = bytearray(path.read_bytes())
+    ways = ["cut", "flip", "empty", "noise", "delete", "link", "fifo", "folder", "grow"]
+    if path.suffix == ".json" or path.name.endswith(".jsonl"):
+        ways = ["json"] * 12 + ways
+    way = chance.choice(ways)
+    if way in ("delete", "link", "fifo", "folder"):
+        path.unlink()
+        {
+            "delete": lambda: None,
+            "link": lambda: path.symlink_to(outside / "secret.txt"),
+            "fifo": lambda: os.mkfifo(path),
+            "folder": path.mkdir,
+        }[way]()
+    elif way == "json":
+        path.write_text(spoil_json(path.read_text(), chance))
+    else:
+        if way == "cut":
+            data = data[: chance.randrange(len(data) + 1)]
+        elif way == "flip":
+            for _ in range(chance.choice([1, 1, 3, 40])):
+                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        elif way == "noise":
+            data = bytearray(chance.randbytes(4000))
+        elif way == "grow":
+            data += chance.randbytes(50) * 1000
+        path.write_bytes(b"" if way == "empty" else data)
+    return f"{way} {path.name}"
+
+
+def spoil_json(text: str, chance: random.Random) -> str:
+    """Replace one value of a JSON document, or of one of its lines, by an absurd one."""
+    lines = text.splitlines() if text.startswith('{"event"') else [text]
+    number = chance.randrange(len(lines))
+    tree = json.loads(lines[number])
+    node: Any = tree
+    while True:
+        key = chance.choice(list(node) if isinstance(node, dict) else list(range(len(node))))
+        if not isinstance(node[key], dict | list) or not node[key] or chance.random() < 0.2:
+            node[key] = chance.choice(_ABSURD)
+            break
+        node = node[key]
+    lines[number] = json.dumps(tree)
+    return "\n".join(lines) + "\n"
+
+
+def run(main: Callable[[list[str]], None], arguments: list[str]) -> tuple[int, str]:
+    """Exit code and all that was said; any other exception than SystemExit is the test's failure.
+
+    Raises:
+        Exception: What the command let through: a traceback for its user.
+    """
+    out = io.StringIO()
+    handler = logging.StreamHandler(out)
+    logging.getLogger().addHandler(handler)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            main(arguments)
+    except SystemExit as end:
+        return (
+            end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        ), out.getvalue()
+    finally:
+        logging.getLogger().removeHandler(handler)
+    return 0, out.getvalue()
+
+
+def check_case(
+    tmp_path: Path, outside: Path, seed: int, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main, target, arguments = command
+    work = tmp_path / f"case-{seed}"
+    shutil.copytree(BEFORE, work)
+    shutil.copy(work / "half" / "config.toml", work / "run.toml")
+    _photo(work / "photo.jpg")
+    monkeypatch.chdir(work)
+    before = digest(outside)
+    how = spoil(work / target, random.Random(seed), outside)
+    label = f"seed {seed}: {' '.join(arguments[:1])} after {how}"
+    with watched() as opened:
+        try:
+            code, said = run(main, arguments)
+        except Exception as error:
+            raise AssertionError(f"{label}: {type(error).__name__}: {error}"[:2000]) from error
+    assert code in EXIT_CODES, label
+    assert digest(outside) == before, label
+    assert opened == [], label
+    assert SECRET not in said, label
+    assert not set(said) & set("\x1b\0"), label
+    assert max(map(len, said.splitlines() or [""])) <= 4096, label
+    for page in (work / "finished").glob("report.*"):
+        assert SECRET not in page.read_text(errors="replace"), label
+    shutil.rmtree(work)
+    assert not [child for child in multiprocessing.active_children() if child.is_alive()], label
+
+
+def _photo(path: Path) -> None:
+    from PIL import Image
+
+    Image.linear_gradient("L").convert("RGB").save(path)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", QUICK)
+def test_a_spoiled_file_is_a_sentence_and_nothing_outside_is_touched(
+    tmp_path: Path, tree: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(max(8, CASES // len(QUICK))):
+        check_case(tmp_path, tree, seed, QUICK[name], monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SLOW)
+def test_a_spoiled_run_is_a_sentence_and_nothing_outside_is_touched(
+    tmp_path: Path, tree: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(max(8, CASES // 5)):
+        check_case(tmp_path, tree, seed, SLOW[name], monkeypatch)
