@@ -51,7 +51,7 @@ COVERED_BY = {
         "training/run_dir training/seeding training/setup training/signals utils/environment"
     ),
     "lmcl/features/test_cache.py": "lmcl/features: build",
-    "lmcl/inference/test_command.py": "lmcl: cli/score inference/interruption",
+    "lmcl/inference/test_command.py": "lmcl: cli/score",
     "lmcl/inference/test_batch_job.py": "lmcl/inference: filter scores_file",
     "lmcl/inference/test_export.py": "lmcl: cli/export",
     "lmcl/inference/test_saliency_overlay.py": "lmcl: cli/saliency",
@@ -91,6 +91,8 @@ ACROSS = {
     "kernels/test_compiles.py": "device code compiles for GPUs that are not here",
     "kernels/test_gpu.py": "what needs a GPU",
     "lmcl/inference/test_command.py": "`lmcl score` and its neighbours as people call them",
+    "lmcl/inference/test_hostile_files.py": "files made to do harm",
+    "lmcl/inference/test_kill.py": "scoring that is killed anywhere",
     "lmcl/inference/test_memory.py": "memory of scoring, in a process of its own",
     "lmcl/inference/test_unreadable.py": "folders and links that cannot be read",
     "lmcl/report/test_browser.py": "pages in a real browser",
