@@ -1,4 +1,6 @@
+import base64
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -189,3 +191,18 @@ def test_embeddings_are_brought_to_a_plane_by_umap_where_it_is_installed() -> No
     assert names == ("UMAP 1", "UMAP 2")
     middles = xy[:20].mean(axis=0), xy[20:].mean(axis=0)
     assert np.linalg.norm(middles[0] - middles[1]) > xy[:20].std(axis=0).max()
+
+
+def test_the_policy_allows_the_pages_own_style_and_script_by_hash_and_nothing_else(run) -> None:
+    page = (run / "report.html").read_text()
+    policy = page.partition('Policy" content="')[2].partition('">')[0]
+    assert "unsafe" not in policy
+    assert all(
+        rule in policy
+        for rule in ("default-src &#39;none&#39;", "base-uri &#39;none&#39;", "form-action")
+    )
+    assert " style=" not in page.partition("<body>")[2].partition("<script")[0]
+    for kind in ("style", "script"):
+        text = page.rpartition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src &#39;sha256-{digest}&#39;" in policy
