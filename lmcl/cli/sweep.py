@@ -9,6 +9,7 @@ import click
 
 from lmcl.errors import LmclError
 from lmcl.sweep.launch import (
+    WAY_ON,
     Failure,
     Job,
     make_jobs,
@@ -19,6 +20,7 @@ from lmcl.sweep.launch import (
 )
 from lmcl.sweep.plan import Over, plan_tasks
 from lmcl.sweep.summary import Summary, summarise, table
+from lmcl.training.signals import stop_on_signals
 from lmcl.utils.files import make_output_folder, write_atomic
 
 
@@ -99,14 +101,17 @@ def command(
         click.echo("when the jobs are done, the same command with --collect sums up", err=True)
         return
     failures: list[Failure] = []
-    try:
-        # One by one: a sweep that is interrupted still names those that failed before.
-        for failure in _run(jobs, launcher, cpus=cpus, gpus=gpus):
-            failures.append(failure)
-    finally:
-        summary = summarise(tasks, kind, failures)
-        write_atomic(folder / "summary.json", summary.to_json())
-        click.echo(table(summary))
+    with stop_on_signals(WAY_ON) as stop:
+        try:
+            # One by one: a sweep that is interrupted still names those that failed before.
+            for failure in _run(jobs, launcher, cpus=cpus, gpus=gpus):
+                failures.append(failure)
+        finally:
+            # A closed terminal tells a job twice, a scheduler too.
+            with stop.deferred():
+                summary = summarise(tasks, kind, failures)
+                write_atomic(folder / "summary.json", summary.to_json())
+                click.echo(table(summary))
     _finish(summary, folder)
 
 

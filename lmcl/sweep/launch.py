@@ -6,6 +6,7 @@ that dies takes no other with it.
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,12 +21,18 @@ from lmcl.errors import LmclError
 from lmcl.sweep.plan import Task
 from lmcl.training.launcher import LAUNCHER_ENVIRONMENT
 from lmcl.training.run_dir import RunDir
-from lmcl.training.signals import InterruptedRunError, stop_on_signals
+from lmcl.training.signals import InterruptedRunError, StopSignal, stop_on_signals
 from lmcl.utils.files import write_atomic
+from shards.processes import command_ending_with_parent
+from shards.text import printable
 
 logger = logging.getLogger(__name__)
 
 _INTERRUPTED = 130
+WAY_ON = "finished runs and checkpoints stand, and the same command goes on from here"
+"""For whoever stops a sweep."""
+_SBATCH_WORD = re.compile(r"[^\s%\\\"'#]+", re.ASCII)
+"""What stands in a line of `#SBATCH` as it is: sbatch splits at spaces and fills in after %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +73,14 @@ def run_here(jobs: Sequence[Job]) -> Iterator[Failure]:
     Raises:
         InterruptedRunError: If this process or a run was asked to stop; the run's checkpoint is
             written, and the same sweep goes on from there.
+        LmclError: If there is no such program.
     """
-    with stop_on_signals():
+    with stop_on_signals(WAY_ON) as stop:
         for number, job in enumerate(jobs):
             logger.info("run %d of %d: %s", number + 1, len(jobs), job.task.name)
             mark = RunDir(job.task.folder).interrupted
             mark.unlink(missing_ok=True)
-            code = _run(job.command)
+            code = _run(job.command, stop)
             # A launcher of several processes has an exit code of its own.
             if code == _INTERRUPTED or (code and mark.exists()):
                 raise InterruptedRunError(
@@ -95,7 +103,11 @@ def write_slurm_scripts(jobs: Sequence[Job], folder: Path, options: Sequence[str
         jobs: What to run.
         folder: Where scripts and logs go.
         options: Further `#SBATCH` options, e.g. `--time=12:00:00`.
+
+    Raises:
+        LmclError: If the folder or an option would be read as something else in a `#SBATCH` line.
     """
+    _check_sbatch(folder.absolute(), options)
     folder.mkdir(parents=True, exist_ok=True)
     scripts = []
     for job in jobs:
@@ -109,7 +121,7 @@ def write_slurm_scripts(jobs: Sequence[Job], folder: Path, options: Sequence[str
             "#SBATCH --open-mode=append",
             "#SBATCH --requeue",
             "#SBATCH --signal=USR1@120",
-            *(f"#SBATCH {option}" for option in options),
+            *(f"#SBATCH {_quoted(option)}" for option in options),
             f"cd {shlex.quote(str(Path.cwd()))} || exit 1",
             *(f"export {name}={value}" for name, value in LAUNCHER_ENVIRONMENT.items()),
             # One of an earlier start would put a job that fails back into the queue for ever.
@@ -194,25 +206,54 @@ def run_on_ray(jobs: Sequence[Job], *, cpus: float, gpus: float) -> Iterator[Fai
             ray.cancel(left)
 
 
-def _run(command: Sequence[str]) -> int:
+def _check_sbatch(folder: Path, options: Sequence[str]) -> None:
+    if not _SBATCH_WORD.fullmatch(str(folder)):
+        raise LmclError(
+            f"{printable(folder)}: a line of #SBATCH ends a path at a space, and % and quotes mean "
+            "something there; choose an --output without them",
+            exit_code=2,
+        )
+    for option in options:
+        if not option.isprintable():
+            raise LmclError(
+                f"--sbatch: {printable(option)!r} has a line break or another sign that cannot "
+                "stand in a line of #SBATCH; leave it out",
+                exit_code=2,
+            )
+
+
+def _quoted(option: str) -> str:
+    # sbatch takes quotes as a shell does; what worked without them stays without them.
+    return shlex.quote(option) if " " in option else option
+
+
+def _run(command: Sequence[str], stop: StopSignal) -> int:
     """Exit code of a command that shares this terminal; it is ended if this process is."""
-    try:
-        process = subprocess.Popen(command)
-    except OSError as error:
-        raise LmclError(f"{command[0]}: cannot be started: {error}; name another --with") from error
+    if shutil.which(command[0]) is None:
+        raise LmclError(
+            f"{printable(command[0])}: cannot be started: there is no such program; name another "
+            "--with"
+        )
+    # Asked to stop like this process, should this one be killed.
+    process = subprocess.Popen(command_ending_with_parent(command))
     try:
         return process.wait()
     except BaseException:
-        # Its own checkpoint is worth waiting for.
-        process.terminate()
-        process.wait()
+        # Its own checkpoint is worth waiting for, whatever a scheduler repeats meanwhile.
+        with stop.deferred():
+            process.terminate()
+            process.wait()
         raise
 
 
 def _run_and_listen(command: Sequence[str], folder: str) -> tuple[int, str]:
     """Exit code and last words of a command; runs on a node of a cluster."""
     with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command_ending_with_parent(command),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         lines: deque[str] = deque(maxlen=1)
         for line in process.stderr or ():

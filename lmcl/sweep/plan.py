@@ -12,6 +12,7 @@ from lmcl.config import Config, binding_differences, load_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.training.run_dir import RunDir
 from shards.read import open_set
+from shards.text import printable
 
 Over = Literal["splits", "seeds"]
 
@@ -20,6 +21,8 @@ BASE = "base.toml"
 _FINISHED = ("metrics.json", "protocol.json", "report.html")
 _NUMBERED = re.compile(r"(.+)-\d+")
 _SEEDS = 5
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""Names become folders, jobs and lines of batch scripts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +81,8 @@ def plan_tasks(
         output: Folder of the sweep; runs lie in `<configuration>/<split or seed>` below it.
 
     Raises:
-        ConfigError: If there is nothing to do, a configuration cannot be read, or a run's folder
-            holds another configuration (exit code 5).
+        ConfigError: If there is nothing to do, a configuration cannot be read, a name could not
+            stand in a batch script, or a run's folder holds another configuration (exit code 5).
         LmclError: If there are fewer splits than asked for (exit code 4).
     """
     by_model: list[list[Task]] = []
@@ -109,7 +112,8 @@ def config_files(paths: Sequence[Path]) -> list[Path]:
     """Files as they were named, folders as their TOML files in order, without `base.toml`.
 
     Raises:
-        ConfigError: If there is none, or two have the same name.
+        ConfigError: If there is none, two have the same name, or one is named by other signs than
+            letters, digits, dot, dash and underscore.
     """
     files: list[Path] = []
     for path in paths:
@@ -117,6 +121,8 @@ def config_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir() and not inside:
             raise ConfigError(f"{path}: no TOML file in this folder (besides {BASE}); name another")
         files += inside if path.is_dir() else [path]
+    for file in files:
+        _check_name(file.stem, f"{printable(file)}: rename the file", what="configuration")
     stems = [file.stem for file in files]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice:
@@ -137,8 +143,9 @@ def _split_changes(config: Config, count: int | None) -> list[tuple[str, str]]:
             "(--over seeds), or set data.split to the first of several, e.g. 70-10-20-seed123-00"
         )
     shard_set = open_set(root, cache=Path(config.data.cache) if config.data.cache else None)
+    _check_name(split, "draw one under another name with `lmcl-shard split`", what="split")
     found = sorted(Path(name).stem for name in shard_set.store.names("splits"))
-    drawn = [name for name in found if re.fullmatch(re.escape(numbered[1]) + r"-\d+", name)]
+    drawn = [name for name in found if re.fullmatch(re.escape(numbered[1]) + r"-[0-9]+", name)]
     if not drawn or (count is not None and count > len(drawn)):
         raise LmclError(
             f"{root}: {count or 'at least one'} splits like {split!r} were asked for, there are "
@@ -152,6 +159,20 @@ def _seeds(config: Config, count: int | None) -> list[tuple[str, str]]:
     first = config.train.seed
     seeds = range(first, first + (_SEEDS if count is None else count))
     return [(f"seed-{seed}", f"train.seed={seed}") for seed in seeds]
+
+
+def _check_name(name: str, way_out: str, *, what: str) -> None:
+    """Refuse what a shell, SLURM or a file system could take for something else.
+
+    Raises:
+        ConfigError: Names it.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"the {what}'s name {printable(name)!r} becomes a folder and a job of the sweep; it "
+            "must begin with a letter of A-Z, a digit or an underscore and go on with these, dots "
+            f"and dashes; {way_out}"
+        )
 
 
 def _check_folder(task: Task) -> None:

@@ -26,11 +26,15 @@ class InterruptedRunError(LmclError):
         super().__init__(message, exit_code=130)
 
 
+_WAY_ON = "checkpoints written so far stand, and --resume auto goes on from the newest"
+
+
 class StopSignal:
     """Whether this process was asked to stop, and whether it answers at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, way_on: str = _WAY_ON) -> None:
         self.requested = False
+        self._way_on = way_on
         self._is_deferred = False
 
     @contextmanager
@@ -56,15 +60,18 @@ class StopSignal:
         self.requested = True
         if again or not self._is_deferred:
             raise InterruptedRunError(
-                f"stopped at once by {signal.Signals(signum).name}; checkpoints written so far "
-                "stand, and --resume auto goes on from the newest"
+                f"stopped at once by {signal.Signals(signum).name}; {self._way_on}"
             )
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopSignal]:
-    """Answer the signals of `SIGNALS` within, and give them back to their owners after."""
-    stop = StopSignal()
+def stop_on_signals(way_on: str = _WAY_ON) -> Iterator[StopSignal]:
+    """Answer the signals of `SIGNALS` within, and give them back to their owners after.
+
+    Args:
+        way_on: What was kept and how to go on, for the message.
+    """
+    stop = StopSignal(way_on)
     # `nohup` has a closed terminal ignored, and a shell Ctrl-C in its background jobs: so be it.
     heard = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -142,6 +143,53 @@ def test_a_folder_is_its_files_without_the_base(tmp_path: Path) -> None:
     for name in ("2-b", "base", "1-a"):
         (tmp_path / f"{name}.toml").write_text("")
     assert [file.stem for file in config_files([tmp_path])] == ["1-a", "2-b"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a\ntouch made", "a b", "a;b", "$(b)", "..", "-a", "a%j", "modèle"], ids=ascii
+)
+def test_a_name_that_a_batch_script_could_misread_is_refused_when_the_sweep_is_planned(
+    demo_set: Path, tmp_path: Path, name: str
+) -> None:
+    file = config(tmp_path, name, demo_set)
+    with pytest.raises(ConfigError, match=r"name .* becomes a folder and a job") as error:
+        plan_tasks([file], "seeds", count=1, overrides=[], output=tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("split", ["a b-00", "$(b)-00", "..-00", "a-\N{ARABIC-INDIC DIGIT ONE}"])
+def test_splits_of_such_names_are_refused_too(demo_set: Path, tmp_path: Path, split: str) -> None:
+    file = config(tmp_path, "a", demo_set)
+    change = f"data.split={json.dumps(split, ensure_ascii=False)}"
+    with pytest.raises(ConfigError, match=r"split's name .* `lmcl-shard split`"):
+        plan_tasks([file], "splits", count=1, overrides=[change], output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("folder", "option", "words"),
+    [
+        pytest.param("a b", "--time=1:00", r"a b.*choose an --output", id="space"),
+        pytest.param("a\nb", "--time=1:00", r"a\\nb.*choose an --output", id="newline"),
+        pytest.param("a%j", "--time=1:00", r"a%j.*choose an --output", id="pattern"),
+        pytest.param("a", "--time=1:00\ntouch b", r"--sbatch.*\\ntouch b", id="option"),
+    ],
+)
+def test_what_an_sbatch_line_cannot_hold_is_refused_before_a_script_is_written(
+    tmp_path: Path, folder: str, option: str, words: str
+) -> None:
+    with pytest.raises(LmclError, match=words):
+        write_slurm_scripts([job(tmp_path, "l", "true")], tmp_path / folder, [option])
+    assert not list(tmp_path.rglob("*.sbatch"))
+
+
+def test_an_option_with_a_space_stays_one_option(tmp_path: Path) -> None:
+    (script,) = write_slurm_scripts([job(tmp_path, "l", "true")], tmp_path, ["--comment=a b"])
+    assert "#SBATCH '--comment=a b'\n" in script.read_text()
+
+
+def test_a_trainer_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LmclError, match=r"no-such-trainer.*name another --with"):
+        list(run_here([job(tmp_path, "l", "no-such-trainer")]))
 
 
 @pytest.mark.parametrize(
@@ -368,7 +416,16 @@ def job(folder: Path, label: str, *command: str) -> Job:
     return Job(task=task, command=command)
 
 
-def test_a_sweep_asked_to_stop_waits_for_the_runs_checkpoint(tmp_path: Path) -> None:
+def wait_for(path: Path) -> bool:
+    for _ in range(600):
+        if path.exists():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def sweep_of_long_runs(folder: Path) -> subprocess.Popen[str]:
+    """A sweep in whose first run one is; the run writes a checkpoint when it is asked to stop."""
     run = (
         "import pathlib, signal, sys, time\n"
         "def leave(*_):\n    pathlib.Path('checkpoint').touch()\n    sys.exit(130)\n"
@@ -376,27 +433,42 @@ def test_a_sweep_asked_to_stop_waits_for_the_runs_checkpoint(tmp_path: Path) -> 
         "pathlib.Path('started').touch()\n"
         "time.sleep(60)\n"
     )
-    (tmp_path / "run.py").write_text(run)
-    config(tmp_path, "one", tmp_path)
+    (folder / "run.py").write_text(run)
+    config(folder, "one", folder)
     sweep = subprocess.Popen(
         [
             *(sys.executable, "-m", "lmcl", "sweep", "one.toml", "--over", "seeds"),
             *("--with", f"{sys.executable} run.py", "--output", "out"),
         ],
-        cwd=tmp_path,
+        cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(REPO)},
     )
-    for _ in range(600):
-        if (tmp_path / "started").exists():
-            break
-        time.sleep(0.1)
-    sweep.terminate()
+    assert wait_for(folder / "started")
+    return sweep
+
+
+def test_the_runs_of_a_sweep_end_when_it_is_killed(tmp_path: Path) -> None:
+    sweep = sweep_of_long_runs(tmp_path)
+    sweep.kill()
+    # The run holds the other end of this pipe: it has ended when the pipe has.
+    sweep.communicate(timeout=30)
+    # It was asked, not killed: nothing of it is lost.
+    assert (tmp_path / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_sweep_asked_to_stop_waits_for_the_runs_checkpoint(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    sweep = sweep_of_long_runs(tmp_path)
+    sweep.send_signal(number)
     _, said = sweep.communicate(timeout=60)
     assert (tmp_path / "checkpoint").exists(), said
     assert sweep.returncode == 130
-    assert "resume auto" in said or "goes on" in said
+    assert f"stopped at once by {number.name}" in said
+    assert "the same command goes on from here" in said
     # What is unfinished is known even so.
     assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["unfinished"]) == 5
 
