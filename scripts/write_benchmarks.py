@@ -70,7 +70,11 @@ def provenance(lines: list[dict[str, Any]]) -> str:
             " ".join(f"{k} {line['versions'][k]}" for k in ("torch", "python")) for line in lines
         )
     )
-    return f"Device: {devices}. Commit: {commits}. {versions}."
+    engines = "; ".join(
+        dict.fromkeys(engine for line in lines if (engine := line.get("engines", "")))
+    )
+    said = f" Engines: {engines}." if engines else ""
+    return f"Device: {devices}. Commit: {commits}. {versions}.{said}"
 
 
 def page(old: str, results: Path) -> str:

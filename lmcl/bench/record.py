@@ -43,6 +43,9 @@ class Record:
     """True if tracked files differed from the commit."""
     device: str = ""
     """Processor or GPU."""
+    engines: str = ""
+    """The line a run begins with, where the case is one: device, what decodes, what computes the
+    loss, and why where one fell back. Lines of earlier versions have none."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     """Versions of what the figure depends on."""
 
@@ -57,6 +60,7 @@ def make_record(
     cpu_ms_per_image: float | None = None,
     peak_bytes: int | None = None,
     device: str | None = None,
+    engines: str = "",
 ) -> Record:
     """Summarise the rounds of one case and stamp it with commit, device and versions."""
     commit, dirty = git_state()
@@ -74,6 +78,7 @@ def make_record(
         commit=commit,
         dirty=dirty,
         device=device or f"{os.cpu_count()} x {processor_name()}",
+        engines=engines,
         versions=installed_versions(),
     )
 

@@ -30,6 +30,8 @@ LEAST_NETWORKS = 0.9
 """Share of a step's time that the networks' forward and backward must at least have."""
 MOST_AROUND = 0.1
 """Share that loss, moving average, saliency and logging may have together."""
+MOST_GAP = 0.03
+"""Share of a round by the clock that its parts together may miss or count twice."""
 LEAST_MFU_ON_GPU = 0.45
 """Share of the measured speed of a matrix product that a compiled step must reach there."""
 MOST_WAIT_ON_GPU = 0.02
@@ -69,6 +71,8 @@ class Measured:
     name: str
     rounds: tuple[Round, ...]
     peak_bytes: int
+    engines: str
+    """Device, decoder and loss."""
 
     def share(self, parts: Sequence[Part]) -> list[float]:
         """Share of some parts in the time of each round."""
@@ -80,8 +84,13 @@ class Measured:
 
     @property
     def totals(self) -> list[float]:
-        """Seconds of each round."""
-        return [r.spent.total for r in self.rounds]
+        """Seconds of each round, by the clock."""
+        return [r.spent.wall for r in self.rounds]
+
+    @property
+    def gaps(self) -> list[float]:
+        """Share of each round by which the sum of its parts differs from the clock."""
+        return [r.spent.gap for r in self.rounds]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +193,12 @@ def measure_step(
                 found[name].append(loop.round())
         return Results(
             loops=tuple(
-                Measured(name=name, rounds=tuple(found[name]), peak_bytes=loop.peak_bytes)
+                Measured(
+                    name=name,
+                    rounds=tuple(found[name]),
+                    peak_bytes=loop.peak_bytes,
+                    engines=loop.engines,
+                )
                 for name, loop in loops.items()
             ),
             matmul_rate=max(rates),
@@ -202,7 +216,7 @@ def step_records(settings: Settings, results: Results) -> list[Record]:
         ratios = [b / a for a, b in zip(one.totals, plain.totals, strict=True)]
         case = f"ratio_{one.name}_to_plain_loop"
         least = LEAST_RATIO_ON_GPU if settings.on_gpu else 1.0
-        records.append(_record(settings, case, ratios, unit="x", target=least))
+        records.append(_record(settings, one, case, ratios, unit="x", target=least))
     return records
 
 
@@ -241,10 +255,11 @@ def _loop_records(
     speeds = [settings.crops / total for total in measured.totals]
     yield _record(
         settings,
+        measured,
         measured.name,
         speeds,
         unit="crops/s",
-        measured=measured,
+        has_costs=True,
         mfu=round(float(np.median(speeds)) * flops / peak, 4),
         gflop_per_crop=round(flops / 1e9, 4),
         matmul_tflops=round(peak / 1e12, 4),
@@ -252,15 +267,16 @@ def _loop_records(
     for part in Part:
         milliseconds = [1e3 * seconds / settings.steps for seconds in measured.seconds(part)]
         share = round(float(np.median(measured.share([part]))), 5)
-        yield _record(
-            settings, f"{measured.name}_part_{part}", milliseconds, unit="ms/step", share=share
-        )
+        case = f"{measured.name}_part_{part}"
+        yield _record(settings, measured, case, milliseconds, unit="ms/step", share=share)
+    case = f"{measured.name}_gap_of_parts"
+    yield _record(settings, measured, case, measured.gaps, unit="share", most=MOST_GAP)
     if measured.name != "plain_loop":
         yield from _share_records(settings, measured)
         if settings.on_gpu and measured.name == "ours_compiled":
             rates = [speed * flops / peak for speed in speeds]
             case = f"{measured.name}_mfu"
-            yield _record(settings, case, rates, unit="share", target=LEAST_MFU_ON_GPU)
+            yield _record(settings, measured, case, rates, unit="share", target=LEAST_MFU_ON_GPU)
 
 
 def _share_records(settings: Settings, measured: Measured) -> Iterator[Record]:
@@ -281,6 +297,7 @@ def _share_records(settings: Settings, measured: Measured) -> Iterator[Record]:
     for name, parts, least, most in bounds:
         yield _record(
             settings,
+            measured,
             f"{measured.name}_share_{name}",
             measured.share(parts),
             unit="share",
@@ -291,16 +308,29 @@ def _share_records(settings: Settings, measured: Measured) -> Iterator[Record]:
 
 def _record(
     settings: Settings,
+    measured: Measured,
     case: str,
     values: Sequence[float],
     *,
     unit: str,
-    measured: Measured | None = None,
+    has_costs: bool = False,
     target: float | None = None,
     most: float | None = None,
     **more: float,
 ) -> Record:
-    """One line; `target` is the least and `most` the greatest median that meets the design."""
+    """One line; `target` is the least and `most` the greatest median that meets the design.
+
+    Args:
+        settings: What all cases share.
+        measured: The loop the line is of.
+        case: Its name.
+        values: One a round.
+        unit: Of the values.
+        has_costs: Whether the loop's processor time and memory belong to the line.
+        target: Least median.
+        most: Greatest median.
+        more: Further entries of `params`.
+    """
     config = settings.config
     median = float(np.median(values))
     params: dict[str, int | float | str | bool] = {
@@ -320,14 +350,14 @@ def _record(
     if most is not None:
         params |= {"most": most, "met": median <= most}
     cpu, peak_bytes = None, None
-    if measured is not None:
+    if has_costs:
         images = settings.steps * config.train.batch_size
         cpu = round(float(np.median([1e3 * r.cpu / images for r in measured.rounds])), 3)
         peak_bytes = measured.peak_bytes
     gpu = torch.cuda.get_device_name() if settings.on_gpu else None
     return make_record(
         "step", case, values, unit=unit, params=params, cpu_ms_per_image=cpu,
-        peak_bytes=peak_bytes, device=gpu,
+        peak_bytes=peak_bytes, device=gpu, engines=measured.engines,
     )  # fmt: skip
 
 

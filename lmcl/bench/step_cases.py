@@ -29,6 +29,7 @@ from lmcl.models.preprocess import Preprocessing, autocast
 from lmcl.training.checkpoint import Position
 from lmcl.training.setup import make_student, prepare
 from lmcl.training.trainer import Trainer, training_crops
+from lmcl.utils.environment import engines_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class Loop(Protocol):
 
     peak_bytes: int
     """Highest memory of its first round, above what was in use before it was built."""
+    engines: str
+    """What computes it: device, decoder, loss."""
 
     def round(self) -> Round:
         """Some optimiser steps."""
@@ -73,7 +76,7 @@ class OurLoop:
         self._trainer, self._epoch, self._device = trainer, 0, device
         self._watch = Stopwatch(device)
         _watch_trainer(trainer, self._watch)
-        self.steps = trainer.loader.steps
+        self.steps, self.engines = trainer.loader.steps, trainer.engines
         self.preprocessing = trainer.preprocessing
         self._looks = training_crops(config).salient
         self.round()
@@ -92,7 +95,7 @@ class OurLoop:
         share = saliency / trainer.config.saliency.every
         self._epoch += 1
         return Round(
-            spent=Spent(total=spent.total + share, parts={**spent.parts, Part.SALIENCY: share}),
+            spent=Spent(wall=spent.wall + share, parts={**spent.parts, Part.SALIENCY: share}),
             cpu=time.process_time() - looked + (looked - began) / trainer.config.saliency.every,
         )
 
@@ -127,6 +130,7 @@ class PlainLoop:
     ) -> None:
         self._steps, self._preprocessing, self._device = steps, preprocessing, device
         self._clip = config.train.clip
+        self.engines = engines_line(device, "decode pillow", "loss l1 fp32")
         gc.collect()
         memory = PeakMemory(device)
         self._model = make_student(config, device)

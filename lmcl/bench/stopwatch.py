@@ -6,7 +6,7 @@ the GPU spent between two of them. On a CPU they are clock readings.
 
 import ctypes
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -44,17 +44,37 @@ AROUND = (Part.OBJECTIVE, Part.TEACHER, Part.SALIENCY, Part.LOGGING)
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """Wall-clock seconds of one round."""
+    """Seconds of one round."""
 
-    total: float
+    wall: float
+    """From start to end, by the host's clock, whatever the parts say."""
     parts: Mapping[Part, float]
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return sum(self.parts.values())
+
+    @property
+    def gap(self) -> float:
+        """Share of the round, at least 0, that the parts leave out or count twice."""
+        return abs(self.total - self.wall) / self.wall
 
 
 class Stopwatch:
-    """Attributes time to the part that was entered last."""
+    """Attributes time to the part that was entered last.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: Whose time is measured.
+        clock: Seconds from any moment on; another one in tests.
+    """
+
+    def __init__(
+        self, device: torch.device, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._on_gpu = device.type == "cuda"
+        self._clock = clock
+        self._began = 0.0
         self._entered: list[Part] = []
         self._moments: list[float | torch.cuda.Event] = []
 
@@ -62,6 +82,7 @@ class Stopwatch:
         """Begin a round in `part`; whatever was measured before is forgotten."""
         self._entered, self._moments = [], []
         synchronize(self._on_gpu)
+        self._began = self._clock()
         self.enter(part)
 
     def enter(self, part: Part) -> None:
@@ -73,16 +94,17 @@ class Stopwatch:
         """End the round and add up."""
         self._moments.append(self._now())
         synchronize(self._on_gpu)
+        wall = self._clock() - self._began
         parts = dict.fromkeys(Part, 0.0)
         for part, begin, end in zip(
             self._entered, self._moments[:-1], self._moments[1:], strict=True
         ):
             parts[part] += _between(begin, end)
-        return Spent(total=sum(parts.values()), parts=parts)
+        return Spent(wall=wall, parts=parts)
 
     def _now(self) -> float | torch.cuda.Event:
         if not self._on_gpu:
-            return time.perf_counter()
+            return self._clock()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event

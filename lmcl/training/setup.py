@@ -626,9 +626,10 @@ def _describe(trainer: Trainer, loss: LossPlan | None) -> None:
     choice, device = trainer.loader.choice, trainer.context.device
     if loss is not None:
         announce(loss, already_said=True)
+    trainer.engines = engines_line(device, choice.line, str(loss or "no contrastive loss"))
     if not trainer.context.is_main:
         return
-    logger.info("%s", engines_line(device, choice.line, str(loss or "no contrastive loss")))
+    logger.info("%s", trainer.engines)
     found = describe_environment(
         device,
         world_size=trainer.context.world_size,

@@ -135,6 +135,8 @@ class Trainer:
     source: CropSource
     """Crops for saliency passes and evaluation."""
     metrics_logger: MetricsLogger
+    engines: str = ""
+    """The line the run begins with: device, what decodes, what computes the loss."""
     stop: StopSignal = field(default_factory=StopSignal)
     progress: Progress = field(default_factory=lambda: Progress(position=Position(epoch=0, step=0)))
 

@@ -11,12 +11,14 @@ SCRIPT = runpy.run_path(
 )
 
 
-def line(case: str, median: float, **params: object) -> str:
-    fields = {
+def line(case: str, median: float, engines: str = "", **params: object) -> str:
+    fields: dict[str, object] = {
         "case": case, "params": {"rows": 8, **params}, "median": median, "p10": 1.0, "p90": 9.0,
         "unit": "ms", "cpu_ms_per_image": 0.5, "peak_bytes": 2**21, "commit": "0123456789abcdef",
         "dirty": True, "device": "a processor", "versions": {"torch": "2", "python": "3"},
     }  # fmt: skip
+    if engines:
+        fields["engines"] = engines
     return json.dumps(fields) + "\n"
 
 
@@ -38,6 +40,18 @@ def test_the_newest_line_of_a_case_counts_and_words_around_stay(tmp_path: Path) 
     assert "Commit: 012345678 with changes." in new
     assert "results/loss-cpu.svg" in new
     assert SCRIPT["page"](new, tmp_path) == new
+
+
+def test_lines_of_earlier_versions_stand_beside_those_that_name_their_engines(
+    tmp_path: Path,
+) -> None:
+    ours = "device cpu, decode dali-cpu-2.4, loss chunked fp32 D=48"
+    (tmp_path / "step.jsonl").write_text(line("old", 1.0) + line("new", 2.0, engines=ours))
+    new = SCRIPT["page"](f"{SCRIPT['BEGIN']}\n{SCRIPT['END']}\n", tmp_path)
+    assert f"Engines: {ours}." in new
+    assert "| old |" in new
+    (tmp_path / "step.jsonl").write_text(line("old", 1.0))
+    assert "Engines" not in SCRIPT["page"](new, tmp_path)
 
 
 def test_a_page_without_its_marks_is_refused(tmp_path: Path) -> None:

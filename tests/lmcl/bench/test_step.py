@@ -8,8 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lmcl.bench.step import command
-from lmcl.bench.stopwatch import Part, Stopwatch
+from lmcl.bench.step import MOST_GAP, command
+from lmcl.bench.stopwatch import Part, Spent, Stopwatch
 
 SMOKE = Path(__file__).resolve().parents[3] / "configs" / "smoke.toml"
 TOY = ("crops.random=2", "encoder.depth=1", "saliency.layers=1")
@@ -88,14 +88,66 @@ def test_operations_are_counted_as_the_layers_say(records: Records) -> None:
     assert least < records["ours"]["params"]["gflop_per_crop"] < 100 * least
 
 
+def test_the_parts_are_compared_with_the_clock(records: Records) -> None:
+    for loop in ("ours", "plain_loop"):
+        gap = records[f"{loop}_gap_of_parts"]
+        assert gap["params"]["most"] == 0.03
+        assert gap["params"]["met"] == (gap["median"] <= 0.03)
+
+
+def test_every_line_says_what_computed_it(records: Records) -> None:
+    for case, line in records.items():
+        device, decode, loss = line["engines"].split(", ", 2)
+        assert device.startswith("device cpu")
+        is_plain = case.startswith("plain_loop")
+        assert decode.startswith("decode pillow" if is_plain else "decode dali-cpu")
+        assert loss.startswith("loss l1" if is_plain else "loss chunked fp32 D=48")
+
+
+class Clock:
+    """Seconds that pass when it is told so, and a little with every look."""
+
+    def __init__(self, a_look: float = 0.0) -> None:
+        self.now, self.a_look = 0.0, a_look
+
+    def __call__(self) -> float:
+        self.now += self.a_look
+        return self.now
+
+
 def test_time_belongs_to_the_part_entered_last() -> None:
-    watch = Stopwatch(torch.device("cpu"))
+    clock = Clock()
+    watch = Stopwatch(torch.device("cpu"), clock)
     watch.start(Part.WAIT)
-    watch.enter(Part.FORWARD)
-    watch.enter(Part.WAIT)
+    for part, seconds in ((Part.FORWARD, 1.0), (Part.BACKWARD, 2.0), (Part.WAIT, 4.0)):
+        clock.now += seconds
+        watch.enter(part)
+    clock.now += 8.0
     spent = watch.stop()
-    assert spent.total == pytest.approx(spent.parts[Part.WAIT] + spent.parts[Part.FORWARD])
-    assert spent.parts[Part.BACKWARD] == 0.0
+    assert spent.parts == {
+        **dict.fromkeys(Part, 0.0), Part.WAIT: 9.0, Part.FORWARD: 2.0, Part.BACKWARD: 4.0,
+    }  # fmt: skip
+    assert (spent.total, spent.wall, spent.gap) == (15.0, 15.0, 0.0)
+
+
+@pytest.mark.parametrize(("a_look", "is_met"), [(0.001, True), (0.5, False)])
+def test_what_no_part_has_is_seen_by_the_clock(a_look: float, is_met: bool) -> None:
+    clock = Clock(a_look)
+    watch = Stopwatch(torch.device("cpu"), clock)
+    watch.start(Part.WAIT)
+    clock.now += 1.0
+    watch.enter(Part.FORWARD)
+    clock.now += 1.0
+    spent = watch.stop()
+    # Two looks of the clock belong to the round and to no part: its first and its last.
+    assert spent.wall - spent.total == pytest.approx(2 * a_look)
+    assert spent.gap == pytest.approx(2 * a_look / (2 + 4 * a_look))
+    assert (spent.gap <= MOST_GAP) == is_met
+
+
+def test_a_part_that_is_counted_twice_is_a_gap_too() -> None:
+    spent = Spent(wall=2.0, parts={Part.FORWARD: 2.0, Part.OBJECTIVE: 0.5})
+    assert spent.gap == pytest.approx(0.25)
 
 
 def test_a_list_of_batch_sizes_is_checked() -> None:
