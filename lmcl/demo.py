@@ -19,6 +19,7 @@ from shards.build.build import build
 from shards.build.plan import ShardSize
 from shards.datasets.demo import open_demo, write_demo
 from shards.errors import ShardError
+from shards.processes import usable_cores
 from shards.read import open_set
 from shards.source_files import is_regular, read_regular, text_lines
 from shards.splits.draw import make_splits
@@ -82,7 +83,7 @@ def make_demo_set(output: Path, *, progress: bool) -> Path:
     shards = output / "shards"
     if (shards / "splits").is_dir():
         return shards
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     logger.info("making %d synthetic contents in %s", CONTENTS, output / "images")
     labels = write_demo(output / "images", contents=CONTENTS, seed=_SEED, workers=cores)
     dataset = open_demo(labels.parent)

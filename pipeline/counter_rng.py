@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy.typing import NDArray
 
+from shards.splitmix import finalise
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -28,15 +30,8 @@ def fold_key(*parts: int) -> int:
 def mix_bits(
     counter: Shaped[np.ndarray, "*axes"],
 ) -> Shaped[np.ndarray, "*axes"]:
-    """SplitMix64's finaliser: a bijection on 64-bit integers whose output looks random.
-
-    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014, with the
-    constants of Stafford's variant 13.
-    """
-    z = counter.astype(np.uint64) + np.uint64(_GOLDEN)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(z ^ (z >> np.uint64(31)))
+    """One step of SplitMix64: a bijection on 64-bit integers whose output looks random."""
+    return np.asarray(finalise(counter.astype(np.uint64) + np.uint64(_GOLDEN)))
 
 
 def random_bits(key: int, counter: NDArray[np.integer]) -> NDArray[np.uint64]:

@@ -94,3 +94,10 @@ def _watch(parent: int) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: fewer than the machine has in a container or under taskset."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

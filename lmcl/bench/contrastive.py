@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from kernels.precision import DTYPES
 from lmcl.bench.contrastive_cases import CASES, make_inputs
 from lmcl.bench.contrastive_chart import chart
 from lmcl.bench.record import Record, append, cpu_seconds, make_record, to_json
@@ -27,7 +28,7 @@ PHASES = ("forward", "backward", "both")
 PRODUCTS = {"forward": 1, "backward": 2, "both": 3}
 """Matrix products that the work needs at least; TFLOP/s are counted with these for every case."""
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {name: DTYPES[name] for name in ("fp32", "bf16", "fp16")}
 
 AHEAD_CYCLES = 5_000_000
 """How long a GPU is kept asleep (some 3 ms) so that the host has queued a case before it starts:

@@ -31,7 +31,7 @@ from lmcl.inference.scorer import Precision, Scorer, open_scorer
 from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
 from pipeline.decode_config import DecodeConfig, DecodeName
 from shards.lock import lock_path
-from shards.processes import end_with_parent
+from shards.processes import end_with_parent, usable_cores
 from shards.text import printable
 
 _FAILED = 3
@@ -145,7 +145,7 @@ def command(
         box=boxes,
         crops=crop_scores,
         resume=resume,
-        threads=threads or min(4, len(os.sched_getaffinity(0))),
+        threads=threads or min(4, usable_cores()),
         progress=not no_progress,
     )
     way_on = (

@@ -37,6 +37,7 @@ from pipeline.boxes import (
     scaled_sizes,
 )
 from pipeline.loader import Loader, Mode
+from shards.files import atomic_path
 from shards.read import ShardSet
 
 logger = logging.getLogger(__name__)
@@ -182,19 +183,9 @@ class FeatureCacheBuilder:
 
     def _fill(self, path: Path, loader: Loader, ids: NDArray[np.int64], places: int) -> None:
         """Run the stem over the loader's crops; the file appears whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         values: np.memmap | None = None
-        try:
-            bar = tqdm(
-                loader.epoch(0),
-                total=loader.steps,
-                desc="features of the frozen stem",
-                unit="batch",
-                leave=False,
-                disable=None if self.context.progress else True,
-            )
-            for batch in bar:
+        with atomic_path(path) as temporary:
+            for batch in self._bar(loader):
                 keep = batch.valid.cpu()
                 features = self._features(batch)
                 features = features.reshape(-1, places, *features.shape[1:])[keep]
@@ -210,9 +201,16 @@ class FeatureCacheBuilder:
             if values is None:
                 raise LmclError(f"{path}: no image to compute features of", exit_code=3)
             values.flush()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+    def _bar(self, loader: Loader) -> tqdm:
+        return tqdm(
+            loader.epoch(0),
+            total=loader.steps,
+            desc="features of the frozen stem",
+            unit="batch",
+            leave=False,
+            disable=None if self.context.progress else True,
+        )
 
     @torch.no_grad()
     def _features(self, batch: CropBatch) -> Float[Tensor, "n t c"]:

@@ -31,7 +31,7 @@ from lmcl.inference.scorer import Scorer
 from lmcl.utils.files import write_atomic
 from pipeline.normalize import normalize
 from shards.errors import ShardError
-from shards.files import atomic_folder
+from shards.files import atomic_folder, temporary_beside
 from shards.read import open_set
 from shards.source_files import is_regular, read_regular, read_text
 from shards.splits.split import load_split
@@ -120,7 +120,7 @@ def export(
     """
     if format == "safetensors":
         return _copy(folder, output)
-    temporary = output.with_name(f".{output.name}.tmp{output.suffix}")
+    temporary = Path(f"{temporary_beside(output)}{output.suffix}")
     output.parent.mkdir(parents=True, exist_ok=True)
     write, open_runtime = _FORMATS[format]
     try:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from shards.processes import usable_cores
+
 _PACKAGES = ("torch", "triton", "nvidia-dali-cuda130", "numpy", "torchvision", "pillow")
 
 
@@ -18,7 +20,7 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda" and torch.cuda.is_available():
         return f"{device} {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":
-        return f"cpu {processor_name()} ({len(os.sched_getaffinity(0))} cores)"
+        return f"cpu {processor_name()} ({usable_cores()} cores)"
     return str(device)
 
 

@@ -14,6 +14,7 @@ from pipeline.backends.torch_backend import TorchBackend
 from pipeline.decode_config import BackendName, DecodeConfig, Decoder, dali_recipe
 from pipeline.errors import PipelineError
 from pipeline.gpu_formats import GPU_CODECS
+from shards.processes import usable_cores
 
 _INSTALL = "`pip install nvidia-dali-cuda130`"
 _FOREIGN = "the GPU is not NVIDIA's, and DALI has nothing for it"
@@ -205,5 +206,4 @@ def local_world_size() -> int:
 
 def default_threads() -> int:
     """This process's share of the cores it may use, at most 8."""
-    cores = len(os.sched_getaffinity(0))
-    return min(max(cores // local_world_size(), 1), 8)
+    return min(max(usable_cores() // local_world_size(), 1), 8)

@@ -14,7 +14,6 @@ import hashlib
 import importlib.metadata
 import io
 import math
-import os
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -56,6 +55,7 @@ from shards.manifest import (
     decode,
     encode,
 )
+from shards.processes import usable_cores
 from shards.sample import DataSet
 from shards.sample_table import SCHEMA, write_parquet
 from shards.store import Store
@@ -164,7 +164,7 @@ def refuse_missing(plan: Plan, options: PackOptions) -> None:
 
 def default_workers() -> int:
     """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def _check_name(name: str) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError
 from shards.read import ShardSet
+from shards.splitmix import finalise
 from shards.splits.split import ALGORITHM, PARTS, Ids, Protocol, Split, make_split
 
 _STRATUM = 20
@@ -164,10 +165,7 @@ def _noise(keys: Ids, seed: int, index: int) -> NDArray[np.uint64]:
     salt = np.frombuffer(
         hashlib.blake2b(f"{ALGORITHM}/{seed}/{index}".encode(), digest_size=8).digest(), np.uint64
     )[0]
-    mixed = keys.view(np.uint64) ^ salt
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return cast(NDArray[np.uint64], mixed ^ (mixed >> np.uint64(31)))
+    return finalise(keys.view(np.uint64) ^ salt)
 
 
 def _official(shard_set: ShardSet, pool: _Pool, seed: int, val_fraction: float) -> Split:
