@@ -3,6 +3,10 @@
 #
 #   scripts/gpu_check.sh FOLDER [kernels|loader|step|score|photos|all] [--rehearse]
 #
+# Before any timing, in every part: one training step and one scoring batch, and by the profiler's
+# kernel names that nvJPEG, DALI's paste operator, the preprocessing kernel and the fused loss ran.
+# Needs what training needs and DALI; where they lack it is left out, and said.
+#
 # kernels  correctness of every configuration first, then compute-sanitizer, the targets, the loss's
 #          share of a training step, all baselines, a profile, other tiles, a CUDA graph, counters.
 #          Needs PyTorch >= 2.11, Triton >= 3.6, numpy, click, jaxtyping, tqdm (timm for the share).
@@ -48,7 +52,20 @@ photos=${GPU_CHECK_PHOTOS:-build/photos}
 deadline=$((SECONDS + ${GPU_CHECK_SECONDS:-$call_s}))
 mkdir -p "$folder" && folder=$(cd "$folder" && pwd) || exit 2
 log=$folder/log.txt
-work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+work=$(mktemp -d) || exit 2
+
+# What is started ends with this script: by its traps, and where it is killed by the kernel.
+running=() ending=()
+command -v setpriv >/dev/null && ending=(setpriv --pdeathsig TERM --)
+end_children() {
+    [ ${#running[@]} -gt 0 ] && kill "${!running[@]}" 2>/dev/null
+    wait
+    rm -rf "$work"
+}
+trap end_children EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} TRITON_DEFAULT_FP_FUSION=1 PYTHONUNBUFFERED=1
 if [ -n "$rehearse" ]; then export TRITON_INTERPRET=1; else unset TRITON_INTERPRET; fi
 
@@ -60,6 +77,8 @@ version_of() {
     elif [ "$1" = photos ]; then
         files+=(scripts/gpu_check_photos.py {shards,pipeline,lmcl}/**/*.py
                 configs/biq2021-small.toml configs/paper/base.toml configs/ablations/{base,ladder/*}.toml)
+    elif [ "$1" = engines ]; then
+        files+=(scripts/gpu_check_engines.py {shards,pipeline,lmcl}/**/*.py configs/smoke.toml)
     else files+=(scripts/gpu_check_loader.py {shards,pipeline,lmcl}/**/*.py); fi
     echo "$1 $(cat "${files[@]}" | sha256sum | cut -c1-16) ${rehearse:-gpu}"
 }
@@ -82,19 +101,56 @@ finished() { grep -qs "^{\"finished\": \"$1\"}" "$folder/$current.jsonl"; }
 
 # step NAME SECONDS COMMAND...: unless it is done, run it for so long, or for what is left.
 step() {
-    local name=$1 most=$(($2 * patience)) left=$((deadline - SECONDS)) code
+    begin "$@" || return
+    [ -z "$pid" ] || ended "$pid"
+}
+
+# begin NAME SECONDS COMMAND...: start it and go on; its process is $pid, or empty if it is done.
+begin() {
+    pid=""
+    local name=$1 most=$(($2 * patience)) left=$((deadline - SECONDS))
     shift 2
     finished "$name" && return 0
     if [ "$left" -lt 20 ]; then unfinished+=("$current/$name"); return 3; fi
     echo "$current/$name: at most $((most < left ? most : left)) s" | tee -a "$log"
-    timeout --kill-after=10 $((most < left ? most : left)) "$@" >>"$log" 2>&1
+    # A simple command, so that it is this script's own child.
+    "${ending[@]}" timeout --kill-after=10 $((most < left ? most : left)) "${ending[@]}" "$@" >>"$log" 2>&1 &
+    pid=$!
+    running[pid]=$name
+}
+
+ended() {
+    local name=${running[$1]} code
+    wait "$1"
     code=$?
+    unset "running[$1]"
     case $code in
         0) ;;
         124 | 137) unfinished+=("$current/$name") ;;
         *) wrong+=("$current/$name") ;;
     esac
     return $code
+}
+
+# The first of everything, once per folder and version of code; false: no timing is to be taken.
+engines() {
+    local mark sentence
+    mark=$(version_of engines)
+    grep -qsx "$mark" "$folder/about.txt" && return 0
+    if ! sentence=$("$python" -W ignore scripts/gpu_check_needs.py engines $rehearse 2>&1); then
+        echo "$sentence" | tee -a "$log"
+        skipped+=(engines)
+        # Said once.
+        engines() { true; }
+        return 0
+    fi
+    step engines 180 "$python" -W ignore scripts/gpu_check_engines.py $rehearse
+    case $? in
+        0) echo "$mark" >>"$folder/about.txt"; grep -h '"engines"' "$log" | tail -n 2; return 0 ;;
+        3 | 124 | 137) ;;
+        *) tail -n 1 "$log" ;;
+    esac
+    return 1
 }
 
 # A command that keeps no book of its own: its step is finished when it succeeds.
@@ -106,19 +162,15 @@ plain_step() {
 kernels() {
     local check=("$python" -W ignore scripts/gpu_check_kernels.py --book "$folder/kernels.jsonl")
     [ -n "$rehearse" ] && check+=(--rehearse)
-    local pids=() dtype pid status=0
+    local pids=() dtype one status=0
     # The three element types at once, because compiling is what takes the time.
     for dtype in bf16 fp16 fp32; do
-        (step correctness-$dtype 300 "${check[@]}" correctness-$dtype) & pids+=($!)
+        begin correctness-$dtype 300 "${check[@]}" correctness-$dtype || status=1
+        # Unquoted: nothing where it was done before.
+        pids+=($pid)
     done
-    for pid in "${pids[@]}"; do
-        wait "$pid"
-        # A subshell's lists are its own.
-        case $? in
-            0) ;;
-            3 | 124 | 137) status=1; unfinished+=(kernels/correctness) ;;
-            *) status=1; wrong+=(kernels/correctness) ;;
-        esac
+    for one in "${pids[@]}"; do
+        ended "$one" || status=1
     done
     if [ $status -ne 0 ]; then
         echo "kernels: correctness failed or is not finished; no timing is taken before" | tee -a "$log"
@@ -203,6 +255,7 @@ for current in $parts; do
         skipped+=("$current")
         continue
     fi
+    engines || break
     # A part that was left out may be tried again when the code is another.
     grep -qs "^$current " "$folder/about.txt" || version_of "$current" >>"$folder/about.txt"
     case $current in step) step_part ;; *) $current ;; esac

@@ -18,6 +18,7 @@ NEEDS = {
     "step": (*MODEL, "tomli_w"),
     "score": MODEL,
     "photos": TRAINING,
+    "engines": (*TRAINING, "nvidia.dali"),
 }
 
 

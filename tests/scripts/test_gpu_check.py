@@ -2,9 +2,14 @@
 
 import json
 import os
+import re
 import runpy
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +27,7 @@ def check(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
     return subprocess.run(
         [str(SCRIPTS / "gpu_check.sh"), str(folder), *arguments],
         capture_output=True, text=True, check=False,
-        env=dict(os.environ, PYTHON=sys.executable, CUDA_VISIBLE_DEVICES="", **environment),
+        env={**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", **environment},
     )  # fmt: skip
 
 
@@ -208,7 +213,170 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 def test_when_time_is_up_it_says_how_to_go_on(tmp_path: Path) -> None:
     done = check(tmp_path, "score", "--rehearse", GPU_CHECK_SECONDS="0")
     assert done.returncode == 3
-    assert "time was up in: score/score; call again with the same folder" in done.stdout
+    assert "time was up in: score/engines; call again with the same folder" in done.stdout
+
+
+# As torch's profiler writes them, from the libraries themselves and Triton.
+NVJPEG = (
+    "void nvjpeg::ycbcr_to_format_kernel_roi<(nvjpegChromaSubsampling_t)2, false, "
+    "(nvjpegOutputFormat_t)5, nvjpeg::ConvertToFormatDispatchROI, LaunchParams<32, 8> >(int)"
+)
+PASTE = (
+    "void dali::kernels::paste::PasteKernel<unsigned char, unsigned char, 2>("
+    "dali::kernels::paste::SampleDescriptorGPU<unsigned char, unsigned char, 2> const*, "
+    "dali::kernels::paste::PatchDesc<unsigned char, 2> const*, dali::kernels::BlockDesc<2> const*)"
+)
+LOSS = ("log_sums", "finish_rows", "pair_gradient", "finish_gradient", "hub_gradient")
+OTHERS = (
+    "Memcpy HtoD (Pinned -> Device)",
+    "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float> >(int)",
+    "nvjet_tst_128x64_64x8_1x2_h_bz_coopA_TNT",
+    "void nvjpeg2k::dwt_kernel(int)",
+)
+
+
+@pytest.mark.parametrize(
+    ("gone", "missing"),
+    [
+        ((), []),
+        ((NVJPEG,), ["nvJPEG"]),
+        ((PASTE,), ["DALI's paste operator"]),
+        (("preprocess",), ["the preprocessing kernel (pipeline/_preprocess_triton.py)"]),
+        (("log_sums", "hub_gradient"), [
+            "the fused loss, forward: log_sums", "the fused loss, backward: hub_gradient",
+        ]),
+    ],
+)  # fmt: skip
+def test_an_engine_without_a_kernel_is_missed(
+    gone: tuple[str, ...], missing: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = module("gpu_check_engines", monkeypatch)
+    names = [one for one in (*OTHERS, NVJPEG, PASTE, "preprocess", *LOSS) if one not in gone]
+    assert engines["missing_engines"](names) == missing
+
+
+def test_every_engine_has_a_kernel_of_that_name_in_its_source(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engines = module("gpu_check_engines", monkeypatch)
+    sources = "".join(
+        (ROOT / path).read_text()
+        for path in ("kernels/_contrastive_triton.py", "pipeline/_preprocess_triton.py")
+    )
+    kernels = re.findall(r"^def (\w+)\(", sources, re.MULTILINE)
+    assert engines["missing_engines"]([NVJPEG, PASTE, *kernels]) == []
+
+
+def test_without_any_kernel_every_engine_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = module("gpu_check_engines", monkeypatch)
+    assert engines["missing_engines"](OTHERS) == list(engines["STEP"])
+    assert engines["missing_engines"](OTHERS, engines["SCORING"]) == list(engines["SCORING"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ampere_sgemm_128x64_tn",
+        "sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize128x128x16_stage4_kernel",
+        "void cutlass::Kernel2<cutlass_80_simt_sgemm_128x64_8x5_nn_align1>(int)",
+        "void gemv2T_kernel_val<int, int, float, float, float, 128, 16, 4, 4, false>(int)",
+        "void cublasLt::splitKreduce_kernel<32, 16, int, float>(int)",
+        "nvjet_sss_128x64_32x4_h_bz_TNN",
+        "aten::mm",
+        "aten::bmm",
+    ],
+)
+def test_a_matrix_product_of_a_library_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = module("gpu_check_engines", monkeypatch)
+    harmless = [*LOSS, NVJPEG, PASTE, "preprocess", "aten::sum", "aten::mul", "objective"]
+    assert engines["matrix_products"](harmless) == []
+    assert engines["matrix_products"]([*harmless, name]) == [name]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_engines_are_rehearsed_first_and_a_loss_of_plain_products_stops_everything(
+    tmp_path: Path,
+) -> None:
+    def rehearse(script: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", str(script), "--rehearse"],
+            capture_output=True, text=True, check=False,
+            env=dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=str(ROOT)),
+        )  # fmt: skip
+
+    script = SCRIPTS / "gpu_check_engines.py"
+    done = rehearse(script)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "loss triton" in found[0]["engines"]
+    assert {"check": "scoring batch", "engine": "nvJPEG", "ran": "needs a GPU"} in found
+    # The same script of a run whose loss is not the fused one.
+    other = tmp_path / script.name
+    text = script.read_text().replace("objective.backend=triton", "objective.backend=chunked")
+    other.write_text(text.replace("Path(__file__).resolve()", f"Path({str(script)!r})"))
+    done = rehearse(other)
+    assert done.returncode == 1
+    assert "the loss ran aten::mm" in done.stderr.splitlines()[-1]
+
+
+STAND_IN = """#!/bin/bash
+case "$*" in
+    *gpu_check_engines*) {engines} ;;
+    *scripts/gpu_check_kernels*) touch {folder}/timed; exit 0 ;;
+esac
+"""
+
+
+def stand_in(folder: Path, engines: str) -> str:
+    """An interpreter that has everything, and whose check of the engines is `engines`."""
+    path = folder / "python"
+    path.write_text(STAND_IN.format(engines=engines, folder=folder))
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_no_timing_is_taken_while_an_engine_does_not_run(tmp_path: Path) -> None:
+    python = stand_in(tmp_path, "echo 'engines: nvJPEG did not run' >&2; exit 1")
+    done = check(tmp_path / "out", "kernels", PYTHON=python)
+    assert done.returncode == 1
+    assert "engines: nvJPEG did not run" in done.stdout
+    assert "wrong: kernels/engines" in done.stdout
+    assert not (tmp_path / "timed").exists()
+
+
+def test_the_engines_are_checked_once_per_folder(tmp_path: Path) -> None:
+    python = stand_in(tmp_path, f"echo >> {tmp_path}/checks")
+    for _ in range(2):
+        check(tmp_path / "out", "kernels", PYTHON=python)
+    assert (tmp_path / "checks").read_text() == "\n"
+    assert (tmp_path / "timed").exists()
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="this machine has no setpriv")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_what_the_script_started_ends_with_it(tmp_path: Path, number: signal.Signals) -> None:
+    python = stand_in(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 300")
+    script = subprocess.Popen(
+        [str(SCRIPTS / "gpu_check.sh"), str(tmp_path / "out"), "kernels"],
+        stdout=subprocess.DEVNULL,
+        env=dict(os.environ, PYTHON=python),
+    )
+    pid = tmp_path / "pid"
+    assert wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+    child = Path("/proc") / pid.read_text().strip()
+    assert child.exists()
+    script.send_signal(number)
+    script.wait(30)
+    assert wait_until(lambda: not child.exists() or "Z (zombie)" in (child / "status").read_text())
+
+
+def wait_until(holds: Callable[[], bool]) -> bool:
+    for _ in range(300):
+        if holds():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_results_of_another_version_are_left_alone(tmp_path: Path) -> None:
