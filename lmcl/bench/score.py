@@ -28,6 +28,7 @@ from lmcl.models.encoder import EncoderConfig
 from lmcl.models.pretrained import ModelCard, ReleasedModel, build_model
 from lmcl.models.quality_model import DecoderConfig
 from lmcl.models.saliency import SaliencyConfig
+from lmcl.utils.environment import engines_line
 from pipeline.boxes import CropConfig
 from shards import ScoreScale
 
@@ -127,6 +128,12 @@ def _settings(
     return {"encoder": encoder, "threads": threads, "precision": precision}
 
 
+def _engines(case: str, scorer: Scorer) -> str:
+    """Device and decoder of a case of ours; pyiqa's command does not say its own."""
+    parts = {"bare_model": (), "lmcl_score": (f"decode {scorer.recipe}",)}.get(case)
+    return "" if parts is None else engines_line(scorer.device, *parts)
+
+
 def run_rounds(cases: Mapping[str, Callable[[], Spent]], rounds: int) -> dict[str, list[Spent]]:
     """All cases in turns, so that what disturbs the machine disturbs them alike."""
     spent: dict[str, list[Spent]] = {name: [] for name in cases}
@@ -204,6 +211,7 @@ def command(
             },
             cpu_ms_per_image=1000.0 * float(np.median([s.cpu_s for s in found])) / images,
             device=None if device == "cpu" else torch.cuda.get_device_name(),
+            engines=_engines(name, scorer),
         )
         for name, found in spent.items()
     ]

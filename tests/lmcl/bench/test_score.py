@@ -18,6 +18,10 @@ def test_both_cases_are_measured_and_set_against_each_other(tmp_path: Path) -> N
     assert [r["case"] for r in records] == ["bare_model", "lmcl_score"]
     assert all(r["median"] > 0 and r["cpu_ms_per_image"] > 0 for r in records)
     assert "lmcl_score / bare_model:" in found.output
+    bare, whole = (r["engines"] for r in records)
+    assert bare.startswith("device cpu")
+    assert "decode" not in bare
+    assert whole.startswith(f"{bare}, decode torch-pillow-")
 
 
 def test_an_environment_without_pyiqa_is_named_with_the_way_to_make_one() -> None:
