@@ -5,6 +5,10 @@ its report, once with `objective.backend = "triton"`.
 """
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ import pytest
 
 from kernels import triton_launch
 from lmcl.training.setup import fit
+from lmcl.training.signals import InterruptedRunError
+from lmcl.training.trainer import Trainer
 
 REPO = Path(__file__).resolve().parents[3]
 FUSED = "objective.backend='triton'"
@@ -40,14 +46,61 @@ def assert_same_steps(fused: Path, chunked: Path, *, precision: str) -> None:
             )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("changes", "precision"), [([], "fp32"), ([BF16], "bf16")], ids=["auto", "bf16"]
-)
-def test_a_run_through_the_kernels_is_the_run_through_the_chunks(
-    changes: list[str], precision: str, tiny, tmp_path: Path
+def train(world: int, shards: Path, run: Path, *changes: str) -> None:
+    """`lmcl train --config configs/smoke.toml` on `world` gloo ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "lmcl", "train", "--config", "configs/smoke.toml"]
+    command += ["--output", str(run), "--no-progress", "--set", f"data.root='{shards}'"]
+    command += [word for change in changes for word in ("--set", change)]
+    ranks = []
+    for rank in range(world):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names = place | address if world > 1 else {}
+        environment = {name: str(value) for name, value in names.items()}
+        environment |= {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+        ranks.append(
+            subprocess.Popen(
+                command, cwd=REPO, env=os.environ | environment, stderr=subprocess.PIPE, text=True
+            )
+        )
+    errors = [process.communicate()[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0] * world, "\n".join(errors)[-3000:]
+    assert sum("loss triton" in error for error in errors) == (FUSED in changes)
+
+
+def test_a_run_through_the_kernels_stops_and_goes_on_as_the_run_through_the_chunks(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fused, chunked = tmp_path / "fused", tmp_path / "chunked"
-    fit(tiny(FUSED, *changes), fused, progress=False)
     fit(tiny(CHUNKED), chunked, progress=False)
+    taken, step = [], Trainer.step
+
+    def stop_after_three(trainer: Trainer, batch: object) -> object:
+        taken.append(batch)
+        trainer.stop.requested = len(taken) == 3
+        return step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "step", stop_after_three)
+    with pytest.raises(InterruptedRunError):
+        fit(tiny(FUSED), fused, progress=False)
+    fit(tiny(FUSED), fused, resume="auto", progress=False)
+    assert_same_steps(fused, chunked, precision="fp32")
+    assert "<svg" in (fused / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("world", [1, 2], ids=["one-rank", "two-ranks"])
+def test_the_smoke_run_by_its_command(
+    world: int, precision: str, demo_set: Path, tmp_path: Path
+) -> None:
+    changes = [FUSED, BF16] if precision == "bf16" else [FUSED]
+    fused, chunked = tmp_path / "fused", tmp_path / "chunked"
+    train(world, demo_set, fused, *changes)
+    train(1, demo_set, chunked, CHUNKED)
     assert_same_steps(fused, chunked, precision=precision)
     assert "<svg" in (fused / "report.html").read_text()
