@@ -101,6 +101,7 @@ def test_the_smoke_run_by_its_command(
     changes = [FUSED, BF16] if precision == "bf16" else [FUSED]
     fused, chunked = tmp_path / "fused", tmp_path / "chunked"
     train(world, demo_set, fused, *changes)
-    train(1, demo_set, chunked, CHUNKED)
+    # On as many ranks: the batch norms of the small stem are of a rank's own images.
+    train(world, demo_set, chunked, CHUNKED)
     assert_same_steps(fused, chunked, precision=precision)
     assert "<svg" in (fused / "report.html").read_text()
