@@ -39,8 +39,11 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
 def assert_same_steps(fused: Path, chunked: Path, *, precision: str) -> None:
     ours, theirs = steps_of(fused), steps_of(chunked)
     assert len(ours) == len(theirs) > 1
-    for one, other in zip(ours, theirs, strict=True):
-        for figure in ("loss", "contrastive", "grad_norm"):
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        # Weights drift apart by the roundings of all steps before: with bf16 gradients are
+        # comparable in the first step alone.
+        norms = ("grad_norm",) if precision == "fp32" or number == 0 else ()
+        for figure in ("loss", "contrastive", *norms):
             assert one[figure] == pytest.approx(other[figure], rel=TOLERANCES[precision]), (
                 figure, one["epoch"], one["step"],
             )  # fmt: skip
