@@ -1,6 +1,7 @@
 """The main road as a new user walks it: commands only, from images to a scored folder."""
 
 import csv
+import html
 import json
 import os
 import subprocess
@@ -44,7 +45,7 @@ def test_from_a_folder_and_a_table_to_a_report_and_scores(tmp_path: Path) -> Non
     assert "test: SRCC" in said
     page = (run / "report.html").read_text()
     assert "<svg" in page
-    assert "default-src 'none'" in page
+    assert "default-src 'none'" in html.unescape(page)
     assert json.loads((run / "metrics.json").read_text())["n"] > 0
     assert "val: SRCC" in call("lmcl.cli.main", "eval", run, "--split", "val")
     scores = tmp_path / "scores.csv"

@@ -289,7 +289,8 @@ def _scatters(c: Comparison) -> Section:
 
 
 def _validation(c: Comparison) -> TrainingChart | None:
-    logged = [a for a in c.analyses if "val_srcc" in a.run.curves.epochs]
+    wanted = {"epoch", "val_srcc"}
+    logged = [a for a in c.analyses if wanted <= set(a.run.curves.epochs)]
     if not logged:
         return None
     shortest = min(len(a.run.curves.epochs["epoch"]) for a in logged)

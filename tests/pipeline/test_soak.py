@@ -102,7 +102,7 @@ def _stretched(shard_set: ShardSet, folder: Path, rows: int) -> ShardSet:
     """The same shards under a table that names their samples again and again."""
     folder.mkdir()
     for shard in shard_set.manifest.shards:
-        (folder / shard.name).symlink_to(Path(shard_set.root) / shard.name)
+        (folder / shard.name).hardlink_to(Path(shard_set.root) / shard.name)
     table = pq.read_table(shard_set.samples.path_of_file)
     long = table.take(pa.array(np.arange(rows) % len(table)))
     long = long.set_column(
@@ -111,7 +111,8 @@ def _stretched(shard_set: ShardSet, folder: Path, rows: int) -> ShardSet:
     pq.write_table(long, folder / "samples.parquet")
     manifest = json.loads((Path(shard_set.root) / "manifest.json").read_text(encoding="utf-8"))
     manifest["num_samples"] = manifest["num_rows"] = rows
-    manifest["shards"][0]["samples"] += rows - len(table)
+    for count in ("samples", "rows"):
+        manifest["shards"][-1][count] += rows - len(table)
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return open_set(folder)
 

@@ -178,7 +178,7 @@ def test_what_cannot_be_compared_is_named(folder, tmp_path) -> None:
     (tmp_path / "latin.csv").write_bytes(b"path\ncaf\xe9.png\n")
     (tmp_path / "other.csv").write_text("name\na.png\n")
     for images, words in (
-        ("notes.txt", "not an image"),
+        ("notes.txt", "not a readable image"),
         ("none", "no such file"),
         ("gone.csv", "was-here.png: No such file"),
         ("latin.csv", "text is not UTF-8"),
