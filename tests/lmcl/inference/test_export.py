@@ -180,14 +180,14 @@ def test_what_cannot_be_compared_is_named(folder, tmp_path) -> None:
     for images, words in (
         ("notes.txt", "not a readable image"),
         ("none", "no such file"),
-        ("gone.csv", "was-here.png: No such file"),
+        ("gone.csv", "there is no such file"),
         ("latin.csv", "text is not UTF-8"),
         ("other.csv", "no column named path"),
     ):
         asked = [str(folder), "--format", "pt2", "--images", str(tmp_path / images)]
         found = CliRunner().invoke(command, asked)
         assert words in str(found.exception)
-        assert str(tmp_path / images) in str(found.exception)
+        assert (tmp_path / images).name in str(found.exception)
 
 
 @pytest.mark.parametrize("where", ["scores", "not-a-number"])
