@@ -360,8 +360,10 @@ KEYS = (
 )
 
 
+@pytest.mark.timeout(600)
 @settings(
     max_examples=8,
+    derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
