@@ -55,6 +55,8 @@ class FileCrops:
     """y, x, height, width of each crop in the image's frame (`pipeline.boxes.frame_sizes`)."""
     sizes: Int64[np.ndarray, "b 2"]
     """Height and width after `max_side`; zeros where the file could not be read."""
+    full_sizes: Int64[np.ndarray, "b 2"]
+    """Height and width of the upright image before `max_side`; zeros where it was not read."""
     gpu_decoded: Bool[np.ndarray, " b"]
     """Which images the GPU decoded; the others have the pixels of the CPU recipes."""
     errors: tuple[str, ...]
@@ -259,6 +261,7 @@ class FileDecoder:
             crops=self._stacked(rows.crops) if rows.whole is None else rows.whole,
             boxes=rows.boxes,
             sizes=sizes,
+            full_sizes=rows.sizes,
             gpu_decoded=rows.gpu_decoded,
             errors=tuple(rows.errors),
         )

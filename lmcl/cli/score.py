@@ -68,6 +68,13 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     help="Scores file: .csv, .jsonl or .parquet.",
 )
 @click.option("--resume", is_flag=True, help="Keep rows that are there; try failed ones again.")
+@click.option(
+    "--min-side",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Score no image with a shorter side, in pixels; its row says so.",
+)
 @click.option("--boxes", is_flag=True, help="Add the salient crop as y, x, h, w.")
 @click.option("--crop-scores", is_flag=True, help="Add the score of every crop.")
 @click.option(
@@ -111,6 +118,7 @@ def command(
     model_folder: Path | None,
     output: Path,
     resume: bool,
+    min_side: int,
     boxes: bool,
     crop_scores: bool,
     below: float | None,
@@ -146,6 +154,7 @@ def command(
         crops=crop_scores,
         resume=resume,
         threads=threads or min(4, usable_cores()),
+        min_side=min_side,
         progress=not no_progress,
     )
     way_on = (
@@ -221,6 +230,7 @@ def _filter(
 def _report(scorer: Scorer, output: Path, summary: Summary) -> None:
     better = "higher" if scorer.scale.higher_is_better else "lower"
     others = f", {summary.others} of other images" if summary.others else ""
+    others += f", {summary.noted} with a note" if summary.noted else ""
     click.echo(
         f"{printable(output)}: {summary.rows} rows ({summary.failed} failed, "
         f"{summary.reused} kept{others}), "

@@ -45,6 +45,7 @@ from lmcl.inference.scores_file import (
 from pipeline.decode_config import same_pixels
 from shards.files import remove_stale_temporaries
 from shards.lock import lock_path
+from shards.picture_notes import join_notes, too_small
 from shards.text import printable
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class ScoringOptions:
     """Keep the rows an earlier job has written; failed ones are tried again."""
     threads: int = 2
     """Decoding threads of this process."""
+    min_side: int = 0
+    """An image with a shorter side (pixels) is an error, not a score."""
     progress: bool = True
 
 
@@ -84,6 +87,8 @@ class Summary:
     """Rows of named images taken over from an earlier job."""
     others: int = 0
     """Rows of an earlier job whose images were not named this time; they stay."""
+    noted: int = 0
+    """Rows with a note: the score should be doubted."""
     names: tuple[str, ...] = ()
     """The row of each item; empty where there is none of the file as it is now. Rank 0 only."""
 
@@ -165,7 +170,8 @@ def _write_output(
         dataclasses.replace(row, path=name, source=row.source or sources.get(key))
         for key, name, row in zip(order.keys, names, after.rows(order.keys), strict=True)
     )
-    count = write_rows(rows, options.output, layout)
+    noted = _Counted(rows)
+    count = write_rows(iter(noted), options.output, layout)
     after.remove()
     attempted = {plan.keys[i] for i in plan.todo}
     stale = {key for key in attempted if after.entries[key].is_retry_failed}
@@ -184,8 +190,22 @@ def _write_output(
         failed=len(failed),
         reused=len(plan.keys) - len(plan.todo),
         others=order.others,
+        noted=noted.notes,
         names=tuple("" if key in absent else by_key[key] for key in plan.keys),
     )
+
+
+class _Counted:
+    """Rows as they pass, with a count of those that have a note."""
+
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self._rows = rows
+        self.notes = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._rows:
+            self.notes += bool(row.note)
+            yield row
 
 
 def _follows(item: Item, moves: Mapping[str, str]) -> bool:
@@ -261,12 +281,21 @@ def _rows(
     done: Sequence[_Decoded],
     options: ScoringOptions,
 ) -> Iterator[Row]:
+    done = [_large_enough(decoded, options.min_side) for decoded in done]
     scored = iter(scorer.predict([d.image for d in done if isinstance(d.image, PreparedImage)]))
     for item, decoded in zip(batch, done, strict=True):
         if isinstance(decoded.image, str):
             yield _failed(item, decoded.image, decoded.source)
         else:
             yield _row(item, next(scored), options, decoded.source)
+
+
+def _large_enough(decoded: _Decoded, min_side: int) -> _Decoded:
+    if isinstance(decoded.image, str):
+        return decoded
+    height, width = decoded.image.full_size
+    problem = too_small(width, height, min_side)
+    return dataclasses.replace(decoded, image=problem) if problem else decoded
 
 
 def _failed(item: Item, error: str, source: Source) -> Row:
@@ -285,6 +314,9 @@ def _row(item: Item, found: ImageScore, options: ScoringOptions, source: Source)
         box=found.salient if options.box else None,
         crops=found.crops if options.crops else (),
         decoder="gpu" if found.gpu_decoded else "cpu",
+        note=join_notes(found.notes),
+        width=found.full_size[1],
+        height=found.full_size[0],
         source=source,
     )
 

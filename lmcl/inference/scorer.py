@@ -37,6 +37,7 @@ from pipeline.file_batches import FileDecoder
 from pipeline.normalize import normalize
 from shards.errors import ShardError
 from shards.image_formats import UNREADABLE, count_frames, describe_damage, open_image
+from shards.picture_notes import shape_note
 from shards.source_files import read_regular
 
 MOST_PIXELS = 250_000_000
@@ -64,8 +65,12 @@ class PreparedImage:
     """The whole image squeezed for the saliency pass; side 0 if it was not asked for."""
     size: tuple[int, int]
     """Height and width after `max_side`."""
+    full_size: tuple[int, int]
+    """Height and width of the upright image before `max_side`."""
     gpu_decoded: bool = False
     """Whether the GPU decoded it; otherwise it has the pixels of the CPU recipes."""
+    notes: tuple[str, ...] = ()
+    """What is unusual about the image; empty for most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,8 +87,12 @@ class ImageScore:
     """Where the crops lie: y, x, h, w."""
     salient: tuple[int, int, int, int] | None
     """The salient crop, if it was asked for."""
+    full_size: tuple[int, int]
+    """Height and width of the upright image."""
     gpu_decoded: bool = False
     """Whether the GPU decoded the image; otherwise it has the pixels of the CPU recipes."""
+    notes: tuple[str, ...] = ()
+    """What is unusual about the image, and the score should be doubted for; empty for most."""
 
     @property
     def problem(self) -> str:
@@ -204,12 +213,15 @@ class Scorer:
             keys = np.array([_key(files[row]) for row in rows], dtype=np.int64)
             batch = self.files.decode([files[row] for row in rows], keys)
             for place, row in enumerate(rows):
+                height, width = batch.full_sizes[place].tolist()
                 found[row] = batch.errors[place] or PreparedImage(
                     crops=batch.crops[place],
                     boxes=batch.boxes[place],
                     view=self._view(files[row]) if salient else _NO_VIEW,
                     size=(int(batch.sizes[place, 0]), int(batch.sizes[place, 1])),
+                    full_size=(height, width),
                     gpu_decoded=bool(batch.gpu_decoded[place]),
+                    notes=_notes(width, height),
                 )
         return found
 
@@ -232,7 +244,14 @@ class Scorer:
             cut[view] = frame[y : y + crops.size, x : x + crops.size]
         side = self.card.saliency.view if salient else 0
         whole = np.ascontiguousarray(resize_rgb(pixels, side, side)) if salient else _NO_VIEW
-        return PreparedImage(crops=cut, boxes=boxes, view=whole, size=(tall, wide))
+        return PreparedImage(
+            crops=cut,
+            boxes=boxes,
+            view=whole,
+            size=(tall, wide),
+            full_size=(height, width),
+            notes=_notes(width, height),
+        )
 
     def predict(self, prepared: Sequence[PreparedImage]) -> list[ImageScore]:
         """Scores of prepared images, in their order, whatever else is in the list."""
@@ -280,7 +299,9 @@ class Scorer:
             crops=tuple(self.scale.from_unit(np.asarray(crops)).tolist()),
             boxes=tuple((b[0], b[1], b[2], b[3]) for b in boxes),
             salient=self._salient(prepared) if prepared.view.size else None,
+            full_size=prepared.full_size,
             gpu_decoded=prepared.gpu_decoded,
+            notes=prepared.notes,
         )
 
     def _salient(self, prepared: PreparedImage) -> tuple[int, int, int, int]:
@@ -511,6 +532,11 @@ def _from_array(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
             f"an array image has shape [h, w, 3] and type uint8, got {image.shape} {image.dtype}"
         )
     return np.ascontiguousarray(image)
+
+
+def _notes(width: int, height: int) -> tuple[str, ...]:
+    note = shape_note(width, height)
+    return (note,) if note else ()
 
 
 def _key(data: bytes) -> int:

@@ -35,6 +35,7 @@ from shards.text import plain_cell, printable, spreadsheet_cell
 FORMATS = (".csv", ".jsonl", ".parquet")
 COLUMNS = ("path", "score", "scale", "higher_is_better", "error", "quality")
 _BOX = ("y", "x", "h", "w")
+_LAST = ("note", "width", "height")
 _CHUNK = 10_000
 _UNREADABLE = (
     ValueError,
@@ -86,6 +87,12 @@ class Row:
     """Score of every crop."""
     decoder: str = ""
     """Who decoded it: gpu or cpu; empty if it is not known."""
+    note: str = ""
+    """Why the score should be doubted (`shards.picture_notes`); empty for most."""
+    width: int | None = None
+    """Pixels of the upright image; None if it was not read, or by a version that did not say."""
+    height: int | None = None
+    """Pixels of the upright image."""
     source: Source | None = None
     """Which file it is about; None in files of earlier versions."""
 
@@ -106,7 +113,8 @@ class Layout:
         """Names of the columns, in order."""
         box = _BOX if self.box else ()
         crops = ("crop_scores",) if self.crops else ()
-        return (*COLUMNS, *box, *crops, *(("decoder",) if self.decoder else ()))
+        decoder = ("decoder",) if self.decoder else ()
+        return (*COLUMNS, *box, *crops, *decoder, *_LAST)
 
     def values(self, row: Row) -> dict[str, Any]:
         """A row as named values; what is unknown is None."""
@@ -124,7 +132,7 @@ class Layout:
             found["crop_scores"] = list(row.crops)
         if self.decoder:
             found["decoder"] = row.decoder
-        return found
+        return found | {"note": row.note, "width": row.width, "height": row.height}
 
 
 class RowJournal:
@@ -408,9 +416,10 @@ def _typed(values: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = dict(values)
     for name in ("path", "error"):
         found[name] = plain_cell(values[name] or "")
+    found["note"] = plain_cell(values.get("note") or "")
     for name in ("score", "quality"):
         found[name] = float(values[name]) if values.get(name) else None
-    for name in _BOX:
+    for name in (*_BOX, "width", "height"):
         found[name] = int(values[name]) if values.get(name) else None
     found["crop_scores"] = json.loads(values["crop_scores"]) if values.get("crop_scores") else []
     return found
@@ -431,7 +440,16 @@ def _from_values(values: dict[str, Any]) -> Row:
         box=(box[0], box[1], box[2], box[3]) if len(box) == 4 else None,
         crops=tuple(float(value) for value in values.get("crop_scores") or ()),
         decoder=str(values.get("decoder") or ""),
+        note=str(values.get("note") or ""),
+        width=_pixels(values.get("width")),
+        height=_pixels(values.get("height")),
     )
+
+
+def _pixels(value: object) -> int | None:
+    """Length of a side; None where a file of an earlier version has no such column."""
+    number = _number(value)
+    return None if number is None else int(number)
 
 
 def _number(value: object) -> float | None:
@@ -476,7 +494,8 @@ def _write_jsonl(rows: Iterator[Row], file: Path, layout: Layout) -> int:
 
 def _write_parquet(rows: Iterator[Row], file: Path, layout: Layout) -> int:
     types = {"score": pa.float64(), "quality": pa.float64(), "higher_is_better": pa.bool_()}
-    types |= dict.fromkeys(_BOX, pa.int32()) | {"crop_scores": pa.list_(pa.float64())}
+    types |= dict.fromkeys((*_BOX, "width", "height"), pa.int32())
+    types |= {"crop_scores": pa.list_(pa.float64())}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in layout.columns])
     count = 0
     with pq.ParquetWriter(file, schema) as writer:

@@ -33,6 +33,8 @@ VALUES = st.tuples(
     st.sampled_from(["", 'broken, "really"']),
     st.none() | st.tuples(*[st.integers(0, 10_000)] * 4),
     st.lists(st.floats(-1e3, 1e3), max_size=3).map(tuple),
+    st.sampled_from(["", "tiny: 2 x 3 pixels", "=1+1; odd"]),
+    st.none() | st.integers(1, 100_000),
 )
 
 
@@ -49,8 +51,18 @@ def job(output: Path, **changes) -> ScoringOptions:
 @given(st.lists(VALUES, max_size=6), st.sampled_from([".csv", ".jsonl", ".parquet"]))
 def test_rows_come_back_as_they_were_written(tmp_path_factory, values, suffix) -> None:
     rows = [
-        Row(path=path, score=score, quality=score, error=error, box=box, crops=crops)
-        for path, score, error, box, crops in values
+        Row(
+            path=path,
+            score=score,
+            quality=score,
+            error=error,
+            box=box,
+            crops=crops,
+            note=note,
+            width=side,
+            height=side,
+        )
+        for path, score, error, box, crops, note, side in values
     ]
     file = tmp_path_factory.mktemp("rows") / f"scores{suffix}"
     layout = Layout(scale="demo mos 0..100", higher_is_better=True, box=True, crops=True)

@@ -12,12 +12,21 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from lmcl.cli.main import main
 from lmcl.cli.score import command
+from lmcl.inference.scores_file import read_rows
 
 REPO = Path(__file__).resolve().parents[3]
 ODD = os.fsdecode(b"caf\xe9.jpg")
+SIZES = {
+    "dot.png": (2, 2),
+    "line.png": (400, 3),
+    "plain.png": (90, 70),
+    "square.png": (40, 40),
+    "strip.png": (40, 400),
+}
 
 
 def score(*arguments: Path | str, model: Path, output: Path, **options):
@@ -164,3 +173,35 @@ def test_an_empty_folder_is_a_failure_and_says_so(model_folder, tmp_path) -> Non
     done = score(tmp_path / "empty", model=model_folder, output=tmp_path / "s.csv")
     assert done.exit_code == 3
     assert "holds no image" in (tmp_path / "s.csv").read_text()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_sizes_and_notes_are_the_last_columns(model_folder, tmp_path, suffix) -> None:
+    folder = tmp_path / "sizes"
+    folder.mkdir()
+    for name, size in SIZES.items():
+        Image.new("RGB", size, (90, 120, 30)).save(folder / name)
+    output = tmp_path / f"s{suffix}"
+    done = score(folder, model=model_folder, output=output)
+    assert (done.exit_code, "3 with a note" in done.output) == (0, True)
+    rows = {Path(row.path).name: row for row in read_rows(output)}
+    assert {name: (row.width, row.height) for name, row in rows.items()} == SIZES
+    assert {name: row.note for name, row in rows.items() if row.note} == {
+        "dot.png": "tiny: 2 x 2 pixels",
+        "line.png": "tiny: 400 x 3 pixels",
+        "strip.png": "extreme shape: 40 x 400 pixels",
+    }
+    if suffix == ".csv":
+        assert output.read_text().splitlines()[0].endswith("quality,note,width,height")
+
+
+def test_min_side_refuses_in_the_row_and_by_the_exit_code(model_folder, tmp_path) -> None:
+    folder = tmp_path / "sizes"
+    folder.mkdir()
+    for name, size in SIZES.items():
+        Image.new("RGB", size, (90, 120, 30)).save(folder / name)
+    done = score(folder, "--min-side", "40", model=model_folder, output=tmp_path / "s.csv")
+    errors = {Path(row.path).name: row.error for row in read_rows(tmp_path / "s.csv")}
+    assert done.exit_code == 3
+    assert {name for name, error in errors.items() if error} == {"dot.png", "line.png"}
+    assert "2 x 2 pixels, with a side below the 40 of `--min-side`" in errors["dot.png"]

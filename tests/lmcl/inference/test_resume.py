@@ -1,6 +1,7 @@
 """`lmcl score --resume`: no row is lost, and none is taken for that of another image."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -259,7 +260,12 @@ def test_journals_of_earlier_versions_and_torn_lines_are_read(
     summary = score_items(scorer, items, options)
     assert (summary.rows, summary.failed, summary.reused) == (12, 0, 4)
     assert "3 lines of journals are torn" in caplog.text
-    assert output.read_bytes() == whole.read_bytes()
+    # What the earlier version did not know stays empty.
+    expected = [
+        dataclasses.replace(row, width=None, height=None) if place in (0, 1, 3, 4) else row
+        for place, row in enumerate(read_rows(whole))
+    ]
+    assert list(read_rows(output)) == expected
 
 
 def test_every_journal_has_a_name_of_its_own(tmp_path: Path) -> None:
