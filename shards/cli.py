@@ -21,6 +21,7 @@ from shards.build.pack import PackOptions
 from shards.build.plan import Plan, ShardSize, make_plan
 from shards.build.reshard import reshard as reshard_sets
 from shards.datasets.registry import Reader, SourceOptions, open_source, readers, suggestion
+from shards.datasets.roles import ColumnNames
 from shards.errors import ShardError
 from shards.files import atomic_write
 from shards.image_formats import MAX_PIXELS
@@ -119,6 +120,11 @@ def cli() -> None:
     show_default=True,
     help="Images that the table does not name.",
 )
+@click.option("--path-column", metavar="NAME", help="table: column of the images' paths.")
+@click.option("--score-column", metavar="NAME", help="table: column of the scores.")
+@click.option("--std-column", metavar="NAME", help="table: column of deviations, or none.")
+@click.option("--group-column", metavar="NAME", help="table: column of groups, or none.")
+@click.option("--split-column", metavar="NAME", help="table: column of parts, or none.")
 @click.option("--patches", is_flag=True, help="flive: pack the patches too.")
 @click.option(
     "--score-member",
@@ -162,6 +168,11 @@ def build(
     score_range: tuple[float, float] | None,
     lower_is_better: bool,
     extra_files: Any,
+    path_column: str | None,
+    score_column: str | None,
+    std_column: str | None,
+    group_column: str | None,
+    split_column: str | None,
     patches: bool,
     score_member: str,
     group_member: str | None,
@@ -189,6 +200,14 @@ def build(
         name=_set_name(set_name),
         score=_score(score_range, lower_is_better),
         extra_files=extra_files,
+        columns=ColumnNames(
+            path=path_column,
+            score=score_column,
+            std=std_column,
+            group=group_column,
+            split=split_column,
+        ),
+        missing="error" if on_error == "fail" else "later",
         patches=patches,
         score_member=None if score_member == "none" else score_member,
         group_member=group_member,
@@ -202,6 +221,7 @@ def build(
     if dry_run:
         plan = make_plan(dataset, options=options, size=size)
         click.echo(_plan_text(plan, output))
+        _tell(plan, output)
         refuse_missing(plan, options)
         return
     with _bar("packing", "images", off=no_progress) as advance:
@@ -216,6 +236,7 @@ def build(
             retry_failed=retry_failed,
             overwrite=overwrite,
             progress=advance,
+            tell=lambda plan: _tell(plan, output),
         )
     click.echo(
         f"{redact_url(output)}: {manifest.num_samples:,} images in {len(manifest.shards)} shards"
@@ -505,6 +526,16 @@ def _plan_text(plan: Plan, output: str) -> str:
             f"  missing  {plan.num_missing:,}",
         )
     )
+
+
+def _tell(plan: Plan, output: str) -> None:
+    """How the source was read, and what is strange about it; a bar must not stand in its place."""
+    for note in plan.notes:
+        tqdm.write(printable(redact_url(note), 600), file=sys.stderr)
+    if plan.parts:
+        parts = ", ".join(f"{part} {count:,}" for part, count in plan.parts)
+        command = f"lmcl-shard split {redact_url(output)} --protocol official"
+        tqdm.write(f"the set's own parts ({parts}) become a split by `{command}`", file=sys.stderr)
 
 
 @contextmanager

@@ -37,6 +37,8 @@ class Sample:
     """Where the image starts in the file, for images inside another archive."""
     size: int | None = None
     """How many bytes it has there; None for the whole file."""
+    row: int | None = None
+    """Row of the label table, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +103,7 @@ class DataSet:
     """Page, licence, citation, expected counts."""
     members: tuple[Member, ...] = ()
     """Where sets were merged: the originals, in order."""
+    notes: tuple[str, ...] = ()
+    """What the user is told about how the source was read, a line each."""
+    is_checked: bool = False
+    """Whether scores outside the scale are refused: it is the user's word, not the set's own."""

@@ -113,16 +113,26 @@ def read_text(path: str | os.PathLike[str], *, limit_bytes: int = MAX_FILE_BYTES
 
 
 def text_lines(
-    path: str | os.PathLike[str], *, limit_bytes: int = MAX_TABLE_BYTES
+    path: str | os.PathLike[str],
+    *,
+    limit_bytes: int = MAX_TABLE_BYTES,
+    encoding: str | None = None,
+    errors: str = "strict",
 ) -> Iterator[str]:
-    """The lines of a text file with their ends, one at a time, in UTF-8 or UTF-16 with its mark.
+    """The lines of a text file with their ends, one at a time.
+
+    Args:
+        path: The file.
+        limit_bytes: Most bytes it may have.
+        encoding: Default: UTF-8, or UTF-16 with its mark.
+        errors: What is done about bytes that are no text, as `bytes.decode` takes it.
 
     Raises:
         ShardError: As `open_regular`; also if it is no text, or a line is longer than 16 MB.
     """
     with open_regular(path, limit_bytes=limit_bytes) as stream:
-        encoding = _encoding(stream.peek(2)[:2])  # type: ignore[attr-defined]
-        text = io.TextIOWrapper(stream, encoding=encoding, newline="")
+        encoding = encoding or _encoding(stream.peek(2)[:2])  # type: ignore[attr-defined]
+        text = io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
         try:
             while line := text.readline(MAX_LINE_BYTES):
                 if len(line) == MAX_LINE_BYTES:

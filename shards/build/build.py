@@ -75,6 +75,7 @@ def build(
     retry_failed: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[Plan], None] | None = None,
 ) -> Manifest:
     """Pack a data set into `output`, a folder or an fsspec URL.
 
@@ -90,6 +91,7 @@ def build(
         retry_failed: Try the images again that an earlier build rejected.
         overwrite: Replace a finished set of another source.
         progress: Called with (images finished since the last call, images in all).
+        tell: Called with the plan before anything is packed.
 
     Returns:
         The manifest that was written.
@@ -104,6 +106,8 @@ def build(
     def planned() -> Plan:
         plan = make_plan(dataset, options=options, size=size, starts=read_starts(store))
         refuse_missing(plan, options)
+        if tell is not None:
+            tell(plan)
         return plan
 
     retry = retry_failed and store.exists(MANIFEST)

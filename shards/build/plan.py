@@ -1,6 +1,7 @@
 """Which sample goes into which shard: decided before packing, from names and file sizes."""
 
 import array
+import collections
 import hashlib
 import math
 import os
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 
 from shards.build.pack import PackOptions, ShardJob
+from shards.build.score_check import ScoreCheck
 from shards.errors import ShardError
 from shards.manifest import FORMAT_VERSION, ids_hash
 from shards.sample import DataSet, Sample
@@ -67,6 +69,10 @@ class Plan:
     """Hash over the names."""
     source_sha256: str
     """Hash over names, labels, file sizes and options."""
+    parts: tuple[tuple[str, int], ...] = ()
+    """Sizes of the set's own train, val and test parts, those that it has."""
+    notes: tuple[str, ...] = ()
+    """What the user is told about the source, a line each."""
 
 
 def make_plan(
@@ -85,8 +91,10 @@ def make_plan(
         starts: First ids of the shards, to keep the borders of an earlier build.
 
     Raises:
-        ShardError: If the set is empty, or names an image twice.
+        ShardError: If the set is empty, names an image twice, or has scores outside its scale.
     """
+    check = ScoreCheck(dataset.score) if dataset.score and dataset.is_checked else None
+    parts = collections.Counter[str]()
     names, source = ids_hash(), hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, options)))
     missing = list[str]()
     rows = labelled = num_missing = 0
@@ -102,10 +110,15 @@ def make_plan(
         paths.append(group_key(sample.path))
         sizes.append(file_bytes or 0)
         rows += 1
+        parts[sample.part] += 1
+        if check is not None:
+            check.add(sample)
         labelled += sample.mos is not None
     if rows == 0:
         raise ShardError(f"{dataset.name}: there is no image to pack in the source", exit_code=3)
     _refuse_twice(dataset, paths)
+    if check is not None:
+        check.refuse_outside(dataset.name)
     return Plan(
         name=dataset.name,
         rows=rows,
@@ -117,6 +130,8 @@ def make_plan(
         num_missing=num_missing,
         ids_sha256=names.hexdigest(),
         source_sha256=source.hexdigest(),
+        parts=tuple((part, parts[part]) for part in ("train", "val", "test") if parts[part]),
+        notes=(*dataset.notes, *(check.notes(dataset.name) if check is not None else ())),
     )
 
 

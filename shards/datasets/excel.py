@@ -2,7 +2,7 @@
 
 import datetime
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,33 @@ _BATCH = 500
 Numbered = tuple[int, list[Any]]
 
 
-def read_sheet(path: Path, sheet: str | None = None) -> Iterator[Numbered]:
+def read_sheet(
+    path: Path, sheet: str | None = None, *, on_names: Callable[[list[str]], None] | None = None
+) -> Iterator[Numbered]:
     """Rows of one sheet (the first, if none is named) with their numbers; empty rows are left out.
 
-    Rows count from 1. A cell is a text, a number, a truth value or None; dates are text.
+    Rows count from 1. A cell is a text, a number, a truth value or None; dates are text, and a
+    formula is the value that was stored with it.
+
+    Args:
+        path: The workbook.
+        sheet: Name of the sheet.
+        on_names: Called with the names of all sheets before the first row.
 
     Raises:
-        ShardError: If the file is no workbook, is damaged, is larger than a workbook can be, or has
-            no such sheet.
+        ShardError: If the file is no workbook, is damaged, is larger than a workbook can be, has
+            no such sheet, or holds a formula without a value.
     """
-    reader = "shards.datasets.excel:batches"
-    for batch in read_in_child(reader, path, sheet, limit_bytes=_MOST_BYTES):
+    answers = read_in_child("shards.datasets.excel:batches", path, sheet, limit_bytes=_MOST_BYTES)
+    names = next(answers)
+    if on_names is not None:
+        on_names(names)
+    for batch in answers:
         yield from ((number, cells) for number, cells in batch)
 
 
-def batches(path: Path, sheet: str | None) -> Iterator[list[Numbered]]:
-    """Read rows in this process: run by `read_in_child`."""
+def batches(path: Path, sheet: str | None) -> Iterator[list[Any]]:
+    """The sheets' names, then batches of rows, in this process: run by `read_in_child`."""
     import openpyxl  # a quarter of a second that only sets with workbooks need
 
     _refuse_bomb(path)
@@ -49,6 +60,7 @@ def batches(path: Path, sheet: str | None) -> Iterator[list[Numbered]]:
     if not book.worksheets:
         raise ShardError(f"{printable(path)}: has no sheet", exit_code=3)
     page = book[sheet] if sheet is not None else book.worksheets[0]
+    yield [page.title, *(name for name in book.sheetnames if name != page.title)]
     batch: list[Numbered] = []
     for number, cells in _rows(page, path):
         if any(cell is not None for cell in cells):
@@ -61,12 +73,24 @@ def batches(path: Path, sheet: str | None) -> Iterator[list[Numbered]]:
 
 def _rows(page: Any, path: Path) -> Iterator[Numbered]:
     """Like openpyxl's own iterator, which fills gaps with rows and loses rows that go back."""
-    from openpyxl.worksheet._reader import WorkSheetParser
+    from openpyxl.worksheet._reader import FORMULA_TAG, VALUE_TAG, WorkSheetParser
+
+    class Parser(WorkSheetParser):  # type: ignore[misc]
+        def parse_cell(self, element: Any) -> Any:
+            has_value = element.find(VALUE_TAG) is not None
+            if not has_value and element.find(FORMULA_TAG) is not None:
+                raise ShardError(
+                    f"{printable(path)}: cell {printable(element.get('r'), 20)} holds a formula "
+                    "whose value was never stored; open the workbook in a spreadsheet program and "
+                    "save it, or save it as CSV",
+                    exit_code=3,
+                )
+            return super().parse_cell(element)
 
     last = 0
     book = page.parent
     with page._get_source() as source:
-        parser = WorkSheetParser(
+        parser = Parser(
             source, page._shared_strings, data_only=True, epoch=book.epoch,
             date_formats=book._date_formats, timedelta_formats=book._timedelta_formats,
         )  # fmt: skip

@@ -4,7 +4,8 @@ import array
 import csv
 import math
 import os
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,11 @@ _LARGEST_SCORE = 1e100
 
 
 class FolderIndex:
-    """Files below a folder, found by relative name in any case.
+    """Files below a folder, found by relative name in any case and Unicode form.
 
-    Unpackers and label files disagree about upper and lower case, so names are compared in lower
-    case; two files that then have the same name are refused rather than mixed up. Names lie in one
+    Unpackers and label files disagree about upper and lower case, and a Mac spells `é` as two
+    characters; names are compared in lower case and NFC, and two files that then have the same
+    name are refused rather than mixed up. Names lie in one
     block of bytes behind sorted hashes: ten million of them take half a gigabyte, not three.
     """
 
@@ -43,7 +45,7 @@ class FolderIndex:
             if os.path.splitext(name)[1].lower() in wanted:
                 block += _encoded(folder, name)
                 starts.append(len(block))
-                hashes.append(group_key(name.lower()))
+                hashes.append(group_key(folded(name)))
         self._block = bytes(block)
         self._starts = np.frombuffer(starts, np.int64)
         self._order = np.argsort(np.frombuffer(hashes, np.int64), kind="stable")
@@ -54,12 +56,13 @@ class FolderIndex:
         return len(self._hashes)
 
     def position(self, name: str) -> int | None:
-        """Number of the file on disk that matches `name` in any case, or None."""
-        lower = name.replace("\\", "/").removeprefix("./").lower()
-        place = int(np.searchsorted(self._hashes, group_key(lower)))
-        while place < len(self) and self._hashes[place] == group_key(lower):
+        """Number of the file on disk that matches `name` in any case and form, or None."""
+        wanted = folded(name.replace("\\", "/").removeprefix("./"))
+        key = group_key(wanted)
+        place = int(np.searchsorted(self._hashes, key))
+        while place < len(self) and self._hashes[place] == key:
             number = int(self._order[place])
-            if self.name(number).lower() == lower:
+            if folded(self.name(number)) == wanted:
                 return number
             place += 1
         return None
@@ -69,7 +72,7 @@ class FolderIndex:
         return self._block[self._starts[position] : self._starts[position + 1]].decode()
 
     def find(self, name: str) -> str | None:
-        """The relative name on disk that matches `name` in any case, or None."""
+        """The relative name on disk that matches `name` in any case and form, or None."""
         position = self.position(name)
         return None if position is None else self.name(position)
 
@@ -85,12 +88,23 @@ class FolderIndex:
         same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
         for place in same.tolist():
             one, other = (self.name(int(self._order[k])) for k in (place, place + 1))
-            if one.lower() == other.lower():
+            if folded(one) == folded(other):
+                how = (
+                    "upper and lower case"
+                    if one.lower() == other.lower() or one.isascii()
+                    else "the Unicode form of their letters (NFC, NFD) or in case"
+                )
                 raise ShardError(
-                    f"{self.folder}: {one!r} and {other!r} differ only in upper and lower case, "
-                    "so labels cannot be told apart; keep one of them",
+                    f"{self.folder}: {one!a} and {other!a} differ only in {how}, so "
+                    "labels cannot be told apart; keep one of them",
                     exit_code=3,
                 )
+
+
+def folded(name: str) -> str:
+    """A name as it is compared: in lower case, and with each letter in one Unicode form."""
+    lower = name.lower()
+    return lower if lower.isascii() else unicodedata.normalize("NFC", lower)
 
 
 def _encoded(folder: Path, name: str) -> bytes:
@@ -146,7 +160,12 @@ def parse_score(text: object, *, where: str) -> float:
 
 
 def refuse_unlabelled(
-    index: FolderIndex, labelled: Iterable[str], *, labels: str, way_out: str
+    index: FolderIndex,
+    labelled: Iterable[str],
+    *,
+    labels: str,
+    way_out: str,
+    before: Callable[[], None] | None = None,
 ) -> None:
     """Refuse images that no label names.
 
@@ -155,6 +174,7 @@ def refuse_unlabelled(
         labelled: Relative names that have a label, in any case.
         labels: Name of the label file.
         way_out: What the user can do.
+        before: Called when all labels were seen: what else is wrong is said first.
 
     Raises:
         ShardError: Naming the first of them.
@@ -164,6 +184,8 @@ def refuse_unlabelled(
         position = index.position(name)
         if position is not None:
             seen[position] = True
+    if before is not None:
+        before()
     extra = np.flatnonzero(~seen)
     if extra.size:
         first = ", ".join(repr(index.name(int(number))) for number in extra[:3])

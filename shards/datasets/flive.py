@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.datasets.files import FolderIndex, find_one, parse_score
-from shards.datasets.table import Row, read_rows
+from shards.datasets.rows import Row, read_rows
 from shards.datasets.values import cell_text, name_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
-from shards.datasets.table import read_rows
+from shards.datasets.rows import read_rows
 from shards.datasets.values import name_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.datasets.files import FolderIndex, by_base_name, find_one, parse_score
-from shards.datasets.table import Row, parse_part, read_rows
+from shards.datasets.rows import Row, read_rows
+from shards.datasets.table import parse_part
 from shards.datasets.values import name_text
 from shards.errors import ShardError
 from shards.sample import DataSet, Expected, Facts, Sample

@@ -1,5 +1,6 @@
 """Readers by name: how a name on the command line becomes a `DataSet`."""
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from shards.datasets import (
     tid2013,
 )
 from shards.datasets.pyiqa import open_pyiqa
-from shards.datasets.table import ExtraFiles, open_table
+from shards.datasets.roles import ColumnNames
+from shards.datasets.table import ExtraFiles, MissingFiles, open_table
 from shards.datasets.unlabelled import open_unlabelled
 from shards.datasets.wds import open_wds
 from shards.errors import ShardError
@@ -39,6 +41,10 @@ class SourceOptions:
     """Scale of the scores, for sets that do not bring one."""
     extra_files: ExtraFiles = "error"
     """What to do about images that a table does not name."""
+    columns: ColumnNames | None = None
+    """table: columns, where they have other than the usual names."""
+    missing: MissingFiles = "later"
+    """table: whether images that are labelled and not there stop the reading."""
     patches: bool = False
     """flive: read the patches too."""
     score_member: str | None = "json:mos"
@@ -81,7 +87,11 @@ def open_source(name: str, source: Path, options: SourceOptions) -> DataSet:
     known = readers()
     if name not in known:
         raise ShardError(f"no data set {name!r}; {suggestion(name, list(known))}", exit_code=2)
-    return known[name].open(source, options)
+    dataset = known[name].open(source, options)
+    # A scale that the user gave is checked; what a published set has is as it is (LIVE has
+    # negative scores).
+    is_given = options.score is not None and dataset.score == options.score
+    return dataclasses.replace(dataset, is_checked=dataset.is_checked or is_given)
 
 
 def suggestion(name: str, known: list[str]) -> str:
@@ -102,6 +112,8 @@ def _open_table(source: Path, options: SourceOptions) -> DataSet:
         name=options.name or "table",
         score=options.score,
         extra_files=options.extra_files,
+        columns=options.columns,
+        missing=options.missing,
     )
 
 
@@ -178,7 +190,7 @@ _READERS = (
     ),
     Reader(
         name="table",
-        facts=Facts(title="Your own images, scored in a CSV, TSV, JSONL or Parquet file"),
+        facts=Facts(title="Your own images, scored in a CSV, TSV, JSONL, Parquet or xlsx file"),
         source="the table; columns path, score, optional std, group, split, distortion, level, "
         "subset; --images names the folder the paths are relative to",
         open=_open_table,

@@ -1,47 +1,54 @@
-"""Anyone's own images: a folder and a CSV, TSV, JSONL, Parquet or xlsx file that scores them.
+"""Anyone's own images: a folder and a table that scores them, in any format and dialect.
 
 `open_table(labels, *, images=None, name="table", score=None, extra_files="error") -> DataSet`
 
-Columns: `path` and `score` (or `mos`, `dmos`), optional `std`, `group`, `split`, `distortion`,
-`level`, `subset`. Paths are relative to the images folder. Without `group` every image is its own.
+Columns: `path` and `score` (or `mos`, `dmos` ...: `roles.py`), optional `std`, `group`, `split`,
+`distortion`, `level`, `subset`. Paths are relative to the images folder. Without `group` every
+image is its own. `metadata.csv` or `metadata.jsonl` of a Hugging Face image folder is found in it.
 """
 
-import csv
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.datasets.excel import read_sheet
 from shards.datasets.files import FolderIndex, need_file, parse_score, refuse_unlabelled
-from shards.datasets.parquet import read_parquet
+from shards.datasets.paths import PathFinder
+from shards.datasets.roles import (
+    DISTORTION,
+    GROUP,
+    LEVEL,
+    PATH,
+    ROLES,
+    SCORE,
+    SPLIT,
+    STD,
+    SUBSET,
+    ColumnNames,
+    Role,
+    find_column,
+)
+from shards.datasets.rows import LabelTable, Numbered, Row, open_rows
 from shards.datasets.values import (
+    NumberMarks,
     cell_text,
+    column_key,
     is_missing,
     name_text,
-    one_name_each,
-    one_of,
     parse_number,
 )
 from shards.errors import ShardError
 from shards.sample import DataSet, Facts, Sample
 from shards.score_scale import ScoreScale
-from shards.source_files import text_lines
 from shards.text import printable
 
 ExtraFiles = Literal["error", "ignore"]
-Row = Mapping[str, Any]
-Rows = Callable[[], Iterator[Row]]
+MissingFiles = Literal["error", "later"]
 
-_PATH = ("path", "file", "filename", "image", "image_name", "image name", "img_name", "name")
-_SCORE = ("score", "mos", "dmos")
-_STD = ("std", "mos_std", "sd")
-_READ_BY_CHILDREN = frozenset({".parquet", ".xlsx"})
-_HELD_BYTES = 1 << 24
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _MOST_LEVEL = 2**31 - 1
 """The sample table keeps levels in 32 bits."""
-_PART = ("split", "part", "set")
 _PARTS = {
     "": "",
     "train": "train",
@@ -49,6 +56,9 @@ _PARTS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "validate": "val",
+    "dev": "val",
+    "development": "val",
     "test": "test",
     "testing": "test",
 }
@@ -62,36 +72,41 @@ def open_table(
     score: ScoreScale | None = None,
     extra_files: ExtraFiles = "error",
     title: str = "",
+    columns: ColumnNames | None = None,
+    missing: MissingFiles = "later",
 ) -> DataSet:
     """Read a table of labels.
 
     Args:
-        labels: `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.xlsx` (first sheet).
+        labels: A table (`rows.py` reads which), or the images folder with its `metadata.csv`.
         images: Folder the paths are relative to; default: the table's own.
         name: Short name of the set.
         score: Scale of the scores; default: a MOS from the smallest to the largest score found.
         extra_files: What to do about images that the table does not name.
         title: Full name.
+        columns: Names of columns, where they are not the usual ones.
+        missing: `error` refuses a table that names images which are not there; `later` leaves
+            them to the build.
 
     Raises:
         ShardError: If the table is missing, empty, or a row is not usable; names file and row.
     """
-    need_file(labels, what="give the table with the columns path and score")
-    folder = images or labels.parent
-    index = FolderIndex(folder)
-    rows = _replayable(labels)
-    columns = _Columns(labels, rows)
-    low, high = _first_pass(labels, rows, columns, index, extra_files)
+    labels = need_file(_table_file(labels), what="give the table with the columns path and score")
+    finder = PathFinder(FolderIndex(images or labels.parent))
+    reading = _Reading.of(labels, columns or ColumnNames(), finder)
+    low, high = _first_pass(reading, extra_files, missing)
     return DataSet(
         name=name,
-        score=score or _observed(low, high, columns.score),
-        samples=lambda: _samples(labels, rows, columns, index),
+        score=score or _observed(low, high, reading.columns[SCORE.name] or ""),
+        samples=lambda: _samples(reading),
         facts=Facts(title=title or f"Table {labels.name}", source=labels.name),
+        notes=tuple(_notes(reading)),
+        is_checked=True,
     )
 
 
 def parse_part(text: object, *, where: str) -> str:
-    """`train`, `val`, `test` or empty, from the words people use.
+    """`train`, `val`, `test` or empty, from the words people use (`dev` is val).
 
     Raises:
         ShardError: If it is another word.
@@ -99,131 +114,192 @@ def parse_part(text: object, *, where: str) -> str:
     word = cell_text(text, where=where).lower()
     if word not in _PARTS:
         raise ShardError(
-            f"{where}: part {printable(word, 60)!r} is none of train, val, test; correct the row",
+            f"{where}: part {printable(word, 60)!r} is none of train, val, test; correct the row, "
+            "or name the column of parts with `--split-column` (none: there is none)",
             exit_code=3,
         )
     return _PARTS[word]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a table as mappings with lower-case column names, whatever the format.
-
-    Raises:
-        ShardError: If the file cannot be read as what its ending says, or two columns have one
-            name.
-    """
-    ending = path.suffix.lower()
-    if ending in {".csv", ".tsv", ".txt"}:
-        yield from _csv_rows(path, "\t" if ending == ".tsv" else ",")
-    elif ending in {".jsonl", ".ndjson"}:
-        yield from _json_rows(path)
-    elif ending == ".parquet":
-        yield from read_parquet(path)
-    elif ending == ".xlsx":
-        yield from _sheet_rows(path)
-    else:
-        raise ShardError(
-            f"{printable(path)}: a table ends in .csv, .tsv, .jsonl, .parquet or .xlsx", exit_code=2
-        )
+def _table_file(labels: Path) -> Path:
+    """The table itself; of a folder its metadata, as Hugging Face lays them out."""
+    if not labels.is_dir():
+        return labels
+    found = [labels / name for name in _METADATA if (labels / name).is_file()]
+    if len(found) == 1:
+        return found[0]
+    what = " and ".join(file.name for file in found)
+    raise ShardError(
+        f"{printable(labels)}: is a folder "
+        + (f"with {what}; name one of them" if found else "without metadata.csv; name the table"),
+        exit_code=2 if found else 4,
+    )
 
 
-def _replayable(labels: Path) -> Rows:
-    """Rows as often as they are wanted; a small file that a child reads is read once."""
-    if labels.suffix.lower() in _READ_BY_CHILDREN and labels.stat().st_size <= _HELD_BYTES:
-        held = list(read_rows(labels))
-        return lambda: iter(held)
-    return lambda: read_rows(labels)
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """A table, what its columns mean, and the folder its paths lie in."""
 
+    table: LabelTable
+    columns: dict[str, str | None]
+    marks: NumberMarks
+    finder: PathFinder
 
-class _Columns:
-    """Which column plays which part, found from the first row."""
-
-    def __init__(self, labels: Path, rows: Rows) -> None:
-        first = next(iter(rows()), None)
-        if first is None:
+    @classmethod
+    def of(cls, labels: Path, given: ColumnNames, finder: PathFinder) -> "_Reading":
+        table = open_rows(labels, wanted=given.wanted())
+        if next(table.rows(), None) is None:
             raise ShardError(
                 f"{printable(labels)}: has no rows; a table needs a header and a row per image",
                 exit_code=3,
             )
-        where = str(labels)
-        self.path = self._need(first, _PATH, where)
-        self.score = self._need(first, _SCORE, where)
-        self.std = one_of(first, _STD, where=where)
-        self.part = one_of(first, _PART, where=where)
+        columns = {
+            role.name: find_column(table.names, role, given.given(role), where=str(labels))
+            for role in ROLES
+        }
+        numbers = [columns[role.name] for role in (SCORE, STD, LEVEL)]
+        marks = table.number_marks([column for column in numbers if column is not None])
+        return cls(table=table, columns=columns, marks=marks, finder=finder)
 
-    @staticmethod
-    def _need(columns: Row, names: tuple[str, ...], where: str) -> str:
-        found = one_of(columns, names, where=where)
-        if found is None:
-            raise ShardError(
-                f"{printable(where)}: no column {names[0]!r} (or {', '.join(names[1:])}) among "
-                f"{printable(', '.join(sorted(columns)), 400) or 'no columns'}; name the "
-                "columns in the first line",
-                exit_code=3,
-            )
-        return found
+    def cell(self, row: Row, role: Role) -> Any:
+        """A row's cell in the column of a role; None if there is no such column."""
+        column = self.columns[role.name]
+        return None if column is None else row.get(column)
+
+    def number(self, row: Row, role: Role) -> Any:
+        """The same for numbers, written as programs write them."""
+        return self.marks.plain(self.cell(row, role))
 
 
 def _first_pass(
-    labels: Path, rows: Rows, columns: _Columns, index: FolderIndex, extra_files: ExtraFiles
+    reading: _Reading, extra_files: ExtraFiles, missing: MissingFiles
 ) -> tuple[float, float]:
     """Every row is checked before anything is packed."""
     low, high = math.inf, -math.inf
+    absent = _Absent(reading)
 
     def names() -> Iterator[str]:
         nonlocal low, high
-        for sample in _samples(labels, rows, columns, index):
+        for number, row in reading.table.rows():
+            sample = _sample(reading, (number, row))
             if sample.mos is not None:
                 low, high = min(low, sample.mos), max(high, sample.mos)
+            absent.add(number, row, sample)
             yield sample.path
+
+    def refuse() -> None:
+        if absent.count and (missing == "error" or absent.count == absent.rows):
+            raise absent.error()
 
     if extra_files == "ignore":
         for _ in names():
             pass
-    else:
-        refuse_unlabelled(
-            index,
-            names(),
-            labels=labels.name,
-            way_out="add rows for them, or pack only the labelled ones with `--extra-files ignore`",
-        )
+        refuse()
+        return low, high
+    refuse_unlabelled(
+        reading.finder.index,
+        names(),
+        labels=reading.table.path.name,
+        way_out="add rows for them, or pack only the labelled ones with `--extra-files ignore`",
+        before=refuse,
+    )
     return low, high
 
 
-def _samples(labels: Path, rows: Rows, columns: _Columns, index: FolderIndex) -> Iterator[Sample]:
-    for number, row in enumerate(rows(), start=2):
-        where = f"{printable(labels)}: row {number}"
-        path = name_text(row.get(columns.path), where=f"{where}: {columns.path}")
-        path = path.replace("\\", "/")
-        if not path:
-            raise ShardError(f"{where}: names no image; correct the row", exit_code=3)
-        if path.startswith("/") or ".." in path.split("/") or "\0" in path:
-            raise ShardError(
-                f"{where}: {printable(path)!r} is not inside the images folder; give paths "
-                f"relative to {printable(index.folder)}",
-                exit_code=3,
-            )
-        group, distortion, subset = (
-            cell_text(row.get(name), where=f"{where}: {name}")
-            for name in ("group", "distortion", "subset")
+class _Absent:
+    """Images that are labelled and not there."""
+
+    def __init__(self, reading: _Reading) -> None:
+        self._reading = reading
+        self._first: tuple[int, str] | None = None
+        self.rows = self.count = 0
+
+    def add(self, number: int, row: Row, sample: Sample) -> None:
+        """Look whether the image of a row is there."""
+        self.rows += 1
+        index = self._reading.finder.index
+        if index.position(sample.path) is None and not sample.file.is_file():
+            self.count += 1
+            if self._first is None:
+                text = name_text(self._reading.cell(row, PATH), where="")
+                self._first = (number, text)
+
+    def error(self) -> ShardError:
+        """What is missing, and the way out."""
+        assert self._first is not None
+        number, text = self._first
+        finder, table = self._reading.finder, self._reading.table
+        way_out = finder.hint(text) or (
+            "complete the folder, name another with `--images`, or leave them out with "
+            "`--on-error skip`"
         )
-        yield Sample(
-            path=index.find(path) or path,
-            file=index.path(path),
-            mos=parse_score(row.get(columns.score), where=where),
-            mos_std=_spread(row, columns.std, where),
-            group=group if group != "" else path,
-            distortion=distortion,
-            level=_level(row.get("level"), where),
-            subset=subset,
-            part=parse_part(row.get(columns.part) if columns.part else "", where=where),
+        told = f" (read as {', '.join(table.told)})" if table.told else ""
+        return ShardError(
+            f"{printable(table.path)}{told}: {self.count:,} of {self.rows:,} labelled images are "
+            f"not there in {printable(finder.index.folder)}, first row {number}: "
+            f"{printable(text)!r}; {way_out}",
+            exit_code=3,
         )
+
+
+def _samples(reading: _Reading) -> Iterator[Sample]:
+    return (_sample(reading, numbered) for numbered in reading.table.rows())
+
+
+def _sample(reading: _Reading, numbered: Numbered) -> Sample:
+    number, row = numbered
+    where = f"{printable(reading.table.path)}: row {number}"
+    text = name_text(reading.cell(row, PATH), where=f"{where}: {reading.columns[PATH.name]}")
+    if not text:
+        raise ShardError(f"{where}: names no image; correct the row", exit_code=3)
+    path, _ = reading.finder.find(text, where=where)
+    group, distortion, subset = (
+        cell_text(reading.cell(row, role), where=f"{where}: {role.name}")
+        for role in (GROUP, DISTORTION, SUBSET)
+    )
+    return Sample(
+        path=path,
+        file=reading.finder.index.folder / path,
+        mos=parse_score(reading.number(row, SCORE), where=where),
+        mos_std=_spread(reading.number(row, STD), reading.columns[STD.name], where),
+        group=group if group != "" else path,
+        distortion=distortion,
+        level=_level(reading.number(row, LEVEL), where),
+        subset=subset,
+        part=parse_part(reading.cell(row, SPLIT), where=where),
+        row=number,
+    )
+
+
+def _notes(reading: _Reading) -> Iterator[str]:
+    """One line each: how the table was read, and what became of its columns and paths."""
+    told = list(reading.table.told)
+    if reading.marks.decimal == ",":
+        told.append("decimal commas")
+    told += [
+        f"{role.name} from the column {printable(column, 60)!r}"
+        for role in ROLES
+        if (column := reading.columns[role.name]) is not None
+        and column_key(column) not in (role.name, *_PLAIN_SCORES)
+    ]
+    finder = reading.finder
+    if finder.num_shortened:
+        told.append(
+            f"{finder.index.folder.name!r} taken off the front of paths such as "
+            f"{printable(finder.shortened, 80)!r}"
+        )
+    if told:
+        yield f"{printable(reading.table.path.name)}: read as {', '.join(told)}"
+
+
+_PLAIN_SCORES = ("mos", "dmos")
 
 
 def _observed(low: float, high: float, column: str) -> ScoreScale:
     if low == high:
         low, high = low - 0.5, high + 0.5
-    is_difference = column == "dmos"
+    key = column_key(column)
+    is_difference = "dmos" in key or "differen" in key
     return ScoreScale(
         kind="dmos" if is_difference else "mos",
         low=low,
@@ -232,8 +308,7 @@ def _observed(low: float, high: float, column: str) -> ScoreScale:
     )
 
 
-def _spread(row: Row, column: str | None, where: str) -> float | None:
-    value = row.get(column) if column else None
+def _spread(value: object, column: str | None, where: str) -> float | None:
     if is_missing(value):
         return None
     spread = parse_score(value, where=where)
@@ -257,61 +332,3 @@ def _level(value: object, where: str) -> int | None:
             exit_code=3,
         )
     return int(level)
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(text_lines(path), delimiter=delimiter, strict=True)
-    try:
-        header = one_name_each(next(reader, []), where=str(path))
-        for number, cells in enumerate(reader, start=2):
-            if all(cell.strip() == "" for cell in cells):
-                continue
-            if len(cells) != len(header):
-                raise ShardError(
-                    f"{printable(path)}: row {number} has {len(cells)} cells, the header "
-                    f"{len(header)}; put names with commas in double quotes",
-                    exit_code=3,
-                )
-            yield dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise ShardError(
-            f"{printable(path)}: cannot be read as {path.suffix} after line {reader.line_num} "
-            f"({printable(error)})",
-            exit_code=3,
-        ) from error
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(text_lines(path), start=1):
-        if line.strip() == "":
-            continue
-        where = f"{printable(path)}: line {number}"
-        try:
-            row = json.loads(line, object_pairs_hook=_Pairs)
-        except (ValueError, RecursionError) as error:
-            raise ShardError(f"{where} is not JSON ({printable(error)})", exit_code=3) from error
-        if not isinstance(row, _Pairs):
-            raise ShardError(f"{where} is not a JSON object", exit_code=3)
-        names = one_name_each((name for name, _ in row.pairs), where=where)
-        yield dict(zip(names, (value for _, value in row.pairs), strict=True))
-
-
-class _Pairs(dict[str, Any]):
-    """A JSON object that remembers names which stand in it twice."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        self.pairs = pairs
-
-
-def _sheet_rows(path: Path) -> Iterator[Row]:
-    rows = read_sheet(path)
-    _, names = next(rows, (0, []))
-    header = one_name_each(names, where=str(path))
-    for number, cells in rows:
-        if len(cells) > len(header):
-            raise ShardError(
-                f"{printable(path)}: row {number} has {len(cells)} cells, the header {len(header)}",
-                exit_code=3,
-            )
-        yield dict(zip(header, cells + [None] * (len(header) - len(cells)), strict=True))

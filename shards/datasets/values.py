@@ -9,7 +9,9 @@ import datetime
 import decimal
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from shards.errors import ShardError
@@ -17,6 +19,19 @@ from shards.text import printable
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})\.0")
+_REMARK = re.compile(r"\s*[(\[][^()\[\]]*[)\]]")
+_GROUPED = {
+    ".": re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]*)?"),
+    ",": re.compile(r"[+-]?[1-9][0-9]{0,2}(\.[0-9]{3})+(,[0-9]*)?"),
+}
+_SPELLINGS = (
+    ("?", re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")),
+    ("grouped", re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]*)?")),
+    (",", re.compile(r"[+-]?[1-9][0-9]{0,2}(\.[0-9]{3})+,[0-9]*")),
+    (".", re.compile(r"[+-]?[0-9]*\.[0-9]*([eE][+-]?[0-9]+)?")),
+    (",", re.compile(r"[+-]?[0-9]*,[0-9]*([eE][+-]?[0-9]+)?")),
+)
+"""`1,234` is in doubt; what else proves which mark is the decimal one, first match first."""
 _PLAIN = (str, int, float, decimal.Decimal, datetime.date, datetime.time)
 
 
@@ -66,6 +81,85 @@ def parse_number(value: object) -> float:
         return math.nan
 
 
+def column_key(name: object) -> str:
+    """What two spellings of a column's name have in common: letters and digits, in lower case.
+
+    `Image Path`, `image_path` and `ImagePath` are one name; what stands in brackets is a remark
+    (`MOS (1-5)`).
+    """
+    text = unicodedata.normalize("NFKC", "" if name is None else str(name))
+    text = _REMARK.sub("", text) or text
+    return "".join(letter for letter in text.casefold() if letter.isalnum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberMarks:
+    """How numbers are written in texts of a table."""
+
+    decimal: str = "."
+    """The decimal mark, `.` or `,`; the other one may stand between thousands."""
+
+    def plain(self, value: object) -> object:
+        """A cell with its number written as programs do (`1.234,5` is `1234.5`); others as is."""
+        if not isinstance(value, str):
+            return value
+        text = value.strip()
+        other = "." if self.decimal == "," else ","
+        if _GROUPED[self.decimal].fullmatch(text):
+            text = text.replace(other, "")
+        elif other in text:
+            return value
+        return text.replace(",", ".") if self.decimal == "," else text
+
+
+class MarkFinder:
+    """Finds the decimal mark of a table from the texts in its columns of numbers."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, str]] = {}
+
+    def add(self, row: int, value: object) -> None:
+        """Look at a cell."""
+        if not isinstance(value, str) or ("," not in value and "." not in value):
+            return
+        text = value.strip()
+        for kind, pattern in _SPELLINGS:
+            if pattern.fullmatch(text):
+                self._seen.setdefault(kind, (row, text))
+                return
+
+    def marks(self, *, where: str, is_comma: bool) -> NumberMarks:
+        """The marks.
+
+        Args:
+            where: The table, for the message.
+            is_comma: Whether `1,234` is 1.234, where nothing else decides: semicolons between
+                cells are there because the comma is the decimal mark.
+
+        Raises:
+            ShardError: If two rows contradict each other, or `1,234` may mean two numbers.
+        """
+        comma, point, doubtful = (self._seen.get(kind) for kind in (",", ".", "?"))
+        grouped = self._seen.get("grouped")
+        point = point or grouped
+        if comma is not None and point is not None:
+            raise ShardError(
+                f"{printable(where)}: row {comma[0]} writes {comma[1]!r} with a decimal comma, row "
+                f"{point[0]} {point[1]!r} with a point; write all numbers alike",
+                exit_code=3,
+            )
+        is_settled = comma is not None or grouped is not None or (is_comma and point is None)
+        if doubtful is not None and not is_settled:
+            raise ShardError(
+                f"{printable(where)}: row {doubtful[0]} holds {doubtful[1]!r}, which may be "
+                f"{doubtful[1].replace(',', '.')} or {doubtful[1].replace(',', '')}, and no other "
+                "row tells which; write numbers with a decimal point",
+                exit_code=3,
+            )
+        is_decimal = comma is not None or (doubtful is not None and point is None)
+        return NumberMarks(decimal="," if is_decimal else ".")
+
+
 def one_name_each(names: Iterable[object], *, where: str) -> list[str]:
     """Names of columns in lower case; several may be empty, no other may stand twice.
 
@@ -86,28 +180,6 @@ def one_name_each(names: Iterable[object], *, where: str) -> list[str]:
         lower[key] = written
         found.append(key)
     return found
-
-
-def one_of(columns: Iterable[str], names: tuple[str, ...], *, where: str) -> str | None:
-    """The column that plays a part: the first name if it is there, else the only one of the others.
-
-    Args:
-        columns: Names in lower case.
-        names: The part's own name first, then what others call it.
-        where: For the message.
-
-    Raises:
-        ShardError: If several others are there, and not the first.
-    """
-    there = set(columns)
-    found = [name for name in names if name in there]
-    if names[0] not in there and len(found) > 1:
-        raise ShardError(
-            f"{printable(where)}: the columns {' and '.join(map(repr, found))} could all be the "
-            f"{names[0]}; rename the one that is meant to {names[0]!r}",
-            exit_code=3,
-        )
-    return found[0] if found else None
 
 
 def lower_names(row: Mapping[Any, Any], *, where: str) -> dict[str, Any]:

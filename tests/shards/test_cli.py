@@ -76,7 +76,7 @@ def test_the_road_from_a_table_to_a_checked_split_set(
         (("build", "table", "x", "--output", "o", "--name", ""), 2, "--name is empty"),
         (("build", "table", "x", "--output", "o", "--max-pixels", "0"), 2, "x>=1"),
         (("split", "{tmp}", "--repeats", "0"), 2, "x>=1"),
-        (("build", "table", "{tmp}", "--output", "o"), 4, "is a folder, not a file"),
+        (("build", "table", "{tmp}", "--output", "o"), 4, "is a folder without metadata.csv"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_an_exit_code(

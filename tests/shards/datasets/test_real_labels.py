@@ -8,7 +8,7 @@ import pytest
 
 from shards.datasets import csiq, flive, kadid10k, koniq10k, livec, spaq, tid2013
 from shards.datasets.matlab import load_strings
-from shards.datasets.table import read_rows
+from shards.datasets.rows import read_rows
 from shards.sample import DataSet
 
 

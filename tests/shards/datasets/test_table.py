@@ -119,7 +119,7 @@ def test_a_damaged_table_is_refused(images: Path, tmp_path: Path, name: str, dat
 
 
 def test_an_unknown_ending_is_a_usage_error(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "l.xml").write_text("<x/>")
+    (tmp_path / "l.dat").write_text("x")
     with pytest.raises(ShardError, match=r"ends in \.csv, \.tsv") as caught:
-        open_table(tmp_path / "l.xml", images=images)
+        open_table(tmp_path / "l.dat", images=images)
     assert caught.value.exit_code == 2

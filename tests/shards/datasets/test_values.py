@@ -11,7 +11,6 @@ from shards.datasets.values import (
     is_missing,
     name_text,
     one_name_each,
-    one_of,
     parse_number,
 )
 from shards.errors import ShardError
@@ -139,12 +138,3 @@ def test_two_columns_of_one_name_are_refused(names: list[str]) -> None:
 
 def test_empty_names_may_stand_twice() -> None:
     assert one_name_each(["\ufeffPath", None, "", "Score "], where="x") == ["path", "", "", "score"]
-
-
-def test_the_own_name_of_a_part_wins_and_two_others_are_refused() -> None:
-    names = ("score", "mos", "dmos")
-    assert one_of(["dmos", "score", "mos"], names, where="x") == "score"
-    assert one_of(["a", "dmos"], names, where="x") == "dmos"
-    assert one_of(["a"], names, where="x") is None
-    with pytest.raises(ShardError, match="'mos' and 'dmos' could all be the score"):
-        one_of(["mos", "dmos"], names, where="x")
