@@ -312,6 +312,7 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
 )
 @click.option("--names", type=click.Path(path_type=Path), help="--from: list that numbers mean.")
 @click.option("--column", help="--from: one split column of a meta csv. [all]")
+@click.option("--path-column", metavar="NAME", help="--from: column of the images' names.")
 @click.option("--pyiqa-compat-shift", default=0, help="--from: rows pyiqa's loader shifts by.")
 @click.option("--allow-missing", is_flag=True, help="--from: names this set does not hold.")
 @click.option(
@@ -336,6 +337,7 @@ def split(
     source: Path | None,
     names: Path | None,
     column: str | None,
+    path_column: str | None,
     pyiqa_compat_shift: int,
     allow_missing: bool,
     dedupe: str | None,
@@ -353,6 +355,7 @@ def split(
             column=column,
             shift_rows=pyiqa_compat_shift,
             allow_missing=allow_missing,
+            path_column=path_column,
         )
     else:
         splits = make_splits(
@@ -531,11 +534,11 @@ def _plan_text(plan: Plan, output: str) -> str:
 def _tell(plan: Plan, output: str) -> None:
     """How the source was read, and what is strange about it; a bar must not stand in its place."""
     for note in plan.notes:
-        tqdm.write(printable(redact_url(note), 600), file=sys.stderr)
+        tqdm.write(printable(redact_url(note), 600))
     if plan.parts:
         parts = ", ".join(f"{part} {count:,}" for part, count in plan.parts)
         command = f"lmcl-shard split {redact_url(output)} --protocol official"
-        tqdm.write(f"the set's own parts ({parts}) become a split by `{command}`", file=sys.stderr)
+        tqdm.write(f"the set's own parts ({parts}) become a split by `{command}`")
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class Sample:
     """Where the image starts in the file, for images inside another archive."""
     size: int | None = None
     """How many bytes it has there; None for the whole file."""
-    row: int | None = None
+    row: int | None = field(default=None, compare=False)
     """Row of the label table, for messages."""
 
 

@@ -82,7 +82,7 @@ COVERED_BY = {
     "shards/test_cli.py": "shards: datasets/registry errors",
     "pipeline/test_decode.py": "pipeline: backends/row_decoder",
     "shards/test_read.py": "shards: layout sample",
-    "shards/datasets/test_formats_agree.py": "shards/datasets: parquet",
+    "shards/datasets/test_formats_agree.py": "shards/datasets: parquet rows",
     "shards/test_info.py": "shards: png",
 }
 """Modules without a test file of their own name, under the file that covers them."""

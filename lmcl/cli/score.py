@@ -17,7 +17,7 @@ from lmcl.inference.batch_job import (
     score_held,
 )
 from lmcl.inference.filter import is_below, plan_moves, write_sheet
-from lmcl.inference.inputs import Item, list_items
+from lmcl.inference.inputs import Item, TableOptions, list_items
 from lmcl.inference.interruption import stop_on_signals
 from lmcl.inference.moves import (
     Move,
@@ -66,6 +66,12 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     default=Path("scores.csv"),
     show_default=True,
     help="Scores file: .csv, .jsonl or .parquet.",
+)
+@click.option("--path-column", metavar="NAME", help="Column of a table's paths. [usual names]")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Folder a table's paths are relative to. [the table's own]",
 )
 @click.option("--resume", is_flag=True, help="Keep rows that are there; try failed ones again.")
 @click.option(
@@ -117,6 +123,8 @@ def command(
     paths: tuple[str, ...],
     model_folder: Path | None,
     output: Path,
+    path_column: str | None,
+    images: Path | None,
     resume: bool,
     min_side: int,
     boxes: bool,
@@ -168,7 +176,8 @@ def command(
             decode=DecodeConfig(decode=decode, threads=threads),
         )
         after = _Filter(below=below, move_to=move_to, dry_run=dry_run, sheet=sheet)
-        failed = _score(scorer, paths, options, after)
+        tables = TableOptions(path_column=path_column, images=images, tell=_note)
+        failed = _score(scorer, paths, options, after, tables)
     if failed:
         sys.exit(_FAILED)
 
@@ -183,13 +192,24 @@ class _Filter:
     sheet: Path | None
 
 
-def _score(scorer: Scorer, paths: Sequence[str], options: ScoringOptions, after: _Filter) -> int:
+def _note(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _score(
+    scorer: Scorer,
+    paths: Sequence[str],
+    options: ScoringOptions,
+    after: _Filter,
+    tables: TableOptions,
+) -> int:
     """Score, report and filter; how many images could not be scored."""
     output = options.output
     written = [output, note_path(output), sources_path(output)]
     written += [place for place in (after.sheet, after.move_to) if place]
     items = list_on_all_ranks(
-        scorer, lambda: list_items(paths, stdin=_stdin_lines(), left_out=written)
+        scorer,
+        lambda: list_items(paths, stdin=_stdin_lines(), left_out=written, tables=tables),
     )
     with hold_output(scorer, output):
         summary = score_held(scorer, items, options)

@@ -1,27 +1,29 @@
 """What `lmcl score` is pointed at becomes a list of items, in an order that never changes.
 
-Files, folders (recursively, sorted), glob patterns, CSVs with a `path` column, WebDataset tars,
+Files, folders (recursively, sorted), glob patterns, tables of paths in any format, WebDataset tars,
 this project's shard sets, and `-` for paths on stdin. Nothing is opened here but folders, tables
 and tar headers: an image that cannot be read is found out, and named, when its turn comes. What
 cannot be listed is an item with a `problem`: its images are missing, and somebody must say so.
 """
 
 import collections
-import csv
 import dataclasses
 import errno
 import functools
 import glob
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from lmcl.errors import LmclError
+from shards.datasets.paths import DiskFinder
+from shards.datasets.roles import PATH, ColumnNames, find_column
+from shards.datasets.rows import TABLE_ENDINGS, open_rows
+from shards.datasets.values import name_text
 from shards.errors import ShardError
 from shards.manifest import MANIFEST
 from shards.read import open_set
-from shards.source_files import MAX_LINE_BYTES, MAX_TABLE_BYTES, open_regular, read_regular
+from shards.source_files import MAX_TABLE_BYTES, open_regular, read_regular
 from shards.tar import iterate_members
 from shards.text import printable, spreadsheet_path
 
@@ -32,6 +34,8 @@ _OWN = (".origin.json", ".sources.jsonl")
 MOVES_NAME = "moves.csv"
 """Record of `--move-to`, inside that folder."""
 MOVES_COLUMNS = ("old", "new", "score", "size", "mtime_ns", "link")
+_TABLES = tuple(sorted(TABLE_ENDINGS))
+_PLAIN_LIST = "; a plain list of paths is read by `lmcl score - < LIST`"
 _MOST_TAR_BYTES = 1 << 62
 _MOST_NAME = 1 << 16
 _WRITTEN = (".csv", ".jsonl", ".parquet", ".json")
@@ -76,11 +80,28 @@ class Item:
             raise LmclError(str(error), exit_code=error.exit_code) from error
 
 
+def _say_nothing(line: str) -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """How tables of paths are read."""
+
+    path_column: str | None = None
+    """Column of the paths; None finds it by its usual names."""
+    images: Path | None = None
+    """Folder that relative paths are relative to; None for the table's own."""
+    tell: Callable[[str], None] = _say_nothing
+    """Called with a line about a table that is no plain CSV."""
+
+
 def list_items(
     arguments: Sequence[str],
     *,
     stdin: Iterator[str] | None = None,
     left_out: Sequence[Path] = (),
+    tables: TableOptions | None = None,
 ) -> list[Item]:
     """All images, each once, in the order of the arguments and sorted inside each.
 
@@ -88,11 +109,12 @@ def list_items(
         arguments: Paths, patterns, tables, tars, shard sets, or `-`.
         stdin: Lines for `-`.
         left_out: Files and folders that are passed over: what the job itself writes.
+        tables: How tables are read.
 
     Raises:
         ShardError: If a shard set cannot be used as one.
     """
-    is_left_out = _within(left_out)
+    is_left_out = _LeftOut(left_out, tables or TableOptions())
     resolve = resolver()
     found: dict[tuple[str, int, str], Item] = {}
     for argument in arguments:
@@ -152,14 +174,21 @@ def _named_apart(items: list[Item]) -> list[Item]:
     return apart
 
 
-def _within(places: Sequence[Path]) -> Callable[[Path], bool]:
-    """Whether a path is one of the places or lies below one."""
-    resolve = resolver()
-    roots = tuple(os.path.join(resolve(str(place)), "") for place in places)
-    return lambda path: bool(roots) and os.path.join(resolve(str(path)), "").startswith(roots)
+class _LeftOut:
+    """Whether a path is one of some places or lies below one; and how tables are read."""
+
+    def __init__(self, places: Sequence[Path], tables: TableOptions) -> None:
+        self._resolve = resolver()
+        self._roots = tuple(os.path.join(self._resolve(str(place)), "") for place in places)
+        self.tables = tables
+
+    def __call__(self, path: Path) -> bool:
+        if not self._roots:
+            return False
+        return os.path.join(self._resolve(str(path)), "").startswith(self._roots)
 
 
-def _from_stdin(lines: Iterator[str], is_left_out: Callable[[Path], bool]) -> Iterator[Item]:
+def _from_stdin(lines: Iterator[str], is_left_out: _LeftOut) -> Iterator[Item]:
     line = ""
     for line in lines:
         if line.strip():
@@ -168,7 +197,7 @@ def _from_stdin(lines: Iterator[str], is_left_out: Callable[[Path], bool]) -> It
         yield _absent("-", "no path came on stdin")
 
 
-def _expand(argument: str, is_left_out: Callable[[Path], bool]) -> Iterator[Item]:
+def _expand(argument: str, is_left_out: _LeftOut) -> Iterator[Item]:
     path = Path(argument)
     if "\0" in argument:
         yield _absent(argument, "a NUL character stands in the path; no file can be called so")
@@ -185,23 +214,21 @@ def _expand(argument: str, is_left_out: Callable[[Path], bool]) -> Iterator[Item
     yield from items
 
 
-def _from_place(
-    path: Path, is_left_out: Callable[[Path], bool], *, tables: bool = True
-) -> Iterator[Item]:
+def _from_place(path: Path, is_left_out: _LeftOut, *, tables: bool = True) -> Iterator[Item]:
     """What one name stands for, a folder or a file; a table is opened only if one was asked for."""
     if os.path.isdir(path):
         yield from _from_folder(path, is_left_out)
     elif path.name.endswith(_TARS) and os.path.isfile(path):
         yield from _from_tar(path)
-    elif path.suffix != ".csv" or not os.path.isfile(path):
+    elif path.suffix.lower() not in _TABLES or not os.path.isfile(path):
         yield _single(path)
     elif tables:
-        yield from _from_table(path)
+        yield from _from_table(path, is_left_out.tables)
     else:
         yield _absent(path, "a table; name it itself to score the images it lists")
 
 
-def _from_folder(folder: Path, is_left_out: Callable[[Path], bool]) -> Iterator[Item]:
+def _from_folder(folder: Path, is_left_out: _LeftOut) -> Iterator[Item]:
     """Every file that is not hidden; what is no image becomes a row that says so."""
     if os.path.isfile(folder / MANIFEST):
         yield from _from_set(folder)
@@ -286,12 +313,12 @@ def _unreadable_folder(folder: Path, error: OSError) -> Item:
     )
 
 
-def _from_pattern(argument: str, is_left_out: Callable[[Path], bool]) -> Iterator[Item]:
+def _from_pattern(argument: str, is_left_out: _LeftOut) -> Iterator[Item]:
     matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
     for path in matches:
         if not is_left_out(path) and not _is_scores_file(path):
             # `photos/*` means images, whatever table lies among them; `lists/*.csv` means tables.
-            yield from _from_place(path, is_left_out, tables=argument.endswith(".csv"))
+            yield from _from_place(path, is_left_out, tables=argument.lower().endswith(_TABLES))
     # glob passes over folders it may not open; what they hold would be missing without a word.
     closed = list(_closed_folders(argument))
     yield from closed
@@ -317,43 +344,39 @@ def _closed_folders(pattern: str) -> Iterator[Item]:
                 yield _unreadable_folder(Path(folder), error)
 
 
-def _from_table(file: Path) -> Iterator[Item]:
+def _from_table(file: Path, options: TableOptions) -> Iterator[Item]:
+    """A table's images; a relative path is meant relative to the table, or to `--images`."""
     try:
-        opened = open_regular(file, limit_bytes=MAX_TABLE_BYTES)
+        given = ColumnNames(path=options.path_column)
+        table = open_rows(file, wanted=given.wanted())
+        column = find_column(table.names, PATH, given.path, where=str(file))
+        assert column is not None
+        if table.told:
+            options.tell(f"{printable(file)}: read as {', '.join(table.told)}")
+        finder = DiskFinder(options.images or file.parent, encoding=table.encoding)
+        for number, row in table.rows():
+            text = name_text(row.get(column), where=f"{file}: row {number}")
+            yield _from_line(file, number, text, finder)
     except ShardError as error:
-        yield _absent(file, f"the table cannot be opened: {error}")
-        return
-    # Names need not be UTF-8 on disk, so a table of them need not be either.
-    with io.TextIOWrapper(
-        opened, encoding="utf-8-sig", errors="surrogateescape", newline=""
-    ) as text:
-        reader = csv.DictReader(iter(functools.partial(text.readline, MAX_LINE_BYTES), ""))
-        try:
-            columns = reader.fieldnames or ()
-            if "path" not in columns:
-                yield _absent(
-                    file,
-                    "the table has no column named path, only "
-                    f"{printable(', '.join(columns)) or 'nothing'}; "
-                    "name the column of image paths `path`, and save the table as UTF-8",
-                )
-                return
-            for row in reader:
-                yield _from_line(file, reader.line_num, row["path"])
-        except (csv.Error, OSError) as error:
-            yield _absent(file, f"the table cannot be read after line {reader.line_num}: {error}")
+        hint = _PLAIN_LIST if file.suffix == ".txt" else ""
+        yield _absent(file, f"the table cannot be read: {error}{hint}")
 
 
-def _from_line(table: Path, number: int, path: str | None) -> Item:
-    """One line of a table; a relative path is meant relative to it, wherever the command is run."""
+def _from_line(table: Path, number: int, path: str, finder: DiskFinder) -> Item:
     if not path:
         return _absent(f"{table.as_posix()}:{number}", f"line {number} of the table has no path")
     if "\0" in path:
         return _absent(path, "a NUL character stands in the path; no file can be called so")
-    place = table.parent / path
-    if path != text_of_name(path) and not os.path.lexists(place):
-        return _absent(path, "no such file, and the table's text is not UTF-8; save it as UTF-8")
-    return Item(path=text_of_name(path), file=str(place))
+    place = finder.find(path)
+    if place is None:
+        hint = finder.hint(path)
+        if hint:
+            return _absent(path, f"no such file; {hint}")
+        return Item(path=text_of_name(path), file=str(finder.place(path)))
+    # The table's own name, by which people join scores to it, unless only its bytes are the name.
+    plain = place.name.isprintable()
+    name = path if plain else PurePosixPath(path).with_name(place.name).as_posix()
+    return Item(path=text_of_name(name), file=str(place))
 
 
 def _from_tar(file: Path) -> Iterator[Item]:

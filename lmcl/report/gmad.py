@@ -10,7 +10,6 @@ Source: Ma et al. [2020], Group Maximum Differentiation Competition; top pairs p
 import csv
 import dataclasses
 import io
-import json
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,8 +27,10 @@ from lmcl.report.page import Header, Section, render_page
 from lmcl.report.pictures import embedded_jpeg
 from lmcl.utils.files import write_atomic
 from pipeline.decode import decode_rgb
+from shards.datasets.rows import open_rows
+from shards.datasets.values import NumberMarks
 from shards.errors import ShardError
-from shards.source_files import MAX_TABLE_BYTES, open_regular, read_regular, text_lines
+from shards.source_files import read_regular
 from shards.text import plain_cell, printable, spreadsheet_cell
 
 _SCORES = ("score", "prediction_unit", "prediction")
@@ -193,7 +192,7 @@ def find_duels(
 def read_scores(file: Path) -> Scores:
     """Read a scores file (`path, score, higher_is_better`) or a predictions file.
 
-    `.jsonl` and `.parquet` are what their names say, everything else is CSV.
+    Whatever `open_rows` reads: a file may have been saved again by a spreadsheet.
 
     Raises:
         LmclError: If it is missing (4) or cannot be read or has no usable columns (3).
@@ -201,9 +200,9 @@ def read_scores(file: Path) -> Scores:
     if not file.is_file():
         raise LmclError(f"{file}: no such file; `lmcl score` writes scores of images", exit_code=4)
     try:
-        rows, names = _read_table(file)
-    except (ValueError, OSError, csv.Error, RecursionError, ShardError, pa.ArrowException) as error:
-        kind = {".jsonl": "JSON lines", ".parquet": "Parquet"}.get(file.suffix, "CSV in UTF-8")
+        rows, names, marks = _read_table(file)
+    except (ValueError, OSError, ShardError) as error:
+        kind = {".jsonl": "JSON lines", ".parquet": "Parquet"}.get(file.suffix, "CSV")
         raise LmclError(
             f"{printable(file)}: cannot be read as {kind} ({printable(error)}); name a "
             "file that `lmcl score` or `lmcl eval` wrote, with the ending it was written with",
@@ -219,7 +218,7 @@ def read_scores(file: Path) -> Scores:
     kept = [row for row in rows if row.get(column) not in (None, "")]
     turned = any(str(row.get("higher_is_better", "")).lower() == "false" for row in kept)
     try:
-        score = np.array([float(row[column]) for row in kept], dtype=np.float64)
+        score = np.array([float(marks.plain(row[column])) for row in kept], dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise LmclError(
             f"{file}: column {column}: {error}; an image without a score is an empty field",
@@ -238,23 +237,16 @@ def read_scores(file: Path) -> Scores:
     )
 
 
-def _read_table(file: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """Rows by column name, and the names of all columns."""
-    if file.suffix == ".parquet":
-        with open_regular(file, limit_bytes=MAX_TABLE_BYTES) as opened:
-            table = pq.ParquetFile(opened)
-            names = list(table.schema_arrow.names)
-            wanted = [name for name in names if name in _USED]
-            return table.read(columns=wanted).to_pylist(), names
-    if file.suffix == ".jsonl":
-        rows = [json.loads(line) for line in text_lines(file) if line.strip()]
-        strange = next((row for row in rows if not isinstance(row, dict)), None)
-        if strange is not None:
-            raise ValueError(f"a line is {json.dumps(strange)[:40]} and no object")
-        return rows, list(rows[0]) if rows else []
-    reader = csv.DictReader(text_lines(file))
-    rows = [row | {"path": plain_cell(row.get("path") or "")} for row in reader]
-    return rows, list(reader.fieldnames or ())
+def _read_table(file: Path) -> tuple[list[Mapping[str, Any]], list[str], NumberMarks]:
+    """Rows by column name, the names of all columns, and how numbers are written."""
+    table = open_rows(file, wanted=frozenset({"path"}))
+    marks = table.number_marks([column for column in _SCORES if column in table.names])
+    rows: list[Mapping[str, Any]] = [
+        {name: row.get(name) for name in _USED} for _, row in table.rows()
+    ]
+    if table.encoding:
+        rows = [{**row, "path": plain_cell(str(row["path"] or ""))} for row in rows]
+    return rows, list(table.names), marks
 
 
 def common_pool(a: Scores, b: Scores) -> tuple[Scores, Scores]:

@@ -1,7 +1,6 @@
 """What the readers share: finding files whatever their case, and refusing labels that are none."""
 
 import array
-import csv
 import math
 import os
 import unicodedata
@@ -10,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.datasets.dialect import dialect_rows, recognise
+from shards.datasets.roles import KNOWN_KEYS, PATH
 from shards.datasets.values import parse_number
 from shards.errors import ShardError
 from shards.sample_table import group_key
-from shards.source_files import need_regular, read_text, text_lines
+from shards.source_files import need_regular, open_regular, read_text
 from shards.text import printable
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
@@ -215,17 +216,15 @@ def read_label_text(path: Path) -> str:
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:
-    """Rows of a CSV as they are.
+    """Rows of a table of text by position, in any dialect; blank ones are left out.
 
     Raises:
         ShardError: If it cannot be read as one.
     """
-    try:
-        yield from csv.reader(text_lines(path, limit_bytes=_MOST_TEXT))
-    except csv.Error as error:
-        raise ShardError(
-            f"{printable(path)}: cannot be read as CSV ({printable(error)})", exit_code=3
-        ) from error
+    # Every path is read whole by its callers.
+    with open_regular(path, limit_bytes=_MOST_TEXT):
+        dialect = recognise(path, known=KNOWN_KEYS, wanted=PATH.keys)
+    yield from (cells for _, cells in dialect_rows(path, dialect))
 
 
 def find_one(root: Path, names: Iterable[str], *, what: str) -> Path:

@@ -5,6 +5,7 @@ which one is meant, only the user knows (`--score-column`).
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from shards.errors import ShardError
 from shards.text import printable
 
 _NONE = "none"
+_IMAGE = re.compile(r"\.(jpe?g|png|bmp|webp|tiff?|gif|heic|avif)\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +119,20 @@ def find_column(
     if len(found) > 1:
         raise ShardError(
             f"{printable(where)}: the columns {' and '.join(map(repr, found))} could all be the "
-            f"{role.name}; say which with {option} {_quoted(found[0])}",
+            f"{role.name}; say which with `--{role.name}-column {_quoted(found[0])}`",
             exit_code=3,
         )
     if not found and role.is_needed:
+        image = next((name for name in names if _IMAGE.search(name)), None)
+        if image is not None:
+            raise ShardError(
+                f"{printable(where)}: the first line holds the image {printable(image, 80)!r}, not "
+                "the columns' names; put a header line such as `path,score` in front",
+                exit_code=3,
+            )
         raise ShardError(
             f"{printable(where)}: no column {role.name!r} among {_listed(names)}; name it in the "
-            f"first line, or say which it is with {option} NAME",
+            f"first line, or say which it is with `--{role.name}-column NAME`",
             exit_code=3,
         )
     return found[0] if found else None

@@ -25,6 +25,10 @@ Numbered = tuple[int, Row]
 
 _TEXT = (".csv", ".tsv", ".tab", ".psv", ".txt")
 _JSON_LINES = (".jsonl", ".ndjson")
+TABLE_ENDINGS = frozenset(
+    {*_TEXT, *_JSON_LINES, ".json", ".parquet", ".arrow", ".feather", ".xlsx"}
+)
+"""Of files that are tables; others are named as what they are."""
 _KNOWN = "a table ends in .csv, .tsv, .txt, .jsonl, .json, .parquet, .arrow or .xlsx"
 _HELD_BYTES = 1 << 24
 _MOST_JSON = 256 << 20

@@ -97,7 +97,7 @@ def open_table(
     low, high = _first_pass(reading, extra_files, missing)
     return DataSet(
         name=name,
-        score=score or _observed(low, high, reading.columns[SCORE.name] or ""),
+        score=score or _observed(low, high, str(reading.columns[SCORE.name])),
         samples=lambda: _samples(reading),
         facts=Facts(title=title or f"Table {labels.name}", source=labels.name),
         notes=tuple(_notes(reading)),

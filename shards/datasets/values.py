@@ -99,7 +99,7 @@ class NumberMarks:
     decimal: str = "."
     """The decimal mark, `.` or `,`; the other one may stand between thousands."""
 
-    def plain(self, value: object) -> object:
+    def plain(self, value: Any) -> Any:
         """A cell with its number written as programs do (`1.234,5` is `1234.5`); others as is."""
         if not isinstance(value, str):
             return value

@@ -2,6 +2,7 @@
 
 `import_splits(shard_set, source, *, names=None, column=None, shift_rows=0) -> list[Split]`
 
+* Tables: a column of paths and columns named `split` (`part`, `set`), in any format and dialect.
 * pyiqa: split columns of a `meta_info_*.csv`, or its older pickle (which needs the csv as `names`).
   Its 802 splits call the held-out part `val`; it becomes `test`, and the note says so.
 * ARNIQA: a folder with `train.npy`, `val.npy`, `test.npy`, one row per repeat. Rows are padded with
@@ -20,8 +21,10 @@ import numpy as np
 
 from shards.datasets.files import IMAGE_ENDINGS
 from shards.datasets.pyiqa import MetaRow, read_meta
+from shards.datasets.roles import PATH, SPLIT, ColumnNames, find_column
+from shards.datasets.rows import TABLE_ENDINGS, open_rows
 from shards.datasets.table import parse_part
-from shards.datasets.values import parse_number
+from shards.datasets.values import cell_text, column_key, name_text, parse_number
 from shards.errors import ShardError
 from shards.read import ShardSet
 from shards.source_files import read_regular, read_text
@@ -78,6 +81,7 @@ def import_splits(
     column: str | None = None,
     shift_rows: int = 0,
     allow_missing: bool = False,
+    path_column: str | None = None,
 ) -> list[Split]:
     """Read published splits.
 
@@ -90,6 +94,7 @@ def import_splits(
         shift_rows: Take the part of row r from row r - `shift_rows`: 7 repeats what pyiqa's loader
             does on the LIVE Challenge, where it drops rows but not their parts.
         allow_missing: Accept names that the set does not hold, for a part of a set.
+        path_column: Column of the images' names in a table; default: found by its usual names.
 
     Raises:
         ShardError: If the format is not known, a name is not in the set, or a split leaks.
@@ -98,16 +103,17 @@ def import_splits(
         drawn = _from_arniqa(source, _name_list(names, source))
     elif source.is_dir():
         drawn = [_from_lists(source)]
-    elif source.suffix == ".csv":
-        drawn = _from_columns(read_meta(source), source, column, shift_rows)
+    elif source.suffix.lower() in TABLE_ENDINGS and source.exists():
+        rows = _table_rows(source, path_column)
+        drawn = _from_columns(rows, source, column, shift_rows)
     elif source.suffix in {".pkl", ".pickle"}:
         drawn = _from_pickle(source, _name_list(names, source))
     elif not source.exists():
         raise ShardError(f"{source}: there is no such file or folder", exit_code=4)
     else:
         raise ShardError(
-            f"{source}: not a known kind of split; give a meta_info_*.csv, a pickle, a folder with "
-            "train.npy, or a folder with train, val and test lists",
+            f"{source}: not a known kind of split; give a table (meta_info_*.csv), a pickle, a "
+            "folder with train.npy, or a folder with train, val and test lists",
             exit_code=2,
         )
     finder = Names(shard_set)
@@ -174,10 +180,42 @@ def _refuse_empty(item: _Named, source: Path) -> None:
             )
 
 
+def _table_rows(source: Path, path_column: str | None) -> list[MetaRow]:
+    """Rows of any table of images; of pyiqa's meta files by their positions."""
+    if path_column is None and source.stem.lower().startswith("meta_info"):
+        return read_meta(source)
+    given = ColumnNames(path=path_column)
+    table = open_rows(source, wanted=given.wanted())
+    column = find_column(table.names, PATH, given.path, where=str(source))
+    assert column is not None
+    rows = [
+        MetaRow(
+            path=name_text(row.get(column), where=f"{source}: row {number}"),
+            reference="",
+            score="",
+            columns={
+                name: cell_text(row.get(name), where=f"{source}: row {number}")
+                for name in table.names
+                if _is_split_name(name)
+            },
+        )
+        for number, row in table.rows()
+    ]
+    if not rows:
+        raise ShardError(f"{printable(source)}: has no rows", exit_code=3)
+    return rows
+
+
+def _is_split_name(name: str) -> bool:
+    return "split" in name.lower() or column_key(name) in SPLIT.keys
+
+
 def _from_columns(
     rows: Sequence[MetaRow], source: Path, column: str | None, shift_rows: int
 ) -> list[_Named]:
-    known = [name for name in rows[0].columns if "split" in name.lower()]
+    known = [name for name in rows[0].columns if _is_split_name(name)]
+    if column is not None:
+        column = next((name for name in known if name.lower() == column.lower()), column)
     if column is not None and column not in known:
         raise ShardError(
             f"{source}: no split column {column!r}; there are {', '.join(known) or 'none'}",
@@ -185,9 +223,8 @@ def _from_columns(
         )
     if not known:
         raise ShardError(
-            f"{source}: has no column whose name contains `split` among "
-            f"{printable(', '.join(rows[0].columns), 300)}; give a meta_info_*.csv with "
-            "one, e.g. official_split",
+            f"{source}: has no column whose name contains `split`; give a table with one, e.g. "
+            "official_split of a meta_info_*.csv",
             exit_code=3,
         )
     return [_column(rows, source, name, shift_rows) for name in known if column in (None, name)]
@@ -326,8 +363,8 @@ def _name_list(names: Path | None, source: Path) -> list[str]:
             "it with `--names` (a meta_info_*.csv, or a text file with one image per line)",
             exit_code=2,
         )
-    if names.suffix == ".csv":
-        return [row.path for row in read_meta(names)]
+    if names.suffix.lower() in TABLE_ENDINGS and names.suffix.lower() != ".txt":
+        return [row.path for row in _table_rows(names, None)]
     text = read_text(names, limit_bytes=_MOST_TABLE)
     lines = [line.replace(",", "\t").split("\t")[0].strip() for line in text.rstrip().splitlines()]
     if lines and (lines[0].startswith("dis_img_path") or _is_header(lines)):

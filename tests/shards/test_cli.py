@@ -41,6 +41,10 @@ def test_the_road_from_a_table_to_a_checked_split_set(
         1,
     )
     assert (built.returncode, built.stderr) == (0, "")
+    assert "parts (train 12, val 4, test 4) become a split by `lmcl-shard split" in built.stdout
+    assert "official.json: train 12, val 4, test 4" in (
+        shard("split", out, "--protocol", "official").stdout
+    )
     assert "20 images in 1 shards" in built.stdout
     split = shard("split", out, "--repeats", 2)
     assert "splits/70-10-20-seed123-01.json: train 14, val 2, test 4" in split.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcl.inference.inputs import Item, list_items
+from lmcl.inference.inputs import Item, TableOptions, list_items
 
 ODD = os.fsdecode(b"caf\xe9.jpg")
 
@@ -66,13 +66,15 @@ def test_an_image_is_listed_once_however_it_is_named(photos, monkeypatch) -> Non
     ("data", "problem"),
     [
         (b"path,note\nimg.00.jpg,b\xe9\n", ""),
-        (b"path\ncaf\xe9.jpg\n", "no such file, and the table's text is not UTF-8"),
+        (b"path\ncaf\xe9.jpg\n", "no such file; the table's text is not UTF-8"),
         (b"note,path\nx\n", "line 2 of the table has no path"),
         (b"path,note\n,x\n", "line 2 of the table has no path"),
         (b"path\na\x00b.jpg\n", "a NUL character"),
-        (b"name\nimg.00.jpg\n", "no column named path, only name"),
-        (b"", "no column named path"),
-        ("path\nimg.00.jpg\n".encode("utf-16"), "no column named path"),
+        (b"title\nx\n", "no column 'path' among title"),
+        (b"", "no column 'path' among no columns"),
+        (b"img.00.jpg\nimg.01.jpg\n", "the first line holds the image 'img.00.jpg'"),
+        (b"path;image\nimg.00.jpg;x\n", "'path' and 'image' could all be the path"),
+        (b"path\nfotos/nothing.jpg\n", ""),
         (b'path\n"' + b"x" * 200_000 + b'"\n', "field larger than field limit"),
         (b"path\n", "holds no image"),
     ],
@@ -84,7 +86,9 @@ def test_an_image_is_listed_once_however_it_is_named(photos, monkeypatch) -> Non
         "nul",
         "other",
         "void",
-        "utf-16",
+        "headerless",
+        "two",
+        "absent",
         "long",
         "0",
     ],
@@ -93,6 +97,42 @@ def test_a_bad_table_is_a_row_that_says_what_is_wrong_with_it(photos, data, prob
     (item,) = listed(_table(photos / "l.csv", data))
     assert problem in item.problem
     assert bool(item.problem) == bool(problem)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path\nimg.00.jpg\n", "file_name,score\nimg.00.jpg,3\n", "Image Path;MOS\nimg.00.jpg;2,5\n",
+        "sep=;\nfilepath;x;\n.\\IMG.00.JPG;;\n", "path\n'img.00.jpg'\n",
+        "path\nphotos/img.00.jpg\n", "path\nC:\\Users\\me\\photos\\img.00.jpg\n",
+        "path\nfile://{folder}/img.00.jpg\n", "path\n{folder}/img.00.jpg\n",
+        "# a study\n\npath\nimg.00.jpg\n",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_table_as_others_write_it_names_the_same_image(photos, text, encoding) -> None:
+    text = text.replace("{folder}", photos.as_posix())
+    (item,) = listed(_table(photos / "l.csv", text.encode(encoding)))
+    assert item.read() == (photos / "img.00.jpg").read_bytes()
+
+
+def test_a_table_of_another_folder_is_read_by_options_and_offered(photos, tmp_path) -> None:
+    (tmp_path / "lists").mkdir()
+    table = _table(tmp_path / "lists" / "l.csv", b"path;other\nx;img.00.jpg\n")
+    options = TableOptions(path_column="Other", images=photos)
+    (item,) = listed(table, tables=options)
+    assert item.read() == (photos / "img.00.jpg").read_bytes()
+    _table(table, f"path\n{photos.name}/img.00.jpg\n".encode())
+    (item,) = listed(table)
+    assert f"did you mean `--images {photos.parent}`" in item.problem
+    assert listed(table, tables=TableOptions(images=photos.parent))[0].read()
+
+
+def test_what_was_recognised_is_told_in_one_line(photos) -> None:
+    told: list[str] = []
+    _table(photos / "l.csv", "path;x\nimg.00.jpg;1\n".encode("utf-16"))
+    listed(photos / "l.csv", tables=TableOptions(tell=told.append))
+    assert told == [f"{photos}/l.csv: read as UTF-16, cells between semicolons"]
 
 
 def test_a_nul_on_stdin_is_a_row(photos) -> None:

@@ -107,13 +107,13 @@ def test_every_format_of_lmcl_score_is_read(tmp_path: Path, suffix: str) -> None
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", b"path,score\n\xe4.png,1\n", "cannot be read as CSV in UTF-8"),
+        ("a.csv", b"path,score\n\xcf\xf0\xe8\xe2.png,1\n", "cannot be read as CSV .*is not UTF-8"),
         ("a.parquet", b"path,score\n", "cannot be read as Parquet"),
         ("a.jsonl", b"path,score\n", "cannot be read as JSON lines"),
-        ("a.jsonl", b"3\n", "a line is 3 and no object"),
+        ("a.jsonl", b"3\n", "line 1 is not a JSON object"),
         ("a.jsonl", b'{"path": "a", "score": [1]}\n', "column score"),
     ],
-    ids=["latin-1", "parquet", "jsonl", "number", "list"],
+    ids=["cyrillic", "parquet", "jsonl", "number", "list"],
 )
 def test_a_file_that_is_not_what_its_name_says_is_named(
     tmp_path: Path, name: str, content: bytes, words: str
@@ -123,6 +123,22 @@ def test_a_file_that_is_not_what_its_name_says_is_named(
         read_scores(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path / name))
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"path,score\na.png,2.5\nb.png,1\n",
+        b"path;score\r\na.png;2,5\r\nb.png;1\r\n",
+        "sep=;\npath;score;\na.png;2,5;\nb.png;1;\n".encode("utf-16"),
+        b"\xef\xbb\xbfpath\tscore\na.png\t2,5\nb.png\t1\n",
+    ],
+    ids=["plain", "semicolons", "utf-16", "tabs"],
+)
+def test_scores_that_a_spreadsheet_saved_again_are_the_same(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    found = read_scores(tmp_path / "a.csv")
+    assert (found.path, found.score.tolist()) == (("a.png", "b.png"), [2.5, 1.0])
 
 
 def _scores_file(file: Path, scores: list[float]) -> str:
