@@ -29,9 +29,11 @@ class Preprocessing:
 def preprocess(crops: Tensor, preprocessing: Preprocessing, flip: Tensor | None = None) -> Tensor:
     """What a network takes of a batch: pixels are normalised, kept features stay as they are.
 
+    Pixels arrive in the type the network computes in, rounded once, as autocast would round them.
+
     Args:
         crops: Pixels [b, v, s, s, 3], or features [b, v, t, c], which cannot be mirrored.
-        preprocessing: Mean and deviation of pixels.
+        preprocessing: Mean and deviation of pixels, and the type of the result.
         flip: Which crops are mirrored left to right, [b * v]; None: none.
 
     Raises:
@@ -44,7 +46,13 @@ def preprocess(crops: Tensor, preprocessing: Preprocessing, flip: Tensor | None 
                 "set train.flip = false, or runtime.cells = '' to see pixels"
             )
         return crops.flatten(0, 1)
-    return preprocess_crops(crops, flip, mean=preprocessing.mean, std=preprocessing.std)
+    return preprocess_crops(
+        crops,
+        flip,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        dtype=preprocessing.precision,
+    )
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
