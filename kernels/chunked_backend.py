@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from kernels import chunked, validation
-from kernels.distributed import RankLayout, find_rank_layout, gather_rows
+from kernels.distributed import RankLayout, find_rank_layout, gather_rows, mean_over_ranks
 from kernels.groups import Groups, Neighbours, find_groups, find_neighbours
-from kernels.types import Forward, LossInputs, mean_over_ranks
+from kernels.types import Forward, LossInputs
 
 STATS = 2
 """Log-sum-exp of the whole denominator (+inf if empty) and pull of the hub, per row."""
@@ -116,9 +116,7 @@ def _make_tables(inputs: LossInputs) -> _Tables:
     validation.check_overlap_width(inputs.overlap, most)
     temperature = float(inputs.temperature)
     validation.check_temperature_value(temperature)
-    layout = find_rank_layout(
-        rows.shape[0], inputs.images, device=rows.device, gather=options.gather
-    )
+    layout = find_rank_layout(inputs)
     near = find_neighbours(
         groups,
         intra_weight=options.weight,

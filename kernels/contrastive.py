@@ -1,5 +1,7 @@
 """The public loss: checks, choice of backend, and nothing of the arithmetic."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,6 +22,7 @@ def manifold_contrastive_loss(
     include_positive: bool = False,
     keys: Float[Tensor, "n d"] | None = None,
     gather: bool = True,
+    rank_sizes: Sequence[tuple[int, int]] | None = None,
     backend: str = "auto",
     precision: str = "rows",
     normalize: bool = False,
@@ -41,6 +44,9 @@ def manifold_contrastive_loss(
         keys: The teacher's embeddings of the same crops, to compare the rows with in place of the
             rows themselves; no gradient flows. Hubs are then expected from the teacher too.
         gather: Compare with the rows of all ranks, if torch.distributed is initialised.
+        rank_sizes: Rows and images of every rank in rank order, where the caller knows them: the
+            ranks then need not ask one another, which waits for a GPU once a pass. `validate`
+            asks all the same, and compares.
         backend: "auto" (triton where it can run, chunked elsewhere), "triton", "chunked" or
             "dense".
         precision: Of the products; sums are float32 at least. "rows": what the rows came in, or
@@ -105,6 +111,7 @@ def manifold_contrastive_loss(
             include_positive=include_positive,
             normalize=normalize and plan.backend == "triton",
             gather=gather,
+            rank_sizes=_flat_sizes(rank_sizes),
             validate=validate,
             has_keys=keys is not None,
             backend=plan.backend,
@@ -118,6 +125,13 @@ def manifold_contrastive_loss(
         loss, figures, *_ = torch_op.contrastive_forward(inputs)
     share, positive, intra = figures.detach().unbind()
     return LossOutput(loss, share, positive, intra, plan.backend, plan.precision, plan.reason)
+
+
+def _flat_sizes(rank_sizes: Sequence[tuple[int, int]] | None) -> tuple[int, ...]:
+    """An operation's schema knows flat lists of whole numbers only."""
+    if rank_sizes is None:
+        return ()
+    return *(rows for rows, _ in rank_sizes), *(images for _, images in rank_sizes)
 
 
 def _dtype_of_products(rows: Float[Tensor, "n d"]) -> torch.dtype:

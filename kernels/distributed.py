@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kernels.types import LossInputs
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RankLayout:
@@ -44,19 +46,39 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def find_rank_layout(rows: int, images: int, *, device: torch.device, gather: bool) -> RankLayout:
-    """Rows and images of each rank; one small gather, joined by ranks that hold nothing."""
-    if not (gather and is_distributed()):
-        return RankLayout(rows=(rows,), images=images, rank=0)
-    own = torch.tensor([rows, images], device=device)
-    every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(every, own)
-    table = torch.stack(every).tolist()
+def find_rank_layout(inputs: LossInputs) -> RankLayout:
+    """Rows and images of each rank: as the caller says, or by one small gather.
+
+    The gather reads its answer back, so the host waits for a GPU; ranks that hold nothing join it.
+
+    Raises:
+        ValueError: If the caller's sizes are those of another number of ranks or, where values are
+            checked, not what the ranks hold.
+    """
+    options = inputs.options
+    own = (inputs.rows.shape[0], inputs.images)
+    if not (options.gather and is_distributed()):
+        return RankLayout(rows=(own[0],), images=own[1], rank=0)
+    world, rank = dist.get_world_size(), dist.get_rank()
+    many = len(options.rank_sizes) // 2
+    told = tuple(zip(options.rank_sizes[:many], options.rank_sizes[many:], strict=True))
+    sizes = told if told and not options.validate else _ask_ranks(own, inputs.rows.device)
+    if told and (many != world or told[rank] != own or told != sizes):
+        raise ValueError(
+            f"rank_sizes says (rows, images) {list(told)}, but rank {rank} of {world} holds {own}"
+            f"{f' and all hold {list(sizes)}' if sizes != told else ''}; leave rank_sizes out, and "
+            "the ranks ask one another"
+        )
     return RankLayout(
-        rows=tuple(count for count, _ in table),
-        images=sum(count for _, count in table),
-        rank=dist.get_rank(),
+        rows=tuple(rows for rows, _ in sizes), images=sum(count for _, count in sizes), rank=rank
     )
+
+
+def _ask_ranks(own: tuple[int, int], device: torch.device) -> tuple[tuple[int, int], ...]:
+    table = torch.tensor(own, device=device)
+    every = [torch.empty_like(table) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, table)
+    return tuple((rows, images) for rows, images in torch.stack(every).tolist())
 
 
 def gather_rows(local: Tensor, layout: RankLayout) -> Tensor:
@@ -82,6 +104,20 @@ def sum_over_ranks(values: Tensor, layout: RankLayout) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total
+
+
+def mean_over_ranks(per_row: Tensor, pairs: Tensor, layout: RankLayout) -> tuple[Tensor, Tensor]:
+    """Loss and figures of all ranks.
+
+    Args:
+        per_row: Loss, intra share, cosine to the hub, sum of cosines inside the image; [4, n].
+        pairs: Number of ordered pairs of crops of one image, [].
+        layout: Rows of each rank.
+    """
+    whole = sum_over_ranks(torch.cat([per_row.sum(1), pairs.to(per_row).reshape(1)]), layout)
+    rows = max(layout.total, 1)
+    figures = torch.cat([whole[1:3] / rows, whole[3:4] / whole[4:].clamp(min=1)])
+    return whole[0] / rows, figures
 
 
 class GatherWithGradient(torch.autograd.Function):

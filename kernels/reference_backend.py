@@ -17,9 +17,7 @@ def forward(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     groups = find_groups(inputs.group, hubs=inputs.images, validate=options.validate)
     validation.check_overlap_width(inputs.overlap, groups.most())
     validation.check_temperature_value(float(inputs.temperature.detach()))
-    layout = find_rank_layout(
-        rows.shape[0], inputs.images, device=rows.device, gather=options.gather
-    )
+    layout = find_rank_layout(inputs)
     columns = rows if inputs.keys is None else inputs.keys
     if layout.world_size > 1:
         columns = GatherWithGradient.apply(columns, layout)

@@ -22,7 +22,7 @@ from kernels.types import Forward, LossInputs, LossOptions
 
 _OPTIONS = (
     "float intra_weight, bool balanced, bool include_positive, bool normalize, bool gather, "
-    "bool validate, bool has_keys, str backend, str precision"
+    "int[] rank_sizes, bool validate, bool has_keys, str backend, str precision"
 )
 _TABLES = "Tensor rows, Tensor hubs, Tensor group, Tensor temperature, Tensor? overlap"
 _SAVED = "Tensor stats, Tensor columns, Tensor used_hubs, Tensor hub_length, Tensor unit_d_rows"
@@ -59,6 +59,8 @@ def _unflatten(
     tables: tuple[Any, ...], keys: Tensor | None, scalars: tuple[Any, ...]
 ) -> LossInputs:
     rows, hubs, group, temperature, overlap = tables
+    fields = dict(zip(_OPTION_NAMES, scalars, strict=True))
+    fields["rank_sizes"] = tuple(fields["rank_sizes"])
     return LossInputs(
         rows=rows,
         hubs=hubs,
@@ -66,7 +68,7 @@ def _unflatten(
         temperature=temperature,
         overlap=overlap,
         keys=keys,
-        options=LossOptions(**dict(zip(_OPTION_NAMES, scalars, strict=True))),
+        options=LossOptions(**fields),
     )
 
 
@@ -129,7 +131,11 @@ def _fake_forward(*arguments: Any) -> Forward:
         width, per_row = sum(tuning.split_width(d)), triton_launch.STATS
         table = DTYPES[options.precision]
         changed = options.normalize or width != d or table != rows.dtype
-    columns = torch.library.get_ctx().new_dynamic_size() if many else (n if changed else 0)
+    columns: Any = n if changed else 0
+    if many:
+        sizes = options.rank_sizes
+        known = sum(sizes[: len(sizes) // 2])
+        columns = known if sizes else torch.library.get_ctx().new_dynamic_size()
     has_d_rows = options.has_keys and (with_gradient or not is_triton)
     kept_hubs, lengths = (hubs.shape[0] if kept else 0 for kept in (changed, options.normalize))
     return Forward(

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from kernels import triton_launch, validation
-from kernels.distributed import RankLayout, find_rank_layout, gather_rows
+from kernels.distributed import RankLayout, find_rank_layout, gather_rows, mean_over_ranks
 from kernels.groups import Groups, find_groups, row_weights
 from kernels.triton_launch import ColumnStats, LaunchConfig, Operands, Rows
-from kernels.types import Forward, LossInputs, mean_over_ranks
+from kernels.types import Forward, LossInputs
 
 
 def forward(inputs: LossInputs, *, with_gradient: bool) -> Forward:
@@ -77,13 +77,11 @@ def backward(d_loss: Tensor, inputs: LossInputs, saved: Forward) -> tuple[Tensor
 
 
 def _plan_pass(inputs: LossInputs, *, validate: bool) -> tuple[Groups, LaunchConfig, RankLayout]:
-    rows, options = inputs.rows, inputs.options
+    options = inputs.options
     if inputs.overlap is not None:
         validation.check_table(*inputs.overlap.shape)
     groups = find_groups(inputs.group, hubs=inputs.images, validate=validate)
-    layout = find_rank_layout(
-        rows.shape[0], inputs.images, device=rows.device, gather=options.gather
-    )
+    layout = find_rank_layout(inputs)
     weight = row_weights(groups, options.weight, images=layout.images, dtype=torch.float32)
     config = triton_launch.make_launch_config(inputs, weight)
     return _in_32_bits(groups), config, layout

@@ -1,13 +1,10 @@
-"""What the backends agree on: inputs of a step, results of a pass, the mean over ranks."""
+"""What the backends agree on: inputs of a step, results of a pass."""
 
 import dataclasses
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from kernels.distributed import RankLayout, sum_over_ranks
 
 SHORTEST = 1e-12
 """Rows that are shorter count as rows of zeros, which no division makes one of length 1."""
@@ -41,6 +38,8 @@ class LossOptions:
     include_positive: bool
     normalize: bool
     gather: bool
+    rank_sizes: tuple[int, ...]
+    """Rows of every rank, then images of every rank; empty: ranks ask one another."""
     validate: bool
     has_keys: bool
     """Rows are compared with a teacher's keys; the backward pass does not hold them any more."""
@@ -90,17 +89,3 @@ class Forward(NamedTuple):
     """Lengths that the hubs were divided by, [b]; empty if they were not."""
     d_rows: Tensor
     """Teacher keys: gradient by the rows before the upstream factor, [n, d]; else empty."""
-
-
-def mean_over_ranks(per_row: Tensor, pairs: Tensor, layout: RankLayout) -> tuple[Tensor, Tensor]:
-    """Loss and figures of all ranks.
-
-    Args:
-        per_row: Loss, intra share, cosine to the hub, sum of cosines inside the image; [4, n].
-        pairs: Number of ordered pairs of crops of one image, [].
-        layout: Rows of each rank.
-    """
-    whole = sum_over_ranks(torch.cat([per_row.sum(1), pairs.to(per_row).reshape(1)]), layout)
-    rows = max(layout.total, 1)
-    figures = torch.cat([whole[1:3] / rows, whole[3:4] / whole[4:].clamp(min=1)])
-    return whole[0] / rows, figures

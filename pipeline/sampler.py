@@ -78,6 +78,16 @@ class DistributedSampler:
         return permute(positions, self.samples, key=fold_key(self.seed, epoch)), valid
 
 
+def images_by_rank(images: int, world_size: int) -> tuple[int, ...]:
+    """How many of a step's images each rank has, padding left out, as `DistributedSampler` deals.
+
+    Args:
+        images: Images of the step over all ranks, `DistributedSampler.images`.
+        world_size: Number of ranks, which take turns.
+    """
+    return tuple(len(range(rank, images, world_size)) for rank in range(world_size))
+
+
 def permute(positions: NDArray[np.int64], n: int, *, key: int) -> NDArray[np.int64]:
     """Where each position of [0, n) goes under the permutation that `key` names."""
     if n <= TABLE_LIMIT:

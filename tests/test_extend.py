@@ -119,7 +119,7 @@ def test_the_minimal_loss_and_its_gradient_are_those_of_the_training_step(minima
         random=minimal.RANDOM,
         overlap=None,
         keys=None,
-        rank_share=1.0,
+        images_by_rank=(5,),
     ).loss
     assert plain.item() == pytest.approx(real.item(), rel=1e-5)
     weights = [value for value in model.parameters() if value.requires_grad]

@@ -78,7 +78,7 @@ def objective(
     random: int,
     overlap: Float[Tensor, "b h h"] | None,
     keys: Float[Tensor, "n d"] | None,
-    rank_share: float,
+    images_by_rank: tuple[int, ...],
     validate: bool = True,
 ) -> Terms:
     """Regression and contrastive terms of one batch.
@@ -93,8 +93,7 @@ def objective(
         random: Random crops per image: the ones that are scored and contrasted.
         overlap: IoU of the random crops of each image, if overlap-aware.
         keys: The teacher's embeddings of the same crops, if keys = teacher.
-        rank_share: world size * valid images here / valid images everywhere; with it the average
-            over ranks of local means is the global mean (1 in one process).
+        images_by_rank: Images that count on every rank, (images,) in one process.
         validate: Check the values that the contrastive term gets; waits for a GPU.
 
     Source: [Local Manifold Learning, 2024]; options are ours (method.md, section 2).
@@ -102,13 +101,14 @@ def objective(
     error = crop_errors(output.score, mos, images=images, random=random)
     # A rank whose images are all padding still needs a graph through every weight.
     l1 = error.mean() if len(error) else output.score.sum() * 0.0
-    regression = l1 * rank_share
+    # With it the average over ranks of local means is the global mean (1 in one process).
+    regression = l1 * (len(images_by_rank) * images / sum(images_by_rank))
     if config.contrastive_weight == 0:
         nothing = torch.zeros_like(l1)
         return Terms(regression, l1.detach(), nothing, nothing, nothing, nothing)
     found = _contrast(
-        output.embedding, ids, config, images=images, random=random, overlap=overlap, keys=keys,
-        validate=validate,
+        output.embedding, ids, config, images=images, images_by_rank=images_by_rank,
+        random=random, overlap=overlap, keys=keys, validate=validate,
     )  # fmt: skip
     weight = config.contrastive_weight
     return Terms(
@@ -154,6 +154,7 @@ def _contrast(
     config: ObjectiveConfig,
     *,
     images: int,
+    images_by_rank: tuple[int, ...],
     random: int,
     overlap: Float[Tensor, "b h h"] | None,
     keys: Float[Tensor, "n d"] | None,
@@ -177,6 +178,7 @@ def _contrast(
         include_positive=config.include_positive,
         keys=teacher_rows,
         gather=True,
+        rank_sizes=[(count * random, count) for count in images_by_rank],
         backend=config.backend,
         precision=config.precision,
         validate=validate,

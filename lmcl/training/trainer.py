@@ -43,6 +43,7 @@ from lmcl.training.signals import InterruptedRunError, StopSignal
 from lmcl.utils.files import write_atomic
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, SaliencyTable, box_iou, centre_boxes, frame_sizes
+from pipeline.sampler import images_by_rank
 from shards.read import ShardSet
 from shards.splits.split import Split
 
@@ -284,7 +285,7 @@ class Trainer:
             random=random,
             overlap=box_iou(batch.boxes[:, :random]) if goal.overlap_aware else None,
             keys=forward.keys,
-            rank_share=self.context.world_size * batch.images / batch.images_of_all_ranks,
+            images_by_rank=images_by_rank(batch.images_of_all_ranks, self.context.world_size),
             # Checking values waits for the device; what holds in the first step holds in all.
             validate=self.steps_done == 0,
         )

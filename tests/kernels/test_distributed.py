@@ -34,6 +34,7 @@ OPTIONS = {
     "all-options": {"intra_weight": "balanced", "include_positive": True, "overlap": True},
     "teacher": {"keys": True, "overlap": True},
     "cold": {"temperature": 0.001},
+    "sizes-known": {"rank_sizes": True, "validate": False},
 }
 
 
@@ -55,7 +56,18 @@ def _batch(in_single: bool = False) -> dict[str, Tensor]:
     }
 
 
-def _run(batch: dict[str, Tensor], name: str, backend: str) -> list[Tensor]:
+def _sizes(deal: list[int]) -> list[tuple[int, int]]:
+    """Rows and images of every rank."""
+    firsts = [sum(deal[:rank]) for rank in range(len(deal))]
+    return [
+        (sum(CROPS[first : first + images]), images)
+        for first, images in zip(firsts, deal, strict=True)
+    ]
+
+
+def _run(
+    batch: dict[str, Tensor], name: str, backend: str, deal: tuple[int, ...] = (7,)
+) -> list[Tensor]:
     options = dict(OPTIONS[name])
     rows = batch["rows"].clone().requires_grad_()
     hubs = batch["hubs"].clone().requires_grad_()
@@ -65,6 +77,8 @@ def _run(batch: dict[str, Tensor], name: str, backend: str) -> list[Tensor]:
     for tensor in ("keys", "overlap"):
         if options.get(tensor):
             options[tensor] = batch[tensor]
+    if options.get("rank_sizes"):
+        options["rank_sizes"] = _sizes(list(deal))
     out = kernels.manifold_contrastive_loss(
         rows, hubs, batch["group"], temperature=temperature, backend=backend, **options
     )
@@ -90,13 +104,30 @@ def _rank(rank: int, deal: list[int], folder: str, in_single: bool) -> None:
         name: tensor[images if name == "hubs" else rows]
         for name, tensor in _batch(in_single).items()
     }
-    results = {
-        f"{name}/{backend}": _run(batch, name, backend)
-        for name in OPTIONS
-        for backend in (("triton",) if in_single else ("chunked", "dense"))
-    }
+    backends = ("triton",) if in_single else ("chunked", "dense")
+    results, asked = {}, []
+    ask = distributed._ask_ranks
+    distributed._ask_ranks = lambda *given: asked.append(name) or ask(*given)
+    for name in OPTIONS:
+        for backend in backends:
+            results[f"{name}/{backend}"] = _run(batch, name, backend, tuple(deal))
+    results["asked"] = set(asked)
+    results["refusal"] = _refusal_of_wrong_sizes(batch, deal, backends[0])
     torch.save(results, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
+
+
+def _refusal_of_wrong_sizes(batch: dict[str, Tensor], deal: list[int], backend: str) -> str:
+    """What a rank says whose neighbours hold other images than the caller claims."""
+    if len(deal) == 1:
+        return ""
+    wrong = [(rows + 1, images) for rows, images in _sizes(deal)]
+    with pytest.raises(ValueError, match="rank_sizes") as refused:
+        kernels.manifold_contrastive_loss(
+            batch["rows"], batch["hubs"], batch["group"],
+            temperature=0.2, backend=backend, rank_sizes=wrong,
+        )  # fmt: skip
+    return str(refused.value)
 
 
 def _run_all(folder: Path) -> None:
@@ -157,6 +188,13 @@ def test_the_kernels_gather_rows_and_statistics(name, ranks) -> None:
     for option in set(OPTIONS) - {"cold"}:
         truth = _run(_batch(), option, "dense")
         _assert_together([each[f"{option}/triton"] for each in results], truth, 3e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if len(ALL[name][0]) > 1])
+def test_ranks_whose_sizes_are_known_ask_nobody(name, ranks) -> None:
+    for each in ranks(name):
+        assert each["asked"] == set(OPTIONS) - {"sizes-known"}
+        assert "the ranks ask one another" in each["refusal"]
 
 
 def test_the_backward_pass_sends_eight_bytes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

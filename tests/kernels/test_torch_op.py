@@ -25,6 +25,7 @@ def arguments(backend, make_batch, *, teacher=False, normalize=False):
         include_positive=True,
         normalize=normalize and backend == "triton",
         gather=True,
+        rank_sizes=(),
         validate=True,
         has_keys=teacher,
         backend=backend,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import sampler as sampler_module
-from pipeline.sampler import DistributedSampler, permute, permute_by_rounds
+from pipeline.sampler import DistributedSampler, images_by_rank, permute, permute_by_rounds
 
 sizes = st.integers(1, 300)
 batches = st.integers(1, 17)
@@ -46,6 +46,15 @@ def test_padding_fills_the_last_step_only_and_evenly(n: int, batch: int, world: 
     assert per_rank.max() - per_rank.min() <= 1
     assert places.min() >= 0
     assert places.max() < n
+
+
+@settings(deadline=None)
+@given(n=sizes, batch=batches, world=worlds)
+def test_images_of_a_rank_follow_from_those_of_all_ranks(n: int, batch: int, world: int) -> None:
+    order = DistributedSampler(samples=n, batch_size=batch, world_size=world, seed=3)
+    _, valid = _whole_epoch(order, 0)
+    for step, per_rank in enumerate(valid.sum(axis=2).tolist()):
+        assert images_by_rank(order.images(step=step), world) == tuple(per_rank)
 
 
 @settings(deadline=None)

@@ -40,7 +40,7 @@ def terms(out: StudentOutput, config: ObjectiveConfig = CONFIG, *, images: int =
         random=RANDOM,
         overlap=None,
         keys=None,
-        rank_share=1.0,
+        images_by_rank=(images,) if images else (0, IMAGES),
     )
 
 
@@ -223,7 +223,7 @@ def test_a_default_step_on_a_gpu_takes_the_fused_kernels_and_waits_for_nothing(p
         with Calls() as calls:
             found = objective(
                 out, mos, ids, config.objective,
-                images=images, random=config.crops.random, rank_share=1.0, validate=False,
+                images=images, random=config.crops.random, images_by_rank=(images,), validate=False,
                 **options,
             )  # fmt: skip
         assert found.loss.requires_grad
