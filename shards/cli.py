@@ -1,4 +1,7 @@
-"""`lmcl-shard`: pack, check, look at and split data sets."""
+"""`lmcl-shard`: pack, check, look at and split data sets.
+
+A command imports its work when it is called, so that `--help` answers at once.
+"""
 
 import contextlib
 import errno
@@ -8,32 +11,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-import msgspec
-from tqdm import tqdm
 
-from shards.build.build import build as build_set
-from shards.build.build import default_workers, refuse_missing
-from shards.build.decode_budget import PIXELS_AT_ONCE
-from shards.build.pack import PackOptions
-from shards.build.plan import Plan, ShardSize, make_plan
-from shards.build.reshard import reshard as reshard_sets
-from shards.datasets.registry import Reader, SourceOptions, open_source, readers, suggestion
-from shards.datasets.roles import ColumnNames
 from shards.errors import ShardError
-from shards.files import atomic_write
-from shards.image_formats import MAX_PIXELS
-from shards.info import contact_sheet, describe_set
-from shards.read import ShardSet, open_set
-from shards.score_scale import ScoreScale
-from shards.splits.dedupe import drop_twins, find_twins, signatures
-from shards.splits.draw import make_splits
-from shards.splits.import_splits import import_splits
-from shards.splits.split import PARTS, Split, write_split
+from shards.limits import MAX_PIXELS, PIXELS_AT_ONCE
 from shards.text import bounded_message, printable, redact_url
-from shards.verify import verify as verify_set
+
+if TYPE_CHECKING:
+    from shards.build.plan import Plan, ShardSize
+    from shards.datasets.registry import Reader
+    from shards.read import ShardSet
+    from shards.score_scale import ScoreScale
+    from shards.splits.split import Split
 
 _SHOWN = 5
 _STOPS = (signal.SIGTERM, signal.SIGHUP)
@@ -195,6 +186,13 @@ def build(
 
     NAME is one of `lmcl-shard datasets`; SOURCE is the unpacked official folder, or the table.
     """
+    from shards.build.build import build as build_set
+    from shards.build.build import default_workers, refuse_missing
+    from shards.build.pack import PackOptions
+    from shards.build.plan import make_plan
+    from shards.datasets.registry import SourceOptions, open_source
+    from shards.datasets.roles import ColumnNames
+
     given = SourceOptions(
         images=images,
         name=_set_name(set_name),
@@ -254,6 +252,10 @@ def build(
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 def verify(root: str, deep: bool, as_json: bool, no_progress: bool) -> None:
     """Check that a packed set is what its manifest says; exit code 3 if it is not."""
+    import msgspec
+
+    from shards.verify import verify as verify_set
+
     with _bar("checking", "samples", off=no_progress) as advance:
         found = verify_set(root, deep=deep, progress=lambda samples: advance(samples, 0))
     for finding in found.findings:
@@ -276,6 +278,12 @@ def verify(root: str, deep: bool, as_json: bool, no_progress: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
 def info(root: str, sheet: Path | None, as_json: bool) -> None:
     """Show what a packed set holds."""
+    import msgspec
+
+    from shards.files import atomic_write
+    from shards.info import contact_sheet, describe_set
+    from shards.read import open_set
+
     shard_set = open_set(root)
     if as_json:
         click.echo(msgspec.json.encode(shard_set.manifest).decode())
@@ -346,6 +354,11 @@ def split(
     val_fraction: float | None,
 ) -> None:
     """Draw splits into ROOT/splits: lists of ids, disjoint by group, stratified by score."""
+    from shards.read import open_set
+    from shards.splits.draw import make_splits
+    from shards.splits.import_splits import import_splits
+    from shards.splits.split import PARTS, write_split
+
     shard_set = open_set(root)
     if source is not None:
         splits = import_splits(
@@ -377,8 +390,11 @@ def split(
 
 
 def _dedupe(
-    shard_set: ShardSet, splits: list[Split], drop: bool, workers: int | None, *, off: bool
-) -> list[Split]:
+    shard_set: "ShardSet", splits: "list[Split]", drop: bool, workers: int | None, *, off: bool
+) -> "list[Split]":
+    from shards.build.build import default_workers
+    from shards.splits.dedupe import drop_twins, find_twins, signatures
+
     ids = shard_set.ids()
     with _bar("looking for twins", "images", off=off) as advance:
         seen = signatures(
@@ -427,6 +443,9 @@ def reshard(
 
     One set keeps its ids and splits. Merged scores are brought to 0..1, each by its own scale.
     """
+    from shards.build.reshard import reshard as reshard_sets
+    from shards.read import open_set
+
     with _bar("packing", "images", off=no_progress) as advance:
         manifest = reshard_sets(
             [open_set(root) for root in roots],
@@ -446,6 +465,8 @@ def reshard(
 @click.argument("name", required=False)
 def datasets(name: str | None) -> None:
     """List the data sets that can be packed, or everything known about one."""
+    from shards.datasets.registry import readers, suggestion
+
     known = readers()
     if name is None:
         for reader in known.values():
@@ -457,7 +478,7 @@ def datasets(name: str | None) -> None:
         click.echo(line)
 
 
-def _reader_lines(reader: Reader) -> Iterator[str]:
+def _reader_lines(reader: "Reader") -> Iterator[str]:
     facts, expected = reader.facts, reader.facts.expected
     yield f"{reader.name}: {facts.title}"
     yield f"  source     {reader.source}"
@@ -479,7 +500,9 @@ def _reader_lines(reader: Reader) -> Iterator[str]:
         yield "  parts      " + ", ".join(f"{part} {count:,}" for part, count in expected.parts)
 
 
-def _shard_size(shard_mb: float, samples: int | None) -> ShardSize:
+def _shard_size(shard_mb: float, samples: int | None) -> "ShardSize":
+    from shards.build.plan import ShardSize
+
     if not 0 < shard_mb < math.inf:
         raise click.UsageError(f"--shard-mb needs a size above 0, in megabytes; got {shard_mb:g}")
     return ShardSize(size_bytes=max(1, int(shard_mb * 1e6)), samples=samples)
@@ -492,7 +515,9 @@ def _set_name(given: str | None) -> str | None:
     return given
 
 
-def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> ScoreScale | None:
+def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> "ScoreScale | None":
+    from shards.score_scale import ScoreScale
+
     if score_range is None:
         if lower_is_better:
             raise click.UsageError("--lower-is-better needs --score-range LOW HIGH as well")
@@ -518,7 +543,7 @@ def _source_folder(name: str, source: Path | None, output: str) -> Path:
     raise click.UsageError(f"{name} needs a SOURCE: see `lmcl-shard datasets {name}`")
 
 
-def _plan_text(plan: Plan, output: str) -> str:
+def _plan_text(plan: "Plan", output: str) -> str:
     return "\n".join(
         (
             f"{plan.name} -> {redact_url(output)}",
@@ -531,8 +556,10 @@ def _plan_text(plan: Plan, output: str) -> str:
     )
 
 
-def _tell(plan: Plan, output: str) -> None:
+def _tell(plan: "Plan", output: str) -> None:
     """How the source was read, and what is strange about it; a bar must not stand in its place."""
+    from tqdm import tqdm
+
     for note in plan.notes:
         tqdm.write(printable(redact_url(note), 600))
     if plan.parts:
@@ -543,6 +570,8 @@ def _tell(plan: Plan, output: str) -> None:
 
 @contextmanager
 def _bar(what: str, unit: str, *, off: bool) -> Iterator[Callable[[int, int], None]]:
+    from tqdm import tqdm
+
     with tqdm(desc=what, unit=f" {unit}", disable=True if off else None, file=sys.stderr) as bar:
 
         def advance(done: int, total: int) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from shards.errors import ShardError
+from shards.limits import MAX_PIXELS
 from shards.source_files import MAX_FILE_BYTES, read_regular
 from shards.text import printable
 
@@ -24,9 +25,6 @@ PACKED_FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP")
 
 READABLE_FORMATS: Final = (*PACKED_FORMATS, "GIF", "TIFF", "AVIF", "PPM")
 """Formats that are scored and drawn."""
-
-MAX_PIXELS: Final = 256_000_000
-"""Larger images are refused before decoding: a small PNG can claim to be terabytes."""
 
 UNREADABLE: Final = (
     OSError,

@@ -41,9 +41,11 @@ COVERED_BY = {
     "lmcl/bench/test_build.py": "lmcl/bench: manifest",
     "lmcl/bench/test_score.py": "lmcl/bench: pyiqa_driver",
     "lmcl/bench/test_step.py": "lmcl/bench: step_cases step_data stopwatch",
-    "lmcl/cli/test_main.py": "lmcl: __main__ errors cli/lazy_group cli/show_config cli/train",
+    "lmcl/cli/test_main.py": (
+        "lmcl: __main__ errors cli/bench cli/lazy_group cli/show_config cli/train"
+    ),
     "lmcl/test_demo.py": "lmcl: cli/demo",
-    "lmcl/cli/test_eval.py": "lmcl/evaluation: evaluate_run scope",
+    "lmcl/cli/test_eval.py": "lmcl: cli/run/eval evaluation/evaluate_run evaluation/scope",
     "lmcl/evaluation/metrics/test_evaluate.py": "lmcl/evaluation/metrics: bootstrap",
     "lmcl/training/test_ranks.py": "lmcl: distributed",
     "lmcl/training/test_trainer.py": (
@@ -51,7 +53,7 @@ COVERED_BY = {
         "training/run_dir training/seeding training/setup training/signals utils/environment"
     ),
     "lmcl/features/test_cache.py": "lmcl/features: build",
-    "lmcl/inference/test_command.py": "lmcl: cli/score",
+    "lmcl/inference/test_command.py": "lmcl: cli/score cli/run/score",
     "lmcl/inference/test_batch_job.py": "lmcl/inference: filter scores_file",
     "lmcl/inference/test_export.py": "lmcl: cli/export",
     "lmcl/inference/test_saliency_overlay.py": "lmcl: cli/saliency",
@@ -65,7 +67,9 @@ COVERED_BY = {
         "lmcl/report: analysis figures formatting page pictures published run run_page "
         "sections svg templates text"
     ),
-    "lmcl/sweep/test_sweep.py": "lmcl: cli/sweep sweep/launch sweep/plan sweep/summary",
+    "lmcl/sweep/test_sweep.py": (
+        "lmcl: cli/sweep cli/run/sweep sweep/launch sweep/plan sweep/summary"
+    ),
     "lmcl/test_config.py": "lmcl: utils/validators",
     "lmcl/training/test_checkpoint.py": "lmcl: utils/files",
     "pipeline/test_normalize.py": "pipeline: _preprocess_triton preprocess_launch",
@@ -79,7 +83,7 @@ COVERED_BY = {
     ),
     "shards/datasets/test_demo.py": "shards/datasets: demo_contents demo_distortions",
     "shards/splits/test_draw.py": "shards/datasets: unlabelled",
-    "shards/test_cli.py": "shards: datasets/registry errors",
+    "shards/test_cli.py": "shards: datasets/registry errors limits",
     "pipeline/test_decode.py": "pipeline: backends/row_decoder",
     "shards/test_read.py": "shards: layout sample",
     "shards/datasets/test_formats_agree.py": "shards/datasets: parquet rows",

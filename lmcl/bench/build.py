@@ -38,27 +38,8 @@ _SAMPLED_EVERY_S = 0.02
 _FORMATS = {"jpg": "JPEG", "png": "PNG", "bmp": "BMP"}
 
 
-@click.command("build")
-@click.option("--source", type=click.Path(path_type=Path, exists=True), help="Folder of images.")
-@click.option(
-    "--codec",
-    "codecs",
-    type=click.Choice([*_FORMATS]),
-    multiple=True,
-    default=("jpg",),
-    show_default=True,
-    help="What is drawn without --source; may be given several times.",
-)
-@click.option("--images", default=10_000, show_default=True, help="Files made without --source.")
-@click.option("--side", default=512, show_default=True, help="Their side, pixels.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds; medians are over them.")
-@click.option("--workers", type=click.IntRange(1), help="Processes of both cases. [cores]")
-@click.option("--shard-samples", type=click.IntRange(1), help="Images in a shard. [as build's]")
-@click.option("--work", type=click.Path(path_type=Path), help="Where shards are written.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON lines are appended here.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
-@click.option("--no-progress", is_flag=True, help="No progress bar.")
-def command(
+def run(
+    *,
     source: Path | None,
     codecs: tuple[str, ...],
     images: int,

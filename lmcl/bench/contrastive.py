@@ -37,19 +37,8 @@ then events time the work and not Python's launching of it, as in a loop that th
 Figures = dict[str, list[float]]
 
 
-@click.command("contrastive")
-@click.option("--rows", "m", type=int, multiple=True, help="Rows M; several are allowed.")
-@click.option("--width", "d", default=256, show_default=True, help="Width D of a row.")
-@click.option("--crops", default=10, show_default=True, help="Crops per image.")
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="fp32 on the CPU, bf16 on a GPU.")
-@click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), help="Only these.")
-@click.option("--rounds", default=3, show_default=True, help="Rounds; medians are over them.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="cuda where there is one.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON lines are appended here.")
-@click.option("--chart", "chart_path", type=click.Path(path_type=Path), help="SVG to write.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
-@click.option("--no-progress", is_flag=True, help="No progress bar.")
-def command(
+def run(
+    *,
     m: tuple[int, ...],
     d: int,
     crops: int,

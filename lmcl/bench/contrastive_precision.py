@@ -161,20 +161,8 @@ def _logits(table: Tensor, part: slice, temperature: float) -> Tensor:
     return logits
 
 
-@click.command("loss-precision")
-@click.option("--rows", "m", type=int, multiple=True, help="Rows M; several are allowed.")
-@click.option("--width", default=384, show_default=True, help="Width D of a row.")
-@click.option("--crops", default=11, show_default=True, help="Crops per image.")
-@click.option("--temperature", "temperatures", type=float, multiple=True, help="Several too.")
-@click.option(
-    "--precision", "precisions", multiple=True, default=("bf16",), show_default=True,
-    type=click.Choice(["bf16", "fp16", "tf32", "fp32"]), help="Several are allowed.",
-)  # fmt: skip
-@click.option("--spread", "spreads", type=float, multiple=True, default=(0.0, 1.0, 4.0),
-              show_default=True, help="How near the crops of an image lie to its hub.")  # fmt: skip
-@click.option("--sample", default=2048, show_default=True, help="Rows whose gradient is taken.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON lines are appended here.")
-def command(
+def run(
+    *,
     m: tuple[int, ...],
     width: int,
     crops: int,

@@ -52,21 +52,8 @@ WALL_TARGETS = {"webdataset_tvio_uint8": 1.3, "webdataset_pil_float": 4.0}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@click.command("loader")
-@click.option("--codec", type=click.Choice([*KINDS, "all"]), default="jpg", show_default=True)
-@click.option("--images", default=96, show_default=True, help="Images per round.")
-@click.option("--batch", default=32, show_default=True, help="Images per batch.")
-@click.option("--crops", default=10, show_default=True, help="Crops per image.")
-@click.option("--size", default=224, show_default=True, help="Side of a crop, pixels.")
-@click.option("--rounds", default=7, show_default=True, help="Rounds; medians are over them.")
-@click.option("--threads", default=2, show_default=True, help="Decoding threads.")
-@click.option("--workers", default=2, show_default=True, help="Worker processes of the baselines.")
-@click.option("--work", type=click.Path(path_type=Path), help="Folder for the images; kept.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON lines are appended here.")
-@click.option("--chart", "chart_path", type=click.Path(path_type=Path), help="SVG to write.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
-@click.option("--no-progress", is_flag=True, help="No progress bar.")
-def command(
+def run(
+    *,
     codec: str,
     images: int,
     batch: int,

@@ -39,12 +39,7 @@ _BYTES = 100_000
 _LOADED = ("ok", "shard", "offset", "size", "width", "height", "mos", "group_key")
 
 
-@click.command("manifest")
-@click.option("--samples", default=10_000_000, show_default=True, help="Rows of the table.")
-@click.option("--work", type=click.Path(path_type=Path), help="Where the table is written.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON lines are appended here.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
-def command(samples: int, work: Path | None, output: Path | None, as_json: bool) -> None:
+def run(*, samples: int, work: Path | None, output: Path | None, as_json: bool) -> None:
     """Open a synthetic set of many samples, draw a split of it, write it and load it."""
     with tempfile.TemporaryDirectory(prefix="lmcl-bench-", dir=work) as folder:
         write_synthetic(Path(folder), samples=samples)

@@ -143,35 +143,8 @@ def run_rounds(cases: Mapping[str, Callable[[], Spent]], rounds: int) -> dict[st
     return spent
 
 
-@click.command()
-@click.option("--images", default=24, show_default=True, help="Images per round.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds; every case in each.")
-@click.option("--crops", default=10, show_default=True, help="Crops an image, in every case.")
-@click.option("--encoder", default="deit3_small_patch16_224", show_default=True, help="Model.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of bare_model and lmcl_score.",
-)
-@click.option("--threads", default=2, show_default=True, help="Decoding threads.")
-@click.option(
-    "--pyiqa",
-    "python",
-    type=click.Path(path_type=Path),
-    help="Python of an environment with pyiqa: its command runs beside ours.",
-)
-@click.option(
-    "--pyiqa-metric",
-    type=click.Choice(["hyperiqa", "vit-s"]),
-    default="hyperiqa",
-    show_default=True,
-    help="hyperiqa: ResNet-50 on 224 crops; vit-s: our size of network in pyiqa's loop.",
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Append records there.")
-def command(
+def run(
+    *,
     images: int,
     rounds: int,
     crops: int,

@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from lmcl.bench.contrastive import matmul_rate
-from lmcl.bench.loader_data import KINDS
 from lmcl.bench.record import Record, append, make_record, to_json
 from lmcl.bench.step_cases import Loop, OurLoop, PlainLoop, Round, crop_flops, views
 from lmcl.bench.step_data import StepData, make_step_data
@@ -103,25 +102,8 @@ class Results:
     """Operations per second of a large matrix product: the fastest of one in every round."""
 
 
-@click.command("step")
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    help="Run whose step is measured; its data are replaced [the method's defaults].",
-)
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Refuse to run elsewhere.")
-@click.option("--batch-sizes", metavar="N[,N...]", help="Images per step [the run's own].")
-@click.option("--steps", type=click.IntRange(1), help="Steps of a round [2; 20 on a GPU].")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds.")
-@click.option("--codec", type=click.Choice(list(KINDS)), default="jpg", show_default=True)
-@click.option("--workers", default=2, show_default=True, help="Worker processes of the usual loop.")
-@click.option("--compile/--no-compile", "compiled", default=None, help="Also ours compiled [GPU].")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON lines are appended here.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
-@click.option("--no-progress", is_flag=True, help="No progress bar.")
-def command(
+def run(
+    *,
     config_file: Path | None,
     overrides: tuple[str, ...],
     device: str | None,

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import click
 
-from lmcl.demo import run_demo
-
 
 @click.command()
 @click.option(
@@ -20,4 +18,6 @@ from lmcl.demo import run_demo
 @click.option("--no-progress", is_flag=True, help="No progress bars.")
 def command(output: Path, again: bool, overrides: tuple[str, ...], no_progress: bool) -> None:
     """Make a synthetic set, train the full method on it, and leave a report: some minutes."""
+    from lmcl.demo import run_demo
+
     click.echo(run_demo(output, again=again, overrides=overrides, progress=not no_progress))

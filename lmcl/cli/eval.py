@@ -1,18 +1,9 @@
 """`lmcl eval`: predictions and figures of a run on a part or on another set."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
-import numpy as np
-
-from lmcl.evaluation.evaluate_run import PARTS, PROTOCOLS, Asked, FitPart, evaluate_run
-from lmcl.evaluation.metrics import Evaluation
-from lmcl.evaluation.scope import (
-    WHOLE,
-    Scope,
-    SplitFigures,
-)
 
 
 @click.command(
@@ -30,14 +21,14 @@ from lmcl.evaluation.scope import (
 )
 @click.option(
     "--part",
-    type=click.Choice(PARTS),
+    type=click.Choice(["test", "val", "train", "all"]),
     help="Part of the run's split, or all images of the set.  [default: test]",
 )
 @click.option("--split", metavar="NAME", help="The test part of another split of SET.")
 @click.option(
     "--protocol",
-    type=click.Choice(PROTOCOLS),
-    default=WHOLE,
+    type=click.Choice(["whole", "70-10-20", "80-20", "official", "k-fold"]),
+    default="whole",
     show_default=True,
     help="On another set: all its images at once, or the test parts of its splits, the mapping "
     "fitted on their train parts, medians over the splits.",
@@ -55,77 +46,8 @@ from lmcl.evaluation.scope import (
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--no-progress", is_flag=True, help="No progress bars.")
-def command(
-    run: Path,
-    data: str | None,
-    part: str | None,
-    split: str | None,
-    protocol: str,
-    fit_on: FitPart | None,
-    decode: Literal["auto", "cpu", "gpu", "both"] | None,
-    batch_size: int,
-    no_progress: bool,
-) -> None:
+def command(**options: Any) -> None:
     """Evaluate a run's model; predictions and figures are written into the run folder."""
-    asked = Asked(
-        data=data, part=_part(part, split), protocol=protocol, fit_on=fit_on, decode=decode
-    )
-    done = evaluate_run(run, asked, batch_size=batch_size, progress=not no_progress)
-    found, scope, path = done.evaluation, done.scope, done.path
-    click.echo(
-        f"{path.stem}: SRCC {found.srcc:.4f}  PLCC {found.plcc_raw:.4f}  "
-        f"PLCC after the fit {found.plcc_fit4:.4f}  ({found.n} images)\npredictions: {path}"
-    )
-    if "srcc" in found.reasons:
-        click.echo(_no_figure(found))
-    if scope.tested_on != scope.trained_on:
-        click.echo(_across(scope))
-    if scope.tested_on != scope.trained_on or scope.fitted:
-        click.echo(f"mapping: {scope.mapping}")
-    if done.decoders is not None:
-        click.echo(done.decoders.summary())
-    for name, value in _medians(scope.splits):
-        click.echo(f"median of {len(scope.splits)} splits: {name} {value:.4f}")
+    from lmcl.cli.run.eval import run
 
-
-def _part(part: str | None, split: str | None) -> str:
-    """The part, or the name of a split, that is meant by two options."""
-    if part is not None and split is not None:
-        raise click.UsageError(
-            "--part is of the run's own split and --split names another one; give one of them"
-        )
-    if split in PARTS:
-        click.echo(f"--split {split}: a part is named by --part {split} now", err=True)
-    return part or split or "test"
-
-
-def _no_figure(found: Evaluation) -> str:
-    """Why there is no rank correlation, and what became of the predictions."""
-    unlabelled = (
-        f"; {found.n_unlabelled} of the {found.n + found.n_unlabelled} judged images have no score "
-        "in the set, their predictions are written all the same"
-    )
-    return f"no figures: {found.reasons['srcc']}{unlabelled if found.n_unlabelled else ''}"
-
-
-def _medians(splits: tuple[SplitFigures, ...]) -> list[tuple[str, float]]:
-    found = []
-    for name in ("srcc", "plcc_raw", "plcc_fit4"):
-        values = [v for s in splits if (v := getattr(s, name)) is not None]
-        if values:
-            found.append((name, float(np.median(values))))
-    return found
-
-
-def _across(scope: Scope) -> str:
-    left = (
-        f"; {scope.left_out} training images left out"
-        if scope.left_out
-        else ""
-        if scope.left_out_known
-        else "; the training set is not here, so shared images were not looked for"
-    )
-    return (
-        f"trained on {scope.trained_on} ({scope.trained_scale.description}), tested on "
-        f"{scope.tested_on} ({scope.scale.description}): {scope.direction}{left}"
-    )
+    run(**options)

@@ -1,12 +1,9 @@
 """`lmcl export`: write a model for other runtimes, checked against PyTorch."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
-
-from lmcl.inference.export import NO_IMAGES, Format, export, images_named, images_of_run
-from lmcl.inference.scorer import open_scorer
-from lmcl.models.pretrained import model_folder_of
 
 
 @click.command(
@@ -32,13 +29,17 @@ from lmcl.models.pretrained import model_folder_of
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 def command(
     run: Path,
-    format_name: Format,
+    format_name: Literal["safetensors", "pt2", "onnx"],
     output: Path | None,
     images: Path | None,
     most: int | None,
     no_progress: bool,
 ) -> None:
     """Export a run's model and check the file against PyTorch."""
+    from lmcl.inference.export import NO_IMAGES, export, images_named, images_of_run
+    from lmcl.inference.scorer import open_scorer
+    from lmcl.models.pretrained import model_folder_of
+
     folder = model_folder_of(run)
     suffix = "" if format_name == "safetensors" else f".{format_name}"
     target = output or run / "export" / f"model{suffix}"

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import click
 
-from lmcl.report.gmad import compare_models
-
 
 @click.command(
     epilog="EXAMPLES: lmcl gmad a.csv b.csv --images photos · "
@@ -40,6 +38,8 @@ def command(
     first: Path, second: Path, images: Path, levels: int, top: int, tolerance: float, output: Path
 ) -> None:
     """Find the pairs of images on which two models contradict each other most."""
+    from lmcl.report.gmad import compare_models
+
     page = compare_models(
         first, second, images=images, levels=levels, top=top, tolerance=tolerance, output=output
     )

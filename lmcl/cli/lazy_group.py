@@ -7,7 +7,11 @@ import click
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called: `lmcl --help` stays quick."""
+    """A group whose commands are imported when they are called: `lmcl --help` stays quick.
+
+    `elsewhere` has the place of each, `module` (its `command`) or `module:name`, and its summary.
+    The modules of commands declare options only; their work is imported when it is done.
+    """
 
     def __init__(
         self, *args: Any, elsewhere: dict[str, tuple[str, str]] | None = None, **kwargs: Any
@@ -22,8 +26,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now if it lives elsewhere."""
         if cmd_name in self.elsewhere:
-            module, _ = self.elsewhere[cmd_name]
-            found: click.Command = importlib.import_module(module).command
+            module, _, name = self.elsewhere[cmd_name][0].partition(":")
+            found: click.Command = getattr(importlib.import_module(module), name or "command")
             return found
         return super().get_command(ctx, cmd_name)
 

@@ -27,13 +27,16 @@ _ELSEWHERE = {
     "train": ("lmcl.cli.train", "Train a student and its teacher, evaluate, report."),
 }
 _BENCHES = {
-    "build": ("lmcl.bench.build", "Packing shards against reading, hashing and decoding alone."),
-    "contrastive": ("lmcl.bench.contrastive", "The loss against eager, compiled and chunked."),
-    "loader": ("lmcl.bench.loader", "Images per second against what people use today."),
-    "loss-precision": ("lmcl.bench.contrastive_precision", "The loss in bf16 against float64."),
-    "manifest": ("lmcl.bench.manifest", "Opening and splitting a set of ten million samples."),
-    "score": ("lmcl.bench.score", "Scoring a folder against the bare model."),
-    "step": ("lmcl.bench.step", "One optimiser step, part by part, beside the usual loop."),
+    "build": (
+        "lmcl.cli.bench:build",
+        "Packing shards against reading, hashing and decoding alone.",
+    ),
+    "contrastive": ("lmcl.cli.bench:contrastive", "The loss against eager, compiled and chunked."),
+    "loader": ("lmcl.cli.bench:loader", "Images per second against what people use today."),
+    "loss-precision": ("lmcl.cli.bench:loss_precision", "The loss in bf16 against float64."),
+    "manifest": ("lmcl.cli.bench:manifest", "Opening and splitting a set of ten million samples."),
+    "score": ("lmcl.cli.bench:score", "Scoring a folder against the bare model."),
+    "step": ("lmcl.cli.bench:step", "One optimiser step, part by part, beside the usual loop."),
 }
 
 
@@ -41,7 +44,7 @@ _BENCHES = {
     cls=LazyGroup,
     elsewhere=_ELSEWHERE,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="EXAMPLES: lmcl demo · lmcl train --config configs/demo.toml · lmcl report runs/demo",
+    epilog="EXAMPLES: lmcl demo · lmcl train --config demo · lmcl report runs/demo",
 )
 @click.version_option(package_name="lmcl")
 def cli() -> None:

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import click
 
-from lmcl.report.write import write_report
-
 
 @click.command(
     epilog="EXAMPLES: lmcl report runs/demo · lmcl report runs/a runs/b --output reports/a-and-b"
@@ -24,6 +22,8 @@ from lmcl.report.write import write_report
 )
 def command(runs: tuple[Path, ...], output: Path | None, ratings: int | None) -> None:
     """Write the report of a run, or compare several runs side by side."""
+    from lmcl.report.write import write_report
+
     names = "-".join(run.resolve().name for run in runs)
     folder = output or (runs[0] if len(runs) == 1 else Path("reports") / names[:120])
     click.echo(write_report(runs, folder, ratings=ratings))

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import click
 
-from lmcl.inference.saliency_overlay import draw_all
-
 
 @click.command(
     epilog="EXAMPLES: lmcl saliency photo.jpg --model runs/livec --output looks · "
@@ -25,5 +23,7 @@ from lmcl.inference.saliency_overlay import draw_all
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 def command(images: tuple[str, ...], model_folder: Path, output: Path, no_progress: bool) -> None:
     """Draw a model's attention, its salient window and crop over images (files, folders, globs)."""
+    from lmcl.inference.saliency_overlay import draw_all
+
     done = draw_all(images, model_folder, output, progress=not no_progress)
     click.echo(f"{done} pictures and saliency.csv in {output}")

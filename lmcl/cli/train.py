@@ -5,9 +5,6 @@ from pathlib import Path
 
 import click
 
-from lmcl.config import load_config
-from lmcl.training.setup import fit, plan
-
 
 def config_options(function: Callable[..., None]) -> Callable[..., None]:
     """The options by which a run is named: a file and changes to it."""
@@ -16,7 +13,7 @@ def config_options(function: Callable[..., None]) -> Callable[..., None]:
         "config_file",
         required=True,
         type=click.Path(path_type=Path),
-        help="TOML file of the run (see configs/).",
+        help="TOML file of the run, or a name of `lmcl show-config --list`.",
     )
     change = click.option(
         "--set",
@@ -44,8 +41,11 @@ def command(
 ) -> None:
     """Train a student and its teacher, evaluate, and write the report.
 
-    Several processes: accelerate launch --num_processes 2 train.py --config FILE
+    Several processes: accelerate launch --num_processes 2 -m lmcl train --config FILE
     """
+    from lmcl.config import load_config
+    from lmcl.training.setup import fit, plan
+
     config = load_config(config_file, overrides)
     folder = output or Path("runs") / config_file.stem
     if dry_run:

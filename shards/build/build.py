@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from shards.build.decode_budget import PIXELS_AT_ONCE, lock_file, new_token
+from shards.build.decode_budget import lock_file, new_token
 from shards.build.executor import Engine, run_jobs
 from shards.build.output import (
     begin,
@@ -45,6 +45,7 @@ from shards.build.plan import Plan, ShardSize, jobs_of, make_plan
 from shards.build.retry import keep_good_shards
 from shards.errors import ShardError
 from shards.layout import STATE, index_name, shard_stem
+from shards.limits import PIXELS_AT_ONCE
 from shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,

@@ -18,9 +18,6 @@ from pathlib import Path
 
 from shards.errors import ShardError
 
-PIXELS_AT_ONCE = 128_000_000
-"""Half a gigabyte of decoded pictures; the largest photographs (108 megapixels) go one by one."""
-
 _SLOT = 1_000_000
 _GATE = 0
 

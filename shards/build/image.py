@@ -14,13 +14,13 @@ from PIL import Image
 from shards.build.decode_budget import Decoding, unbounded
 from shards.errors import ShardError
 from shards.image_formats import (
-    MAX_PIXELS,
     PACKED_FORMATS,
     UNREADABLE,
     count_frames,
     describe_damage,
     open_image,
 )
+from shards.limits import MAX_PIXELS
 from shards.png import find_png_damage
 from shards.text import printable
 

@@ -24,8 +24,8 @@ from shards.build.image import (
     inspect,
 )
 from shards.errors import ShardError
-from shards.image_formats import MAX_PIXELS
 from shards.layout import STATE, index_line, key_of, shard_stem
+from shards.limits import MAX_PIXELS
 from shards.manifest import ShardInfo
 from shards.sample import Sample
 from shards.sample_table import NO_LEVEL, SampleRow, described_row, group_key, to_arrow

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from lmcl.bench.build import command as build_command
-from lmcl.bench.manifest import command as manifest_command
+from lmcl.cli.bench import build as build_command
+from lmcl.cli.bench import manifest as manifest_command
 
 
 def lines(path: Path) -> dict[str, dict[str, object]]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lmcl.bench import contrastive, contrastive_cases
+from lmcl.bench import contrastive_cases
+from lmcl.cli.bench import contrastive as command
 
 
 def _value_and_gradients(name: str, m: int = 60) -> list[torch.Tensor]:
@@ -36,7 +37,7 @@ def test_the_compiled_chunks_are_the_same_loss_uncompiled(monkeypatch: pytest.Mo
 def test_the_command_writes_lines_and_a_chart(tmp_path: Path) -> None:
     lines, picture = tmp_path / "lines.jsonl", tmp_path / "chart.svg"
     done = CliRunner().invoke(
-        contrastive.command,
+        command,
         ["--rows", "100", "--width", "16", "--case", "chunked", "--case", "fused",
          "--device", "cpu", "--rounds", "1", "--output", str(lines), "--chart", str(picture),
          "--no-progress"],

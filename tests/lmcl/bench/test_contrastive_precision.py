@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from kernels import manifold_contrastive_loss, triton_launch
 from lmcl.bench import contrastive_precision as price
+from lmcl.cli.bench import loss_precision as command
 
 MOST = 0.02
 """Of a gradient's norm: beyond it another precision would be the default (decision 0105)."""
@@ -78,7 +79,7 @@ def test_the_default_costs_less_than_two_percent_of_a_gradient(
 def test_the_command_writes_a_line_a_case(tmp_path: Path) -> None:
     lines = tmp_path / "lines.jsonl"
     done = CliRunner().invoke(
-        price.command,
+        command,
         ["--rows", "44", "--width", "16", "--temperature", "0.1", "--precision", "bf16",
          "--precision", "tf32", "--spread", "0", "--output", str(lines)],
     )  # fmt: skip

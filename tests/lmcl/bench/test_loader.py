@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from lmcl.bench.loader import command
+from lmcl.cli.bench import loader as command
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from lmcl.bench.score import command
+from lmcl.cli.bench import score as command
 from lmcl.errors import LmclError
 
 QUICK = ["--images", "2", "--rounds", "1", "--crops", "2", "--encoder", "conv-vit"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lmcl.bench.step import MOST_GAP, command
+from lmcl.bench.step import MOST_GAP
 from lmcl.bench.stopwatch import Part, Spent, Stopwatch
+from lmcl.cli.bench import step as command
 
 SMOKE = Path(__file__).resolve().parents[3] / "configs" / "smoke.toml"
 TOY = ("crops.random=2", "encoder.depth=1", "saliency.layers=1")

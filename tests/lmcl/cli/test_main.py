@@ -1,10 +1,20 @@
-import importlib
+import subprocess
+import sys
+from collections.abc import Collection
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from lmcl.bench.build import _FORMATS
+from lmcl.bench.contrastive import _DTYPES
+from lmcl.bench.contrastive_cases import CASES
+from lmcl.bench.loader_data import KINDS
+from lmcl.cli import bench
+from lmcl.cli.eval import command as eval_command
 from lmcl.cli.main import _BENCHES, _ELSEWHERE, cli
+from lmcl.evaluation import evaluate_run
+from shards.cli import cli as shard_cli
 
 
 @pytest.mark.parametrize("name", sorted({*_ELSEWHERE, "demo", "train", "show-config", "bench"}))
@@ -20,11 +30,72 @@ def test_every_benchmark_can_be_called(name: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def test_the_list_of_commands_matches_what_they_say_of_themselves() -> None:
-    for module, summary in (*_ELSEWHERE.values(), *_BENCHES.values()):
-        command = importlib.import_module(module).command
-        assert isinstance(command, click.Command)
-        assert summary
+COMMANDS = {
+    "lmcl.cli.main": ["", "bench", *_ELSEWHERE, *(f"bench {name}" for name in _BENCHES)],
+    "shards.cli": ["", *shard_cli.commands],
+}
+HEAVY = {
+    *("torch", "torchvision", "timm", "accelerate", "scipy", "pyarrow", "numpy", "PIL", "nvidia"),
+    *(
+        "triton",
+        "ray",
+        "webdataset",
+        "openpyxl",
+        "onnx",
+        "onnxruntime",
+        "jinja2",
+        "tqdm",
+        "msgspec",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [(m, a) for m, listed in COMMANDS.items() for a in listed],
+    ids=lambda text: text.replace(" ", "-") or "group",
+)
+def test_help_imports_nothing_of_the_work(module: str, arguments: str) -> None:
+    code = (
+        "import sys\n"
+        f"from {module} import cli\n"
+        f"cli.main({[*arguments.split(), '--help']}, standalone_mode=False)\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage:")
+    assert not HEAVY & set(done.stderr.split())
+
+
+def test_importing_lmcl_imports_no_other_package() -> None:
+    code = "import lmcl, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not (HEAVY | {"click"}) & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "values"),
+    [
+        (eval_command, "part", evaluate_run.PARTS),
+        (eval_command, "protocol", evaluate_run.PROTOCOLS),
+        (bench.contrastive, "cases", CASES),
+        (bench.contrastive, "dtype", _DTYPES),
+        (bench.loader, "codec", (*KINDS, "all")),
+        (bench.step, "codec", KINDS),
+        (bench.build, "codecs", _FORMATS),
+    ],
+    ids=lambda value: getattr(value, "name", "") or str(value)[:12],
+)
+def test_choices_are_those_of_the_work(
+    command: click.Command, option: str, values: Collection[str]
+) -> None:
+    found = next(parameter for parameter in command.params if parameter.name == option)
+    assert isinstance(found.type, click.Choice)
+    assert set(found.type.choices) == set(values)
+
+
+def test_every_command_has_a_summary() -> None:
+    assert all(summary for _, summary in (*_ELSEWHERE.values(), *_BENCHES.values()))
 
 
 def test_help_lists_all_commands() -> None:

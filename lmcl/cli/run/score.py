@@ -1,0 +1,260 @@
+"""The work of `lmcl score`: open, list, score, report, filter."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from lmcl.inference.batch_job import (
+    ScoringOptions,
+    Summary,
+    hold_output,
+    list_on_all_ranks,
+    score_held,
+)
+from lmcl.inference.filter import is_below, plan_moves, write_sheet
+from lmcl.inference.inputs import Item, TableOptions, list_items
+from lmcl.inference.interruption import stop_on_signals
+from lmcl.inference.moves import (
+    Move,
+    MoveOutcome,
+    carry_out,
+    check_record,
+    remember_moves,
+    undo_moves,
+)
+from lmcl.inference.scorer import Precision, Scorer, open_scorer
+from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
+from pipeline.decode_config import DecodeConfig, DecodeName
+from shards.lock import lock_path
+from shards.processes import end_with_parent, usable_cores
+from shards.text import printable
+
+_FAILED = 3
+_LONGEST_LINE = 1 << 16
+
+
+def run(
+    *,
+    paths: tuple[str, ...],
+    model_folder: Path | None,
+    output: Path,
+    path_column: str | None,
+    images: Path | None,
+    resume: bool,
+    min_side: int,
+    boxes: bool,
+    crop_scores: bool,
+    below: float | None,
+    move_to: Path | None,
+    dry_run: bool,
+    undo: Path | None,
+    sheet: Path | None,
+    device: str,
+    precision: Precision,
+    decode: DecodeName,
+    threads: int | None,
+    no_progress: bool,
+) -> None:
+    """Score what `lmcl score` was asked to; ends the process with 3 if an image failed."""
+    if undo is not None:
+        _undo(undo, others=bool(paths or model_folder or move_to))
+        return
+    if not paths:
+        raise click.UsageError("Missing argument 'PATH...'.")
+    if model_folder is None:
+        raise click.UsageError("Missing option '--model'.")
+    if (move_to is None) != (below is None) and (move_to is not None or dry_run):
+        raise click.UsageError("--move-to and --dry-run need --below, the quality to sort out by")
+    if "LOCAL_RANK" in os.environ:
+        # A launcher that was killed does not end its ranks.
+        end_with_parent(signal.SIGTERM)
+    options = ScoringOptions(
+        output=output,
+        box=boxes,
+        crops=crop_scores,
+        resume=resume,
+        threads=threads or min(4, usable_cores()),
+        min_side=min_side,
+        progress=not no_progress,
+    )
+    way_on = (
+        f"what is done stays, beside {printable(output)}; the same command with --resume goes on"
+    )
+    with stop_on_signals(way_on):
+        scorer = open_scorer(
+            model_folder,
+            device=_device(device),
+            precision=precision,
+            decode=DecodeConfig(decode=decode, threads=threads),
+        )
+        after = _Filter(below=below, move_to=move_to, dry_run=dry_run, sheet=sheet)
+        tables = TableOptions(path_column=path_column, images=images, tell=_note)
+        failed = _score(scorer, paths, options, after, tables)
+    if failed:
+        sys.exit(_FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Filter:
+    """What is done with the scores at once."""
+
+    below: float | None
+    move_to: Path | None
+    dry_run: bool
+    sheet: Path | None
+
+
+def _note(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _score(
+    scorer: Scorer,
+    paths: Sequence[str],
+    options: ScoringOptions,
+    after: _Filter,
+    tables: TableOptions,
+) -> int:
+    """Score, report and filter; how many images could not be scored."""
+    output = options.output
+    written = [output, note_path(output), sources_path(output)]
+    written += [place for place in (after.sheet, after.move_to) if place]
+    items = list_on_all_ranks(
+        scorer,
+        lambda: list_items(paths, stdin=_stdin_lines(), left_out=written, tables=tables),
+    )
+    with hold_output(scorer, output):
+        summary = score_held(scorer, items, options)
+        if int(os.environ.get("RANK", "0")) == 0:
+            _report(scorer, output, summary)
+            if after.sheet is not None or after.below is not None:
+                _filter(scorer, items, _rows_of(output, summary), output, after)
+    return summary.failed
+
+
+def _filter(
+    scorer: Scorer,
+    items: Sequence[Item],
+    rows: Sequence[Row | None],
+    output: Path,
+    after: _Filter,
+) -> None:
+    if after.sheet is not None:
+        # First: it needs the images where they are.
+        count = write_sheet(rows, items, after.sheet, scale=scorer.scale_label)
+        click.echo(f"{printable(after.sheet)}: {count} images, worst first")
+    if after.below is None:
+        return
+    if after.move_to is None:
+        _name_below(rows, after.below)
+        return
+    moves = plan_moves(rows, items, below=after.below, folder=after.move_to)
+    if after.dry_run:
+        _name_moves(moves)
+        done, verb = len(moves), "would move"
+    else:
+        done, verb = _move(moves, after.move_to, output), "moved"
+    click.echo(
+        f"{verb} {done} of {len(rows)} images below {after.below:g} to {printable(after.move_to)}"
+    )
+
+
+def _report(scorer: Scorer, output: Path, summary: Summary) -> None:
+    better = "higher" if scorer.scale.higher_is_better else "lower"
+    others = f", {summary.others} of other images" if summary.others else ""
+    others += f", {summary.noted} with a note" if summary.noted else ""
+    click.echo(
+        f"{printable(output)}: {summary.rows} rows ({summary.failed} failed, "
+        f"{summary.reused} kept{others}), "
+        f"scale {printable(scorer.scale_label)}, {better} is better"
+    )
+
+
+def _rows_of(output: Path, summary: Summary) -> list[Row | None]:
+    """The row of each item; None where the file holds none of the image as it is now."""
+    by_name = {row.path: row for row in read_rows(output)}
+    return [by_name.get(name) for name in summary.names]
+
+
+def _stdin_lines() -> Iterator[str]:
+    """Names as the system has them: they need not be UTF-8."""
+    # There is no stdin at all where a scheduler has closed it.
+    while sys.stdin and (line := sys.stdin.buffer.readline(_LONGEST_LINE)):
+        yield os.fsdecode(line)
+
+
+def _name_below(rows: Sequence[Row | None], below: float) -> None:
+    bad = [row for row in rows if row is not None and is_below(row, below)]
+    for row in bad:
+        click.echo(f"{row.quality:.3f} {printable(row.path)}")
+    click.echo(f"{len(bad)} of {len(rows)} images are below {below:g}")
+
+
+def _name_moves(moves: Sequence[Move]) -> None:
+    for move in moves:
+        click.echo(
+            f"{move.quality:.3f} {printable(move.source)} would go to {printable(move.target)}"
+        )
+
+
+def _move(moves: Sequence[Move], folder: Path, output: Path) -> int:
+    """Move, and say so file by file; how many were moved."""
+    if not moves:
+        return 0
+    remember_moves(output, folder)
+    outcomes = []
+    for outcome in carry_out(moves, folder):
+        outcomes.append(outcome)
+        _tell(outcome, f"{outcome.move.quality:.3f} ")
+    return len(outcomes) - _count_left(outcomes)
+
+
+def _undo(file: Path, *, others: bool) -> None:
+    if others:
+        raise click.UsageError("--undo stands alone: it scores and moves nothing else")
+    check_record(file)
+    outcomes = []
+    with (
+        stop_on_signals("what was put back stays; the same command goes on"),
+        lock_path(file, "lmcl score --undo"),
+    ):
+        for outcome in undo_moves(file):
+            outcomes.append(outcome)
+            _tell(outcome)
+    left = _count_left(outcomes)
+    click.echo(f"put back {len(outcomes) - left} images")
+    if left:
+        sys.exit(_FAILED)
+
+
+def _tell(outcome: MoveOutcome, quality: str = "") -> None:
+    move = outcome.move
+    if outcome.problem:
+        click.echo(
+            f"{printable(move.source)} stays: {printable(outcome.problem)}",
+            err=True,
+        )
+    else:
+        click.echo(f"{quality}{printable(move.source)} to {printable(move.target)}")
+
+
+def _count_left(outcomes: Sequence[MoveOutcome]) -> int:
+    count = sum(bool(outcome.problem) for outcome in outcomes)
+    if count:
+        click.echo(f"{count} images were left where they are", err=True)
+    return count
+
+
+def _device(asked: str) -> str:
+    """Each process of a launch takes the GPU of its own number."""
+    local = os.environ.get("LOCAL_RANK")
+    if asked != "auto" or local is None:
+        return asked
+    import torch
+
+    return f"cuda:{local}" if torch.cuda.is_available() else "cpu"
