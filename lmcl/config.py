@@ -6,6 +6,7 @@ checked in one place. It never changes after loading.
 
 import dataclasses
 import difflib
+import os
 import tomllib
 import types
 import typing
@@ -34,6 +35,12 @@ from shards.text import printable, redact_url
 
 _MOST_BYTES, _MOST_TEXT, _MOST_DEPTH, _MOST_BASES = 1 << 20, 4096, 8, 16
 """Of a configuration file, of one text in it, of its tables, and of the files it stands on."""
+_PACKAGE = Path(__file__).resolve().parent
+CONFIGS = next(
+    (f for f in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if f.is_dir()),
+    _PACKAGE / "configs",
+)
+"""The configurations that come with the project: inside an installed package, beside a clone's."""
 _MOST_SEED = 2**63 - 1
 """TOML's integers and torch's seeds go so far."""
 
@@ -212,17 +219,43 @@ class Config:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file and apply `key=value` overrides, the last one winning.
 
-    A file may begin with `base = "FILE"`: it then only says what differs from that file, which is
+    `path` is a file, or the name of a configuration that comes with the project (`find_config`). A
+    file may begin with `base = "FILE"`: it then only says what differs from that file, which is
     found from its own folder.
 
     Raises:
         ConfigError: If the file is missing (exit code 4) or no TOML, a key is unknown, or a value
             has the wrong type or breaks a rule (exit code 2).
     """
-    tree = _read_tree(Path(path), above=())
+    tree = _read_tree(find_config(path), above=())
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree, where=str(path))
+
+
+def find_config(path: str | Path, *, folders: bool = False) -> Path:
+    """The file of a configuration by its path or its name; what is found nowhere is handed back.
+
+    `demo` and `paper/livec` name those that come with the project, and so do `configs/demo.toml`
+    and the like where there is no such file. What lies under the path itself is meant first.
+
+    Args:
+        path: What was asked for.
+        folders: Whether a folder of several may be meant, such as `ablations/ladder`.
+    """
+    path = Path(path)
+    is_there = os.path.lexists(path) and (folders or not path.is_dir())
+    if is_there or path.is_absolute() or ".." in path.parts:
+        return path
+    name = path.relative_to("configs") if path.is_relative_to("configs") else path
+    inside = [CONFIGS / name, CONFIGS / f"{name}.toml"]
+    return next((f for f in inside if f.is_file() or (folders and f.is_dir())), path)
+
+
+def config_names() -> list[str]:
+    """Names of the configurations that come with the project, as `find_config` takes them."""
+    files = sorted(CONFIGS.rglob("*.toml"))
+    return [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in files]
 
 
 def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
@@ -303,8 +336,8 @@ def _parse_file(path: Path, led_here: str) -> dict[str, Any]:
     try:
         if not path.exists():
             raise ConfigError(
-                f"{path}{led_here}: there is no such configuration file; `ls configs` shows the "
-                "ones that come with the project",
+                f"{path}{led_here}: there is no such configuration file, nor one of that name that "
+                f"comes with the project; {_near_name(path)}`lmcl show-config --list` names these",
                 exit_code=4,
             )
         # Windows editors put a byte order mark in front of UTF-8.
@@ -315,6 +348,12 @@ def _parse_file(path: Path, led_here: str) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: cannot be read as a configuration file: {printable(error)}"
         ) from error
+
+
+def _near_name(path: Path) -> str:
+    name = path.relative_to("configs") if path.is_relative_to("configs") else path
+    near = difflib.get_close_matches(name.with_suffix("").as_posix(), config_names(), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _parse_toml(text: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from tqdm import tqdm
 
-from lmcl.config import load_config
+from lmcl.config import CONFIGS, load_config
 from lmcl.errors import LmclError
 from lmcl.training.setup import fit
 from lmcl.utils.files import write_atomic
@@ -28,7 +28,7 @@ from shards.text import printable
 
 logger = logging.getLogger(__name__)
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.toml"
+CONFIG = CONFIGS / "demo.toml"
 CONTENTS = 60
 _SEED = 123
 MARKER = ".lmcl-demo.json"
@@ -121,7 +121,7 @@ The set is synthetic; the figures say that the machinery works, not how well it 
 Your own images next (labels.csv: columns path, score):
   lmcl-shard build table labels.csv --images PHOTOS --score-range 1 5 --output data/mine
   lmcl-shard split data/mine --protocol 70-10-20
-  lmcl train --config configs/mine.toml --set data.root=data/mine
+  lmcl train --config mine --set data.root=data/mine
 Score a folder with the demo's model:
   lmcl score PHOTOS --model {output / "model"} --output scores.csv"""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmcl.config import Config, binding_differences, load_config
+from lmcl.config import Config, binding_differences, find_config, load_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.training.run_dir import RunDir
 from shards.read import open_set
@@ -111,12 +111,14 @@ def plan_tasks(
 def config_files(paths: Sequence[Path]) -> list[Path]:
     """Files as they were named, folders as their TOML files in order, without `base.toml`.
 
+    Those that come with the project are known by name (`lmcl.config.find_config`).
+
     Raises:
         ConfigError: If there is none, two have the same name, or one is named by other signs than
             letters, digits, dot, dash and underscore.
     """
     files: list[Path] = []
-    for path in paths:
+    for path in (find_config(path, folders=True) for path in paths):
         inside = [file for file in sorted(path.glob("*.toml")) if file.name != BASE]
         if path.is_dir() and not inside:
             raise ConfigError(f"{path}: no TOML file in this folder (besides {BASE}); name another")

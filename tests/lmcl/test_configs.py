@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from lmcl.cli.main import cli
 from lmcl.config import differences, load_config
 from lmcl.errors import ConfigError
+from lmcl.sweep.plan import config_files
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SETS = ("live", "csiq", "tid2013", "kadid10k", "livec", "koniq10k", "flive", "spaq")
@@ -87,6 +88,48 @@ def test_a_base_is_found_from_the_files_own_folder_and_overridden(tmp_path: Path
     file.write_text("base = '../base.toml'\n[train]\nepochs = 5\n")
     config = load_config(file, ["train.seed=6"])
     assert (config.data.root, config.train.epochs, config.train.seed) == ("x", 5, 6)
+
+
+@pytest.mark.parametrize("name", ["demo", "configs/demo.toml", "configs/demo", "demo.toml"])
+def test_a_configuration_that_comes_along_is_known_by_its_name_anywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert load_config(name) == load_config(CONFIGS / "demo.toml")
+
+
+def test_a_file_under_the_path_itself_is_meant_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    Path("configs/demo.toml").write_text("[data]\nroot = 'mine'\nsplit = 'y'\n")
+    assert load_config("configs/demo.toml").data.root == "mine"
+
+
+def test_a_folder_that_comes_along_is_known_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_files([Path("ablations/ladder")]) == LADDER
+
+
+@pytest.mark.parametrize("name", ["paper/livc", "../configs/demo.toml", "/configs/demo.toml"])
+def test_a_name_that_is_none_tells_where_the_names_are(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"lmcl show-config --list") as error:
+        load_config(name)
+    assert error.value.exit_code == 4
+    assert ("did you mean 'paper/livec'?" in str(error.value)) is (name == "paper/livc")
+
+
+def test_the_list_names_every_file_and_each_name_is_taken() -> None:
+    names = CliRunner().invoke(cli, ["show-config", "--list"]).output.split()
+    assert len(names) == len(list(CONFIGS.rglob("*.toml")))
+    assert all(load_config(name) for name in names)
 
 
 def test_a_missing_base_is_named_with_the_file_that_wants_it(tmp_path: Path) -> None:
