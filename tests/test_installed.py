@@ -49,10 +49,10 @@ def call(installed: Path, folder: Path, *words: object) -> str:
 
 
 def test_the_wheel_holds_every_file_of_the_packages_and_the_configurations(wheel: Path) -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "lmcl", "shards", "pipeline", "kernels", "configs"],
-        cwd=REPO, capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
+    rooms = ("lmcl", "shards", "pipeline", "kernels", "configs")
+    asked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *rooms]
+    done = subprocess.run(asked, cwd=REPO, capture_output=True, text=True, check=True)
+    listed = done.stdout.split()
     wanted = {f"lmcl/{name}" if name.startswith("configs/") else name for name in listed}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
