@@ -6,6 +6,7 @@ A command imports its work when it is called, so that `--help` answers at once.
 import contextlib
 import errno
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from shards.build.plan import Plan, ShardSize
     from shards.datasets.registry import Reader
     from shards.read import ShardSet
+    from shards.sample import DataSet
     from shards.score_scale import ScoreScale
     from shards.splits.split import Split
 
 _SHOWN = 5
+_LONGEST_LINE = 1 << 16
 _STOPS = (signal.SIGTERM, signal.SIGHUP)
 _GOES_ON = "what is finished is kept, the same command goes on where it stopped"
 _SHARD_SAMPLES = "Images in a shard. [a sixteenth of the set, at least 100 and at most 2,000]"
@@ -124,6 +127,9 @@ def cli() -> None:
     help="wds: cls, txt, json:field, or none.",
 )
 @click.option("--group-member", help="wds: where the group is, e.g. json:content.")
+@click.option("--image-member", help="wds: the image, where a sample has several: dist.jpg, dist.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Look at these files only.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these files out.")
 @click.option("--contents", default=60, show_default=True, help="demo: number of contents.")
 @click.option("--seed", default=123, show_default=True, help="demo: seed.")
 @click.option("--workers", type=click.IntRange(1), help="Shards packed at a time. [cores]")
@@ -167,6 +173,9 @@ def build(
     patches: bool,
     score_member: str,
     group_member: str | None,
+    image_member: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     contents: int,
     seed: int,
     workers: int | None,
@@ -192,6 +201,7 @@ def build(
     from shards.build.plan import make_plan
     from shards.datasets.registry import SourceOptions, open_source
     from shards.datasets.roles import ColumnNames
+    from shards.side_files import PathFilter
 
     given = SourceOptions(
         images=images,
@@ -209,6 +219,9 @@ def build(
         patches=patches,
         score_member=None if score_member == "none" else score_member,
         group_member=group_member,
+        image_member=image_member,
+        files=PathFilter(include=include, exclude=exclude),
+        stdin=_stdin_lines(),
         contents=contents,
         seed=seed,
         workers=workers or default_workers(),
@@ -220,6 +233,7 @@ def build(
         plan = make_plan(dataset, options=options, size=size)
         click.echo(_plan_text(plan, output))
         _tell(plan, output)
+        _tell_left_out(dataset)
         refuse_missing(plan, options)
         return
     with _bar("packing", "images", off=no_progress) as advance:
@@ -239,6 +253,7 @@ def build(
     click.echo(
         f"{redact_url(output)}: {manifest.num_samples:,} images in {len(manifest.shards)} shards"
     )
+    _tell_left_out(dataset)
     if manifest.num_rejected:
         click.echo(
             f"{manifest.num_rejected:,} images were left out: {redact_url(output)}/rejected.jsonl"
@@ -535,6 +550,17 @@ def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> "S
     )
 
 
+def _stdin_lines() -> Iterator[str]:
+    # There is no stdin at all where a scheduler has closed it.
+    while sys.stdin and (line := sys.stdin.buffer.readline(_LONGEST_LINE)):
+        yield os.fsdecode(line)
+
+
+def _tell_left_out(dataset: "DataSet") -> None:
+    for sentence in dataset.left_out.sentences() if dataset.left_out else ():
+        click.echo(sentence)
+
+
 def _source_folder(name: str, source: Path | None, output: str) -> Path:
     if source is not None:
         return source
@@ -551,7 +577,7 @@ def _plan_text(plan: "Plan", output: str) -> str:
             f"  bytes    {plan.size_bytes:,}",
             f"  groups   {plan.groups:,}",
             f"  shards   {len(plan.starts):,}",
-            f"  missing  {plan.num_missing:,}",
+            f"  missing  {plan.num_missing + plan.num_problems:,}",
         )
     )
 

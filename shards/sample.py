@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.score_scale import ScoreScale
+from shards.side_files import LeftOut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class Sample:
     """How many bytes it has there; None for the whole file."""
     row: int | None = field(default=None, compare=False)
     """Row of the label table, for messages."""
+    problem: str = ""
+    """Why it cannot be packed, where that is known before its bytes are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +110,5 @@ class DataSet:
     """What the user is told about how the source was read, a line each."""
     is_checked: bool = False
     """Whether scores outside the scale are refused: it is the user's word, not the set's own."""
+    left_out: LeftOut | None = None
+    """What the source holds besides; counted anew whenever the samples are listed."""

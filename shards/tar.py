@@ -23,6 +23,9 @@ _SMALL = 1 << 16
 _TAIL = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
 _END = b"\0" * (2 * BLOCK)
 _REGULAR = frozenset({b"0", b"\0", b"7"})
+_FOLDER = b"5"
+# Programs fill the last record of 20 blocks with zeros.
+_RECORD_BLOCKS = 20
 # A long name, a long link (GNU); headers for the next member and for all (POSIX, Solaris).
 _EXTENSIONS = frozenset({b"L", b"K", b"x", b"X", b"g"})
 _PLACES = frozenset({b"path", b"size"})
@@ -91,17 +94,30 @@ def _header(name: str, size: int) -> bytes:
     return head + b"%06o\0 " % checksum + _TAIL
 
 
-def read_members(stream: BinaryIO, *, size_bytes: int, where: str) -> Iterator[Member]:
+def read_members(
+    stream: BinaryIO, *, size_bytes: int, where: str, hand_made: bool = False
+) -> Iterator[Member]:
     """The members of a shard in order, checked against the size of the file.
 
     Only regular files with relative names are accepted: links, devices, absolute names and names
     that climb out of the folder have no business in a shard, and an end must be there.
+
+    Args:
+        stream: The tar.
+        size_bytes: Size of the file.
+        where: Its name, for messages.
+        hand_made: Whether it may hold folders, as `tar cf x.tar folder/` makes them: they are
+            passed over. A second archive behind the end is refused, as its members would be
+            left out.
 
     Raises:
         ShardError: On any damage or hostile member, naming it and its place.
     """
     end = 0
     for entry in _entries(stream, size_bytes, where):
+        if hand_made and entry.is_folder:
+            end = entry.offset + entry.size
+            continue
         if not entry.is_file:
             raise _damaged(
                 where,
@@ -112,6 +128,8 @@ def read_members(stream: BinaryIO, *, size_bytes: int, where: str) -> Iterator[M
         yield Member(name=entry.name, offset=entry.offset, size=entry.size)
         end = entry.offset + entry.size
     _check_end(stream, end, size_bytes, where)
+    if hand_made:
+        _refuse_second(stream, end, where)
 
 
 def iterate_members(stream: BinaryIO, *, size_bytes: int, where: str) -> Iterator[Member]:
@@ -137,6 +155,7 @@ class _Entry:
     offset: int
     size: int
     is_file: bool
+    is_folder: bool
 
 
 @dataclass(kw_only=True)
@@ -169,7 +188,7 @@ def _entries(stream: BinaryIO, size_bytes: int, where: str) -> Iterator[_Entry]:
         if is_extension:
             _extend(extension, kind, _extension_body(stream, at, size, where), where=where, at=at)
         else:
-            yield _entry(block, extension, offset=start, size=size)
+            yield _entry(block, extension, offset=start, size=held)
             extension = _Extension()
         at = start + -(-held // BLOCK) * BLOCK
 
@@ -177,8 +196,12 @@ def _entries(stream: BinaryIO, size_bytes: int, where: str) -> Iterator[_Entry]:
 def _entry(block: bytes, extension: _Extension, *, offset: int, size: int) -> _Entry:
     name, kind = _name(block, extension), block[156:157]
     # Before there was a type for folders, a slash told them.
-    is_file = kind in _REGULAR and not extension.is_sparse and not name.endswith("/")
-    return _Entry(name=name, kind=kind, offset=offset, size=size, is_file=is_file)
+    is_plain = kind in _REGULAR and not extension.is_sparse
+    is_folder = kind == _FOLDER or (is_plain and name.endswith("/"))
+    is_file = is_plain and not is_folder
+    return _Entry(
+        name=name, kind=kind, offset=offset, size=size, is_file=is_file, is_folder=is_folder
+    )
 
 
 def _sparse_map_bytes(stream: BinaryIO, at: int, block: bytes) -> int:
@@ -317,6 +340,24 @@ def _check_end(stream: BinaryIO, end: int, size_bytes: int, where: str) -> None:
             f"the end-of-archive blocks are missing at byte {padded:,} of {size_bytes:,}: "
             "truncated or damaged; build it again",
         )
+
+
+def _refuse_second(stream: BinaryIO, end: int, where: str) -> None:
+    """Refuse an archive that was joined to another by `cat`: readers stop at the first one's end.
+
+    Only the record that holds the end, and the block behind it, are looked at.
+    """
+    first = -(-end // BLOCK) * BLOCK + len(_END)
+    stream.seek(first)
+    rest = stream.read((_RECORD_BLOCKS + 1) * BLOCK)
+    for start in range(0, len(rest) - BLOCK + 1, BLOCK):
+        if rest[start + 257 : start + 262] == b"ustar":
+            raise _damaged(
+                where,
+                f"a second archive begins at byte {first + start:,}, behind the end of the first; "
+                "join tars by `tar --concatenate --file ONE.tar OTHER.tar`, or give each its own "
+                "file",
+            )
 
 
 def _damaged(where: str, reason: str) -> ShardError:

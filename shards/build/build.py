@@ -40,6 +40,7 @@ from shards.build.pack import (
     ShardRecord,
     read_record,
     read_rows,
+    several_problems,
 )
 from shards.build.plan import Plan, ShardSize, jobs_of, make_plan
 from shards.build.retry import keep_good_shards
@@ -152,12 +153,18 @@ def _processes(store: Store, plan: Plan, workers: int | None) -> int:
 
 
 def refuse_missing(plan: Plan, options: PackOptions) -> None:
-    """Stop before any work if labels name files that are not there.
+    """Stop before any work if labels name files that are not there, or samples are incomplete.
 
     Raises:
         ShardError: Naming the first few, unless the options say `skip`.
     """
-    if plan.num_missing == 0 or options.on_error == "skip":
+    if options.on_error == "skip":
+        return
+    if plan.num_problems:
+        raise several_problems(
+            plan.problems, plan.num_problems, what=f"{plan.name}: of its samples"
+        )
+    if plan.num_missing == 0:
         return
     raise ShardError(
         f"{plan.name}: {plan.num_missing:,} of {plan.rows:,} labelled images are not there, first "

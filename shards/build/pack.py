@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,8 +32,12 @@ from shards.sample_table import NO_LEVEL, SampleRow, described_row, group_key, t
 from shards.source_files import read_regular
 from shards.store import Store
 from shards.tar import TarWriter
+from shards.text import printable
 
 _RECORD = b"lmcl-record"
+_PROBLEMS = 20
+_MESSAGE = 1800
+_WAY_OUT = "; replace the file, or leave it out with `--on-error skip`"
 
 OnError = Literal["fail", "skip"]
 
@@ -115,6 +119,7 @@ def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord
     store = Store(job.root)
     rows: list[SampleRow] = []
     rejected: list[Rejected] = []
+    failed: list[ShardError] = []
     index_lines: list[str] = []
     budget = PixelBudget(lock_file(job.budget), pixels=job.pixels_at_once)
     with contextlib.closing(budget), store.writing(f"{job.stem}.tar", durable="bytes") as out:
@@ -124,16 +129,51 @@ def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord
                 data, info = _read_checked(sample, job.options, budget.hold)
             except ShardError as error:
                 if job.options.on_error == "fail":
-                    raise
+                    # The others are looked at too: one bad image a run would be a long way.
+                    failed.append(error)
+                    if len(failed) == _PROBLEMS:
+                        break
+                    continue
                 rejected.append(_rejected(id, sample, error))
                 rows.append(rejected_row(id, sample))
             else:
+                if failed:
+                    continue
                 row, line = _add(tar, job, id, sample, data, info)
                 rows.append(row)
                 index_lines.append(line)
             progress(1)
+        if failed:
+            raise _all_of(failed)
         sha256 = tar.close()
     return _record(store, job, rows, rejected, index_lines, (tar.size_bytes, sha256))
+
+
+def several_problems(problems: Sequence[str], count: int, *, what: str) -> ShardError:
+    """The error that names the first samples that cannot be packed, all in one message.
+
+    Args:
+        problems: Of the first few, each with its place.
+        count: Of all.
+        what: Beginning of the sentence.
+    """
+    way_out = "complete them, or leave them out with `--on-error skip` (rejected.jsonl lists them)"
+    if count == 1:
+        return ShardError(f"{problems[0]}; {way_out}", exit_code=3)
+    # A message has two kilobytes; the reason stands at the end of a place.
+    room = (_MESSAGE - len(way_out)) // len(problems)
+    named = "; ".join(printable(problem, max(40, room)) for problem in problems)
+    first = f"the first {len(problems)}" if count > len(problems) else "they"
+    return ShardError(
+        f"{what}, {count:,} cannot be packed, {first} are: {named}; {way_out}", exit_code=3
+    )
+
+
+def _all_of(failed: list[ShardError]) -> ShardError:
+    if len(failed) == 1:
+        return failed[0]
+    reasons = [str(error).removesuffix(_WAY_OUT) for error in failed]
+    return several_problems(reasons, len(failed), what="of the images of one shard")
 
 
 def write_record(store: Store, stem: str, record: ShardRecord, table: pa.Table) -> None:
@@ -176,6 +216,8 @@ def rejected_row(id: int, sample: Sample) -> SampleRow:
 def _read_checked(
     sample: Sample, options: PackOptions, decoding: Decoding
 ) -> tuple[bytes, ImageInfo]:
+    if sample.problem:
+        raise ShardError(sample.problem, exit_code=3)
     try:
         # The one reader of files that others name; plain system calls, as a buffered stream costs
         # three times as much, 22 us of 900 an image.

@@ -20,6 +20,7 @@ from shards.sample import DataSet, Sample
 from shards.sample_table import group_key
 
 _NAMED = 5
+_PROBLEMS = 20
 _PIECES = 16
 _LEAST_SAMPLES, _MOST_SAMPLES = 100, 2000
 
@@ -65,6 +66,10 @@ class Plan:
     """The first few files that labels name and that are not there."""
     num_missing: int
     """All of them."""
+    problems: tuple[str, ...]
+    """The first few samples that cannot be packed, and why."""
+    num_problems: int
+    """All of them."""
     ids_sha256: str
     """Hash over the names."""
     source_sha256: str
@@ -97,11 +102,15 @@ def make_plan(
     parts = collections.Counter[str]()
     names, source = ids_hash(), hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, options)))
     missing = list[str]()
-    rows = labelled = num_missing = 0
+    problems = list[str]()
+    rows = labelled = num_missing = num_problems = 0
     groups, paths, sizes = array.array("q"), array.array("q"), array.array("q")
     for sample in dataset.samples():
         file_bytes = _file_size(sample)
-        if file_bytes is None:
+        if sample.problem:
+            num_problems += 1
+            problems += [sample.problem] if len(problems) < _PROBLEMS else []
+        elif file_bytes is None:
             num_missing += 1
             missing += [str(sample.file)] if len(missing) < _NAMED else []
         names.update(sample.path.encode("utf-8", "surrogateescape") + b"\n")
@@ -128,6 +137,8 @@ def make_plan(
         starts=_cuts(sizes, size) if starts is None or starts[-1] >= rows else starts,
         missing=tuple(missing),
         num_missing=num_missing,
+        problems=tuple(problems),
+        num_problems=num_problems,
         ids_sha256=names.hexdigest(),
         source_sha256=source.hexdigest(),
         parts=tuple((part, parts[part]) for part in ("train", "val", "test") if parts[part]),
@@ -203,6 +214,8 @@ def _described(sample: Sample, file_bytes: int | None) -> bytes:
         sample.part,
         sample.offset,
         file_bytes,
+        # Not there for most, so that sets of earlier versions keep their hash.
+        *((sample.problem,) if sample.problem else ()),
     )
     return repr(fields).encode("utf-8", "surrogateescape")
 

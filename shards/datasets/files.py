@@ -13,11 +13,21 @@ from shards.datasets.dialect import dialect_rows, recognise
 from shards.datasets.roles import KNOWN_KEYS, PATH
 from shards.datasets.values import parse_number
 from shards.errors import ShardError
+from shards.image_kinds import HEAD_BYTES, kind_of
 from shards.sample_table import group_key
+from shards.side_files import (
+    OTHER_ENDINGS,
+    PACKED_ENDINGS,
+    PICTURE_ENDINGS,
+    LeftOut,
+    PathFilter,
+    is_side_file,
+    is_side_folder,
+)
 from shards.source_files import need_regular, open_regular, read_text
 from shards.text import printable
 
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+IMAGE_ENDINGS = PACKED_ENDINGS
 
 _MOST_TEXT = 256 << 20
 _LARGEST_SCORE = 1e100
@@ -33,17 +43,29 @@ class FolderIndex:
     block of bytes behind sorted hashes: ten million of them take half a gigabyte, not three.
     """
 
-    def __init__(self, folder: Path, *, endings: Iterable[str] = IMAGE_ENDINGS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        endings: Iterable[str] = IMAGE_ENDINGS,
+        files: PathFilter | None = None,
+    ) -> None:
         if not folder.is_dir():
             raise ShardError(
                 f"{folder}: there is no such folder; give the folder with the unpacked images",
                 exit_code=4,
             )
         self.folder = folder
-        wanted = frozenset(endings)
+        self.left_out = LeftOut()
+        """What else lies there."""
+        wanted, taken = frozenset(endings), files or PathFilter()
         block, starts, hashes = bytearray(), array.array("q", [0]), array.array("q")
-        for name in _walk(folder):
-            if os.path.splitext(name)[1].lower() in wanted:
+        for name in _walk(folder, left_out=self.left_out):
+            if not taken.takes(name):
+                self.left_out.add_by_pattern()
+            elif not _is_wanted(folder, name, wanted):
+                self.left_out.add(name)
+            else:
                 block += _encoded(folder, name)
                 starts.append(len(block))
                 hashes.append(group_key(folded(name)))
@@ -251,6 +273,21 @@ def find_one(root: Path, names: Iterable[str], *, what: str) -> Path:
     )
 
 
+def _is_wanted(folder: Path, name: str, wanted: frozenset[str]) -> bool:
+    """Whether a file is one of the wanted kinds: by its ending, by its content if that is odd."""
+    ending = os.path.splitext(name)[1].lower()
+    if ending in wanted:
+        return True
+    if wanted != IMAGE_ENDINGS or ending in OTHER_ENDINGS or ending in PICTURE_ENDINGS:
+        return False
+    try:
+        with open_regular(folder / name) as stream:
+            kind = kind_of(stream.read(HEAD_BYTES))
+    except (ShardError, OSError):
+        return False
+    return kind is not None and kind.is_packed
+
+
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
@@ -259,16 +296,22 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _walk(folder: Path, *, depth: int = 64, prefix: str = "") -> Iterator[str]:
-    """Relative names of files, sorted, shallow ones first; no hidden ones, no linked folders."""
+def _walk(
+    folder: Path, *, depth: int = 64, prefix: str = "", left_out: LeftOut | None = None
+) -> Iterator[str]:
+    """Relative names of files, sorted, shallow ones first; no side files, no linked folders."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise ShardError(f"{folder}: cannot be listed ({error.strerror})") from error
     for entry in entries:
-        if not entry.name.startswith(".") and _is_file(entry):
+        if not is_side_file(entry.name) and _is_file(entry):
             yield prefix + entry.name
     for entry in entries:
-        inside = entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
-        if depth and inside and entry.name != "__MACOSX":
-            yield from _walk(Path(entry.path), depth=depth - 1, prefix=f"{prefix}{entry.name}/")
+        if is_side_folder(entry.name):
+            continue
+        below = f"{prefix}{entry.name}/"
+        if depth and entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path), depth=depth - 1, prefix=below, left_out=left_out)
+        elif left_out is not None and entry.is_symlink() and os.path.isdir(entry.path):
+            left_out.add_link(f"{prefix}{entry.name}")

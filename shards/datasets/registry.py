@@ -2,8 +2,8 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.datasets import (
@@ -27,6 +27,7 @@ from shards.datasets.wds import open_wds
 from shards.errors import ShardError
 from shards.sample import DataSet, Facts
 from shards.score_scale import ScoreScale
+from shards.side_files import PathFilter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,12 @@ class SourceOptions:
     """wds: where the score of a sample is; None for none."""
     group_member: str | None = None
     """wds: where the group of a sample is."""
+    image_member: str | None = None
+    """wds: which member is the image, where a sample has several."""
+    files: PathFilter = field(default_factory=PathFilter)
+    """Which files `table`, `unlabelled` and `wds` look at."""
+    stdin: Iterable[str] = ()
+    """Lines of standard input, for a source `-`."""
     contents: int = 60
     """Size of the demo set."""
     seed: int = 123
@@ -106,7 +113,7 @@ def _open_demo(source: Path, options: SourceOptions) -> DataSet:
 
 
 def _open_table(source: Path, options: SourceOptions) -> DataSet:
-    return open_table(
+    dataset = open_table(
         source,
         images=options.images,
         name=options.name or "table",
@@ -114,6 +121,11 @@ def _open_table(source: Path, options: SourceOptions) -> DataSet:
         extra_files=options.extra_files,
         columns=options.columns,
         missing=options.missing,
+        files=options.files,
+    )
+    takes = options.files.takes
+    return dataclasses.replace(
+        dataset, samples=lambda: (s for s in dataset.samples() if takes(s.path))
     )
 
 
@@ -199,7 +211,9 @@ _READERS = (
         name="unlabelled",
         facts=Facts(title="A folder of images without scores, to be scored"),
         source="the folder",
-        open=lambda source, options: open_unlabelled(source, name=options.name or "unlabelled"),
+        open=lambda source, options: open_unlabelled(
+            source, name=options.name or "unlabelled", files=options.files
+        ),
     ),
     Reader(
         name="pyiqa",
@@ -210,14 +224,18 @@ _READERS = (
     Reader(
         name="wds",
         facts=Facts(title="A WebDataset made by others"),
-        source="a folder of tars, one tar, or a pattern such as set-{000000..000012}.tar; "
-        "--score-member says where the score is: cls, txt or json:field",
+        source="a folder of tars, one tar, a pattern such as set-{000000..000012}.tar, several "
+        "with :: between, @list.txt or - (names on stdin); --score-member says where the score is: "
+        "cls, txt or json:field; --image-member which image, where a sample has several",
         open=lambda source, options: open_wds(
             source,
             score_member=options.score_member,
             group_member=options.group_member,
+            image_member=options.image_member,
             score=options.score,
             name=options.name or "wds",
+            files=options.files,
+            stdin=options.stdin,
         ),
     ),
 )

@@ -41,6 +41,7 @@ from shards.datasets.values import (
 from shards.errors import ShardError
 from shards.sample import DataSet, Facts, Sample
 from shards.score_scale import ScoreScale
+from shards.side_files import PathFilter
 from shards.text import printable
 
 ExtraFiles = Literal["error", "ignore"]
@@ -74,6 +75,7 @@ def open_table(
     title: str = "",
     columns: ColumnNames | None = None,
     missing: MissingFiles = "later",
+    files: PathFilter | None = None,
 ) -> DataSet:
     """Read a table of labels.
 
@@ -87,12 +89,17 @@ def open_table(
         columns: Names of columns, where they are not the usual ones.
         missing: `error` refuses a table that names images which are not there; `later` leaves
             them to the build.
+        files: Which images are looked at; rows that name others are left out.
 
     Raises:
         ShardError: If the table is missing, empty, or a row is not usable; names file and row.
     """
     labels = need_file(_table_file(labels), what="give the table with the columns path and score")
-    finder = PathFinder(FolderIndex(images or labels.parent))
+    folder = images or labels.parent
+    index = FolderIndex(folder, files=files)
+    if labels.parent == folder:
+        index.left_out.forget(labels.name)
+    finder = PathFinder(index)
     reading = _Reading.of(labels, columns or ColumnNames(), finder)
     low, high = _first_pass(reading, extra_files, missing)
     return DataSet(
@@ -102,6 +109,7 @@ def open_table(
         facts=Facts(title=title or f"Table {labels.name}", source=labels.name),
         notes=tuple(_notes(reading)),
         is_checked=True,
+        left_out=index.left_out,
     )
 
 
