@@ -2,8 +2,9 @@
 
 import sys
 
-from lmcl.cli.main import main, report_errors
+from lmcl.cli.main import main
 from lmcl.training.launcher import join_launcher
+from shards.exit_codes import report_errors
 
 if __name__ == "__main__":
     with report_errors():

@@ -3,8 +3,6 @@
 A command imports its work when it is called, so that `--help` answers at once.
 """
 
-import contextlib
-import errno
 import math
 import os
 import signal
@@ -12,13 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shards.errors import ShardError
+from shards.exit_codes import end, report_errors
 from shards.limits import MAX_PIXELS, PIXELS_AT_ONCE
-from shards.text import bounded_message, printable, redact_url
+from shards.text import printable, redact_url
 
 if TYPE_CHECKING:
     from shards.build.plan import Plan, ShardSize
@@ -40,8 +39,6 @@ Examples:
   lmcl-shard build demo --output data/demo
 """
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
 
 class _Stopped(BaseException):
     """The process was asked to end; not an error, so that nothing on the way catches it."""
@@ -53,25 +50,12 @@ class _Stopped(BaseException):
 
 def main() -> None:
     """Entry point: errors, a stop and an interrupt become one sentence and an exit code."""
-    try:
-        _catch_stops()
-        cli.main(standalone_mode=False)
-    except ShardError as error:
-        _end(f"error: {error}", error.exit_code)
-    except OSError as error:
-        # A folder that may not be written, a full disk: the system's own words say it best.
-        place = f"{error.filename}: " if error.filename else ""
-        way_out = "; make room and run the same command again, it goes on where it stopped"
-        hint = way_out if error.errno in _FULL else ""
-        text = bounded_message(redact_url(f"{place}{error.strerror or error}{hint}"))
-        _end(f"error: {text}", 1)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        _end(f"interrupted; {_GOES_ON}", 130)
-    except _Stopped as stop:
-        _end(f"stopped by {signal.Signals(stop.number).name}; {_GOES_ON}", 128 + stop.number)
+    with report_errors(way_on=_GOES_ON):
+        try:
+            _catch_stops()
+            cli.main(standalone_mode=False)
+        except _Stopped as stop:
+            end(f"stopped by {signal.Signals(stop.number).name}; {_GOES_ON}", 128 + stop.number)
 
 
 def _catch_stops() -> None:
@@ -85,12 +69,6 @@ def _catch_stops() -> None:
     for name in _STOPS:
         if signal.getsignal(name) is signal.SIG_DFL:  # `nohup` ignores one, and means it
             signal.signal(name, stop)
-
-
-def _end(text: str, exit_code: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # the terminal may be gone
-        click.echo(text, err=True)
-    sys.exit(exit_code)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

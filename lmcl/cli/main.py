@@ -2,14 +2,12 @@
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 
 from lmcl.cli.lazy_group import LazyGroup
-from lmcl.errors import LmclError
 from lmcl.utils.malloc import keep_freed_memory
+from shards.exit_codes import report_errors
 
 _ELSEWHERE = {
     "demo": ("lmcl.cli.demo", "The whole method on a synthetic set, and its report."),
@@ -67,45 +65,6 @@ def main(arguments: list[str] | None = None) -> None:
         keep_freed_memory()
     with report_errors():
         cli.main(arguments, standalone_mode=False)
-
-
-@contextmanager
-def report_errors() -> Iterator[None]:
-    """Turn the exceptions of ours, the system and click, and an interrupt, into a sentence."""
-    try:
-        yield
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None:
-            raise
-        click.echo(f"error: {_sentence(error)}", err=True)
-        sys.exit(code)
-
-
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of what is wrong with the world; None for a bug, which keeps its traceback."""
-    from pipeline.errors import PipelineError
-    from shards.errors import ShardError
-
-    ours = (LmclError, PipelineError, ShardError)
-    if isinstance(error, ours):
-        return error.exit_code
-    return 1 if isinstance(error, OSError) else None
-
-
-def _sentence(error: Exception) -> str:
-    # A folder that may not be written, a full disk: the system's words, without its number.
-    if isinstance(error, OSError) and error.filename:
-        return (
-            f"{error.filename}: {error.strerror}; check its rights and space, or name another place"
-        )
-    return str(error)
 
 
 if __name__ == "__main__":

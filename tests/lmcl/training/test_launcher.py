@@ -17,10 +17,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
 
-from lmcl.cli.main import cli, report_errors
+from lmcl.cli.main import cli
 from lmcl.errors import ConfigError
 from lmcl.training.checkpoint import list_checkpoints, read_newest
 from lmcl.training.launcher import LAUNCHER_ENVIRONMENT, asked, launcher_command
+from shards.exit_codes import report_errors
 
 REPO = Path(__file__).resolve().parents[3]
 
