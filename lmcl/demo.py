@@ -13,12 +13,14 @@ from tqdm import tqdm
 
 from lmcl.config import CONFIGS, load_config
 from lmcl.errors import LmclError
-from lmcl.training.setup import fit
+from lmcl.training.setup import fit_held, hold_run_folder
+from lmcl.training.signals import stop_on_signals
 from lmcl.utils.files import write_atomic
 from shards.build.build import build
 from shards.build.plan import ShardSize
 from shards.datasets.demo import open_demo, write_demo
 from shards.errors import ShardError
+from shards.lock import LOCK_NAME
 from shards.processes import usable_cores
 from shards.read import open_set
 from shards.source_files import is_regular, read_regular, text_lines
@@ -60,22 +62,33 @@ def run_demo(
 
     Raises:
         LmclError: If the folder holds something that is not a demo run.
+        LockedError: If another run is in it (exit code 2).
     """
-    if again:
-        _clear(output)
     shards = output / "shards"
     config = load_config(CONFIG, [f"data.root={json.dumps(str(shards))}", *overrides])
-    if (output / "report.html").exists():
-        note = "(this run was finished before; lmcl demo --again repeats it)"
-        return f"{_figures(output)}\n{note}\n{_next(output)}"
-    _record(output)
-    try:
-        make_demo_set(output, progress=progress)
+    # Looked at before the lock: the folder of a finished demo may be read-only.
+    if (output / "report.html").exists() and not again:
+        return _shown_again(output)
+    # Two demos at once would share what they draw and pack, and --again empties the folder.
+    with hold_run_folder(output, "lmcl demo"):
+        if again:
+            _clear(output)
+        elif (output / "report.html").exists():
+            return _shown_again(output)
         _record(output)
-        outcome = fit(config, output, resume="auto", progress=progress)
-    finally:
-        _record(output)
+        try:
+            make_demo_set(output, progress=progress)
+            _record(output)
+            with stop_on_signals() as stop:
+                outcome = fit_held(config, output, resume="auto", progress=progress, stop=stop)
+        finally:
+            _record(output)
     return f"{outcome.summary()}\n{_next(output)}"
+
+
+def _shown_again(output: Path) -> str:
+    note = "(this run was finished before; lmcl demo --again repeats it)"
+    return f"{_figures(output)}\n{note}\n{_next(output)}"
 
 
 def make_demo_set(output: Path, *, progress: bool) -> Path:
@@ -158,7 +171,7 @@ def _files(output: Path) -> set[str]:
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in (*names, *links):
             found.add(Path(folder, name).relative_to(output).as_posix())
-    return found - {MARKER}
+    return found - {MARKER, LOCK_NAME}
 
 
 def _read_marker(output: Path) -> _Marker | None:
@@ -181,7 +194,7 @@ def _clear(output: Path) -> None:
         LmclError: If there is no marker, or a new demo would meet files that it does not list;
             then nothing is removed.
     """
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or not set(os.listdir(output)) - {LOCK_NAME}:
         return
     marker = _read_marker(output)
     if marker is None:

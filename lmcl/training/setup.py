@@ -105,23 +105,34 @@ def fit(config: Config, output: Path, *, resume: str = "", progress: bool = True
         ConfigError: If configuration, data and machine do not fit each other.
         LmclError: If something is missing or a run goes wrong.
     """
-    with stop_on_signals() as stop, _hold(output):
+    with stop_on_signals() as stop, hold_run_folder(output, "lmcl train"):
+        return fit_held(config, output, resume=resume, progress=progress, stop=stop)
+
+
+def fit_held(
+    config: Config, output: Path, *, resume: str, progress: bool, stop: StopSignal
+) -> Outcome:
+    """`fit` for a caller that holds the run folder (`hold_run_folder`) and hears signals."""
+    try:
+        trainer = prepare(config, output, resume=resume, progress=progress, stop=stop)
         try:
-            trainer = prepare(config, output, resume=resume, progress=progress, stop=stop)
-            try:
-                trainer.train()
-                return write_outcome(trainer)
-            finally:
-                trainer.close()
-        except InterruptedRunError:
-            # Any rank may be the only one that was signalled outside the steps.
-            RunDir(output).mark_interrupted()
-            raise
+            trainer.train()
+            return write_outcome(trainer)
+        finally:
+            trainer.close()
+    except InterruptedRunError:
+        # Any rank may be the only one that was signalled outside the steps.
+        RunDir(output).mark_interrupted()
+        raise
 
 
 @contextmanager
-def _hold(output: Path) -> Iterator[None]:
+def hold_run_folder(output: Path, purpose: str) -> Iterator[None]:
     """Keep other runs out of a run folder while this one is in it; rank 0 does so for all.
+
+    Args:
+        output: The folder; made if it is not there.
+        purpose: Of this process, for the sentence another one gets.
 
     Raises:
         LockedError: If another run is in it (exit code 2), a requeued job's first copy for one.
@@ -131,7 +142,7 @@ def _hold(output: Path) -> Iterator[None]:
         return
     is_new = not output.exists()
     try:
-        with lock_folder(output, "lmcl train"):
+        with lock_folder(output, purpose):
             yield
     finally:
         if is_new:

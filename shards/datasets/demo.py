@@ -16,7 +16,7 @@ import csv
 import io
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,9 +27,12 @@ from shards.datasets.demo_contents import KIND_NAMES, Rng, render
 from shards.datasets.demo_distortions import FAMILIES, LEVELS, distort
 from shards.datasets.table import open_table
 from shards.errors import ShardError
+from shards.files import atomic_write
+from shards.lock import lock_folder
 from shards.processes import end_with_parent
 from shards.sample import DataSet, Facts
 from shards.score_scale import ScoreScale
+from shards.source_files import is_regular, read_text
 
 SCORE = ScoreScale(kind="mos", low=1.0, high=5.0, higher_is_better=True)
 FACTS = Facts(
@@ -42,6 +45,7 @@ LABELS = "labels.csv"
 IMAGES = "images"
 
 _MADE = "demo.txt"
+_MOST_NOTE_BYTES = 4096
 _VERSION = "demo v1"
 _OBSERVERS = 20
 _OBSERVER_SPREAD = 0.5
@@ -68,29 +72,63 @@ def write_demo(folder: Path, *, contents: int = 60, seed: int = 123, workers: in
     """Write the demo set as a folder of images and a CSV.
 
     Args:
-        folder: Made if it is not there. A demo set of the same size and seed is left as it is.
+        folder: Made if it is not there. A demo set of the same size and seed is left as it is; one
+            that was not finished is drawn to its end.
         contents: How many contents, each with ten versions: nine families at a level, one pristine.
         seed: Of everything drawn.
         workers: Processes; the bytes do not depend on it.
 
     Returns:
         Path of the CSV, which is written last.
+
+    Raises:
+        ShardError: If the folder holds another demo set, or images or labels that no demo wrote
+            (exit code 3).
+        LockedError: If another process draws into it (exit code 2).
     """
     if contents < 1:
         raise ShardError(f"a demo set needs at least one content, got {contents}", exit_code=2)
-    images, labels = folder / IMAGES, folder / LABELS
     made = f"{_VERSION} contents={contents} seed={seed}"
-    if labels.is_file() and (folder / _MADE).is_file():
-        if (folder / _MADE).read_text(encoding="utf-8") == made:
-            return labels
+    # Looked at before anything is written, the lock included: the folder may be read-only.
+    if not _is_finished(folder, made):
+        with lock_folder(folder, "drawing the demo set"):
+            if not _is_finished(folder, made):
+                _draw(folder, made, _all_contents(contents, seed, workers))
+    return folder / LABELS
+
+
+def _is_finished(folder: Path, made: str) -> bool:
+    """Whether the folder holds this demo set, whole.
+
+    Raises:
+        ShardError: If it holds anything else under the names that a demo set uses.
+    """
+    note, labels, images = folder / _MADE, folder / LABELS, folder / IMAGES
+    if is_regular(note):
+        found = read_text(note, limit_bytes=_MOST_NOTE_BYTES)
+        if found == made:
+            return labels.is_file()
         raise ShardError(
-            f"{folder}: holds another demo set ({(folder / _MADE).read_text(encoding='utf-8')}); "
-            "choose another folder, or delete it",
+            f"{folder}: holds another demo set ({found}); choose another folder, or delete it",
             exit_code=3,
         )
+    for path in (note, labels, images):
+        if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+            raise ShardError(
+                f"{path}: is there already, and no demo wrote it (there is no {note}), so nothing "
+                "is replaced; choose another folder",
+                exit_code=3,
+            )
+    return False
+
+
+def _draw(folder: Path, made: str, contents: Iterable[tuple[int, list[_Version]]]) -> None:
+    images = folder / IMAGES
+    with atomic_write(folder / _MADE, "w") as out:
+        out.write(made)
     images.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[object, ...]] = []
-    for content, versions in _all_contents(contents, seed, workers):
+    for content, versions in contents:
         for version in versions:
             (images / version.name).write_bytes(version.data)
             rows.append(
@@ -104,9 +142,7 @@ def write_demo(folder: Path, *, contents: int = 60, seed: int = 123, workers: in
                     KIND_NAMES[content % len(KIND_NAMES)],
                 )
             )
-    (folder / _MADE).write_text(made, encoding="utf-8")
-    _write_csv(labels, rows)
-    return labels
+    _write_csv(folder / LABELS, rows)
 
 
 def open_demo(folder: Path) -> DataSet:
@@ -186,11 +222,7 @@ def _all_contents(contents: int, seed: int, workers: int) -> Iterator[tuple[int,
 
 
 def _write_csv(path: Path, rows: list[tuple[object, ...]]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8", newline="") as out:
+    with atomic_write(path, "w") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(_HEADER)
         writer.writerows(rows)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, path)

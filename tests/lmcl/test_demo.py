@@ -5,6 +5,7 @@ import pytest
 
 from lmcl import demo
 from lmcl.errors import LmclError
+from shards.lock import LockedError, lock_folder
 
 TINY = (
     "crops.size=32",
@@ -88,3 +89,14 @@ def test_starting_over_never_deletes_a_folder_that_is_no_demo(tmp_path: Path) ->
     with pytest.raises(LmclError, match="not the folder of a demo run"):
         demo.run_demo(tmp_path, again=True, progress=False)
     assert (tmp_path / "precious.txt").exists()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["demo", "again"])
+def test_two_demos_never_share_a_folder(tmp_path: Path, again: bool) -> None:
+    folder = tmp_path / "demo"
+    with lock_folder(folder, "lmcl train"):
+        (folder / "config.toml").write_text("precious")
+        with pytest.raises(LockedError, match="works on it already") as caught:
+            demo.run_demo(folder, again=again, progress=False)
+    assert caught.value.exit_code == 2
+    assert [path.name for path in folder.iterdir()] == ["config.toml"]

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from shards.build.build import build
+from shards.datasets import demo
 from shards.datasets.demo import _schedule, make_content, open_demo, write_demo
 from shards.datasets.demo_contents import KIND_NAMES, render
 from shards.datasets.demo_distortions import FAMILIES, distort
 from shards.errors import ShardError
+from shards.lock import LockedError, lock_folder
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +87,46 @@ def test_the_demo_set_packs(small: Path, tmp_path: Path) -> None:
     assert manifest.name == "demo"
     assert manifest.score is not None
     assert (manifest.score.low, manifest.score.high) == (1.0, 5.0)
+
+
+def test_two_draw_into_one_folder_one_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    with lock_folder(folder, "drawing"), pytest.raises(LockedError, match="set") as caught:
+        write_demo(folder, contents=2)
+    assert caught.value.exit_code == 2
+    assert list(folder.iterdir()) == []
+    write_demo(folder, contents=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["demo.txt", "images", "labels.csv"]
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "images/mine.png", "demo.txt/mine.txt"])
+def test_what_no_demo_wrote_is_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ShardError, match="nothing is replaced; choose another folder") as caught:
+        write_demo(tmp_path, contents=2)
+    assert caught.value.exit_code == 3
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == [tmp_path / name]
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_demo_set_that_was_not_finished_is_drawn_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "set"
+    write_demo(whole, contents=2)
+
+    def fail(path: Path, rows: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "_write_csv", fail)
+        with pytest.raises(KeyboardInterrupt):
+            write_demo(folder, contents=2)
+    with pytest.raises(ShardError, match="holds another demo set"):
+        write_demo(folder, contents=3)
+    write_demo(folder, contents=2)
+    for path in whole.rglob("*"):
+        same = folder / path.relative_to(whole)
+        assert same.is_dir() if path.is_dir() else same.read_bytes() == path.read_bytes()
