@@ -34,6 +34,8 @@ Durable = Literal["nothing", "bytes", "name"]
 does, or both."""
 
 _LONGEST_LABEL = 120
+_NEW = ".lmcl-new"
+"""In a folder of `atomic_folder` until it has its name: tells it from one that it replaced."""
 _TEMPORARY = re.compile(
     r"\..{1,120}\.(?P<host>[0-9a-f]{8})(?P<boot>[0-9a-f]{8})-(?P<pid>[0-9]{1,10})"
     r"-(?P<start>[0-9]{1,20})-[0-9]{1,10}\.part",
@@ -188,16 +190,19 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     A folder that is there is replaced in one step where the file system can exchange two names
     (Linux's own can, NFS cannot: there a crash between two renames leaves the old one beside the
     target, under a temporary name). What the old one held under names that the new one does not
-    have is moved into the new one: nothing but what was replaced is removed.
+    have is moved into the new one: nothing but what was replaced is removed. What an earlier call
+    that was killed has left half done is brought to its end first.
 
     Raises:
         OSError: If it cannot be written; an old folder is as it was.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _settle_folders(target)
     temporary = temporary_beside(target)
     temporary.mkdir()
     try:
+        (temporary / _NEW).touch()
         yield temporary
         for folder, _, files in os.walk(temporary):
             for name in files:
@@ -205,11 +210,50 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             sync(Path(folder))
         replaced = _swap(temporary, target)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # made above, by this very call
+        with contextlib.suppress(OSError):
+            _remove_new(temporary)
         raise
     sync(target.parent)
+    (target / _NEW).unlink()
     if replaced is not None:
         _retire(replaced, target)
+
+
+def _settle_folders(target: Path) -> None:
+    """Bring to its end what killed calls of `atomic_folder` have left beside their target.
+
+    A new folder that was not finished is removed; from a replaced one, what the new one does not
+    have is moved there; an old one whose successor never took its name gets it back.
+    """
+    label = _label_of(temporary_beside(target))
+    stale = [path for path in _stale_temporaries(target.parent) if _label_of(path) == label]
+    folders = [path for path in stale if path.is_symlink() or path.is_dir()]
+    new = [path for path in folders if not path.is_symlink() and os.path.lexists(path / _NEW)]
+    with contextlib.suppress(OSError):  # what cannot be settled stays, and stands in nobody's way
+        for old in [path for path in folders if path not in new]:
+            if os.path.lexists(target) or not os.listdir(old):
+                _retire(old, target)
+            else:
+                os.rename(old, target)
+        for folder in new:
+            _remove_new(folder)
+        if not target.is_symlink():
+            (target / _NEW).unlink(missing_ok=True)
+
+
+def _remove_new(folder: Path) -> None:
+    """Remove a folder that `atomic_folder` made; its mark goes last, as what tells it."""
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        elif entry.name != _NEW:
+            os.unlink(entry.path)
+    (folder / _NEW).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _label_of(temporary: Path) -> str:
+    return temporary.name.rpartition(".part")[0].rpartition(".")[0]
 
 
 def temporary_beside(target: Path) -> Path:
@@ -237,21 +281,29 @@ def remove_stale_temporaries(folder: str | Path) -> int:
     Returns:
         How many were removed.
     """
+    removed = 0
+    for path in _stale_temporaries(folder):
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def _stale_temporaries(folder: str | Path) -> list[Path]:
+    """What dead processes of this machine left in a folder under names of this module."""
     me = this_process()
     host, boot = _short(me.host + me.machine), _short(me.boot)
-    removed = 0
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            found = _TEMPORARY.fullmatch(entry.name)
-            if found is None or (found["host"], found["boot"]) != (host, boot):
-                continue
-            if not _runs(int(found["pid"]), int(found["start"])) and entry.is_file(
-                follow_symlinks=False
-            ):
-                with contextlib.suppress(OSError):
-                    os.unlink(entry.path)
-                    removed += 1
-    return removed
+    names: list[str] = []
+    with contextlib.suppress(FileNotFoundError):
+        names = os.listdir(folder)
+    return [
+        Path(folder, name)
+        for name in sorted(names)
+        if (found := _TEMPORARY.fullmatch(name)) is not None
+        and (found["host"], found["boot"]) == (host, boot)
+        and not _runs(int(found["pid"]), int(found["start"]))
+    ]
 
 
 def sync(path: str | Path) -> None:

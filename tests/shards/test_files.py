@@ -234,7 +234,43 @@ def test_a_kill_at_any_moment_of_replacing_a_folder_leaves_one_of_the_two(tmp_pa
             child.wait(0.05 + 0.013 * moment)
         child.kill()
         child.communicate()
-        held = {path.name: path.read_text() for path in target.iterdir()}
-        assert set(held) == {"config", "weights"}
+        held = {p.name: p.read_text() for p in target.iterdir() if p.name != files._NEW}
+        assert set(held) - {"mine"} == {"config", "weights"}
         assert held["config"] == held["weights"]
         assert len(set(held["config"])) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.usefixtures("_way")
+@pytest.mark.parametrize("point", range(1, 13))
+@pytest.mark.parametrize("is_first", [False, True], ids=["over an old one", "the first"])
+def test_a_folder_after_a_kill_is_what_it_would_have_been(
+    tmp_path: Path, is_first: bool, point: int
+) -> None:
+    """The child ends at the n-th touch of the disk; what others put into the folder is kept."""
+    target = tmp_path / "model"
+    if not is_first:
+        with atomic_folder(target) as folder:
+            _fill(folder, "old")
+        (target / "mine.txt").write_text("mine")
+    pid = os.fork()
+    if pid == 0:
+        touches = 0
+
+        def touch(event: str, arguments: object) -> None:
+            nonlocal touches
+            if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+                touches += 1
+                if touches == point:
+                    os._exit(9)
+
+        sys.addaudithook(touch)
+        with atomic_folder(target) as folder:
+            _fill(folder, "new")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with atomic_folder(target) as folder:
+        _fill(folder, "newest")
+    assert os.listdir(tmp_path) == ["model"]
+    held = {path.name: path.read_text() for path in target.iterdir() if path.is_file()}
+    assert held == {"model": "newest"} | ({} if is_first else {"mine.txt": "mine"})
