@@ -44,6 +44,7 @@ def command(
     Several processes: accelerate launch --num_processes 2 -m lmcl train --config FILE
     """
     from lmcl.config import load_config
+    from lmcl.training.launcher import end_with_launcher
     from lmcl.training.setup import fit, plan
 
     config = load_config(config_file, overrides)
@@ -51,6 +52,7 @@ def command(
     if dry_run:
         click.echo(plan(config, folder))
         return
+    end_with_launcher()
     outcome = fit(config, folder, resume=resume, progress=not no_progress)
     if outcome.is_main:
         click.echo(outcome.summary())

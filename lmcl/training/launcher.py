@@ -7,11 +7,13 @@ turns itself into torch's launcher here (docs/decisions/0005-processes-on-a-cpu.
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmcl.errors import ConfigError
+from shards.processes import end_with_parent
 
 _PATIENCE_S = 3600
 """How long ranks that were asked to stop may take to end their step or their look and to write the
@@ -42,7 +44,20 @@ def join_launcher(target: Sequence[str], arguments: Sequence[str]) -> None:
     words = parent.read_bytes().decode().split("\0") if parent.exists() else []
     sys.stdout.flush()
     launcher = launcher_command(words, os.environ)
+    # Asked before it is replaced, as the system remembers: torch's launcher is to end with
+    # Accelerate's, which may be killed, and its ranks with it.
+    end_with_parent(signal.SIGTERM)
     os.execv(sys.executable, [*launcher, *target, *arguments])
+
+
+def end_with_launcher() -> None:
+    """Let a rank end when the launcher that started it has, whatever ended that one.
+
+    It gets SIGTERM, which lets a training write its checkpoint and a scoring keep its rows. A
+    process that no launcher started stays as it is.
+    """
+    if "LOCAL_RANK" in os.environ:
+        end_with_parent(signal.SIGTERM)
 
 
 def launcher_command(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:

@@ -1,7 +1,6 @@
 """The work of `lmcl score`: open, list, score, report, filter."""
 
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,9 +28,10 @@ from lmcl.inference.moves import (
 )
 from lmcl.inference.scorer import Precision, Scorer, open_scorer
 from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
+from lmcl.training.launcher import end_with_launcher
 from pipeline.decode_config import DecodeConfig, DecodeName
 from shards.lock import lock_path
-from shards.processes import end_with_parent, usable_cores
+from shards.processes import usable_cores
 from shards.text import printable
 
 _FAILED = 3
@@ -70,9 +70,7 @@ def run(
         raise click.UsageError("Missing option '--model'.")
     if (move_to is None) != (below is None) and (move_to is not None or dry_run):
         raise click.UsageError("--move-to and --dry-run need --below, the quality to sort out by")
-    if "LOCAL_RANK" in os.environ:
-        # A launcher that was killed does not end its ranks.
-        end_with_parent(signal.SIGTERM)
+    end_with_launcher()
     options = ScoringOptions(
         output=output,
         box=boxes,
