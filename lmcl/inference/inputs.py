@@ -25,7 +25,7 @@ from shards.manifest import MANIFEST
 from shards.read import open_set
 from shards.source_files import MAX_TABLE_BYTES, open_regular, read_regular
 from shards.tar import iterate_members
-from shards.text import printable, spreadsheet_path
+from shards.text import printable, redact_url, spreadsheet_path
 
 _IN_TARS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
 _TARS = (".tar", ".tar.gz", ".tgz")
@@ -202,6 +202,9 @@ def _expand(argument: str, is_left_out: _LeftOut) -> Iterator[Item]:
     if "\0" in argument:
         yield _absent(argument, "a NUL character stands in the path; no file can be called so")
         return
+    if _is_url(argument):
+        yield _url(argument)
+        return
     if is_left_out(path):
         return
     # os.path answers False where pathlib raises: for what must not even be looked at.
@@ -369,6 +372,8 @@ def _from_line(table: Path, number: int, path: str, finder: DiskFinder) -> Item:
         return _absent(path, "a NUL character stands in the path; no file can be called so")
     place = finder.find(path)
     if place is None:
+        if _is_url(path):
+            return _url(path)
         hint = finder.hint(path)
         if hint:
             return _absent(path, f"no such file; {hint}")
@@ -418,6 +423,17 @@ def _from_set(root: Path) -> Iterator[Item]:
             offset=int(table.offset[index]),
             size=int(table.size[index]),
         )
+
+
+def _is_url(text: str) -> bool:
+    return "://" in text and not os.path.lexists(text)
+
+
+def _url(address: str) -> Item:
+    """A row for what is not fetched; credentials in it are written nowhere."""
+    shown = redact_url(address)
+    problem = "a URL, and only files of this machine are scored; fetch it first"
+    return Item(path=text_of_name(shown), file=shown, problem=problem)
 
 
 def _absent(place: Path | str, problem: str) -> Item:
