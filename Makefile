@@ -46,8 +46,8 @@ test: $(STAMP) ## everything that needs no GPU but the slow ones
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu"
 
 test-slow: $(STAMP) ## those marked slow, and the long fuzzing
-	$(BIN)/python -m pytest -q -m "slow and not gpu"
-	LMCL_FUZZ_CASES=10000 $(BIN)/python -m pytest -q tests/shards/test_fuzz.py --timeout 3600
+	$(BIN)/python -m pytest -q -m "slow and not gpu" --ignore tests/safety
+	LMCL_FUZZ_CASES=10000 $(BIN)/python -m pytest -q tests/safety tests/shards/test_fuzz.py --timeout 7200
 
 test-gpu: $(STAMP) ## those that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu

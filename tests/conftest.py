@@ -1,8 +1,13 @@
 """Shared fixtures, and the one place that touches the environment before torch and Triton load."""
 
+import dataclasses
 import importlib.util
+import json
 import os
+import resource
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +41,68 @@ def hostile_sets() -> list[Any]:
     spec.loader.exec_module(module)
     cases: list[Any] = module.cases()
     return cases
+
+
+@dataclasses.dataclass
+class SafetyTally:
+    """What hostile inputs did; summed over a session into one line at its end."""
+
+    inputs: int = 0
+    tracebacks: int = 0
+    hangs: int = 0
+    outside_bytes: int = 0
+    """Of files that are not the command's, added, changed or gone."""
+
+
+@pytest.fixture
+def tally(record_property: Any) -> Iterator[SafetyTally]:
+    """Counts of one test, for `pytest_terminal_summary`; a worker of xdist hands them over."""
+    found = SafetyTally()
+    yield found
+    record_property("safety", [*dataclasses.astuple(found), _peak_bytes()])
+
+
+def _peak_bytes() -> int:
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(who).ru_maxrss for who in whose) * 1024
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = [report for stat in terminalreporter.stats.values() for report in stat]
+    found = [
+        value
+        for report in reports
+        if getattr(report, "when", "") == "teardown"
+        for name, value in report.user_properties
+        if name == "safety"
+    ]
+    if not found:
+        return
+    columns = list(zip(*found, strict=True))
+    inputs, tracebacks, hangs, outside = map(sum, columns[:4])
+    terminalreporter.write_line(
+        f"hostile inputs: {inputs:,} tried, {tracebacks} tracebacks, {hangs} hangs, {outside:,} "
+        f"bytes outside, peak memory of a process {max(columns[4]) / 1e9:.2f} GB"
+    )
+
+
+@pytest.fixture
+def killed() -> Callable[..., dict[str, Any]]:
+    """Run `tests/killed.py`: a command killed at random touches of the disk, and run again."""
+
+    def run(kind: str, root: Path, tries: int, *more: object) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, Path(__file__).with_name("killed.py"), kind, root, str(tries), *more],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            timeout=1700,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{kind}: killed at {tries} of {found['touches']} touches of the disk")
+        print(done.stderr[-2000:])
+        return found
+
+    return run

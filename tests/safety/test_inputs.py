@@ -20,10 +20,30 @@ from shards.source_files import read_regular
 from shards.splits.import_splits import import_splits
 from shards.tar import iterate_members
 from shards.text import MAX_MESSAGE_BYTES
+from tests.conftest import SafetyTally
 from tests.safety.conftest import Kinds
 
+Sentence = Callable[..., str]
 
-def sentence(kind: str, read: Callable[[], object], errors: type[Exception] = ShardError) -> str:
+
+@pytest.fixture
+def sentence(tally: SafetyTally) -> Sentence:
+    """`_sentence`, counted."""
+
+    def count(kind: str, read: Callable[[], object], *errors: type[Exception]) -> str:
+        tally.inputs += 1
+        try:
+            return _sentence(kind, read, errors or (ShardError,))
+        except AssertionError:
+            raise
+        except Exception:
+            tally.tracebacks += 1
+            raise
+
+    return count
+
+
+def _sentence(kind: str, read: Callable[[], object], errors: tuple[type[Exception], ...]) -> str:
     """The message of the error that `read` raises, empty if it raises none; anything else fails."""
     try:
         read()
@@ -51,7 +71,9 @@ SOUND = {"escape in name", "newline in name", "direction in name", "formula in n
 
 
 @pytest.mark.timeout(120)
-def test_hostile_images_are_a_sentence_or_sound(hostile_images: Kinds, quiet: None) -> None:
+def test_hostile_images_are_a_sentence_or_sound(
+    hostile_images: Kinds, quiet: None, sentence: Sentence
+) -> None:
     for kind, path in hostile_images.items():
         message = sentence(kind, lambda path=path: open_image(path).load())
         if message == "":
@@ -62,7 +84,7 @@ def test_hostile_images_are_a_sentence_or_sound(hostile_images: Kinds, quiet: No
 
 
 @pytest.mark.timeout(300)
-def test_hostile_tables_are_a_sentence(hostile_tables: Kinds) -> None:
+def test_hostile_tables_are_a_sentence(hostile_tables: Kinds, sentence: Sentence) -> None:
     folder = hostile_tables["two scores"].parent
     for kind, path in hostile_tables.items():
 
@@ -74,7 +96,7 @@ def test_hostile_tables_are_a_sentence(hostile_tables: Kinds) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_hostile_tars_are_a_sentence_or_listed(hostile_tars: Kinds) -> None:
+def test_hostile_tars_are_a_sentence_or_listed(hostile_tars: Kinds, sentence: Sentence) -> None:
     listed = {"sparse", "climbing", "absolute", "link", "device", "escape in name"}
     for kind, path in hostile_tars.items():
 
@@ -107,7 +129,11 @@ def three(tmp_path: Path, hostile_images: Kinds) -> ShardSet:
 
 @pytest.mark.timeout(180)
 def test_hostile_splits_are_a_sentence(
-    hostile_splits: Kinds, three: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hostile_splits: Kinds,
+    three: ShardSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sentence: Sentence,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = tmp_path / "names.txt"

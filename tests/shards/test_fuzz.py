@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -12,14 +13,16 @@ import pickle
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import numpy as np
 import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.io
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -48,6 +51,7 @@ from shards.splits.import_splits import import_splits
 from shards.splits.split import PARTS, load_split, write_split
 from shards.tar import read_members
 from shards.text import MAX_MESSAGE_BYTES
+from tests.conftest import SafetyTally
 
 # Shared out over the tests below.
 CASES = int(os.environ.get("LMCL_FUZZ_CASES", "500"))
@@ -56,6 +60,37 @@ SOME = settings(
     deadline=5000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+_counts = SafetyTally()
+
+
+def given(**strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`hypothesis.given`, with every example counted."""
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*args: Any, **kwargs: Any) -> None:
+            _counts.inputs += 1
+            try:
+                test(*args, **kwargs)
+            except (AssertionError, hypothesis.errors.HypothesisException):
+                raise
+            except Exception:
+                _counts.tracebacks += 1
+                raise
+
+        return hypothesis.given(**strategies)(run)
+
+    return decorate
+
+
+@pytest.fixture(autouse=True)
+def count(tally: SafetyTally) -> Iterator[None]:
+    """The examples of one test, for the line at the end of the session."""
+    _counts.inputs = _counts.tracebacks = 0
+    yield
+    tally.inputs, tally.tracebacks = _counts.inputs, _counts.tracebacks
 
 
 @st.composite

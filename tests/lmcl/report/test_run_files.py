@@ -5,10 +5,6 @@ import io
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -388,22 +384,3 @@ def test_no_content_of_a_run_folder_is_a_traceback(
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     _report_or_sentence([folder], folder / "out")
     _report_or_sentence([folder, folder], folder / "out")
-
-
-@pytest.mark.slow
-def test_a_report_that_is_killed_leaves_a_whole_page_and_the_next_one_clears_up(
-    tmp_path, make_run
-) -> None:
-    folder = make_run(tmp_path / "run", contents=4)
-    page = write_report([folder], folder)
-    whole = page.read_bytes()
-    command = [sys.executable, "-c", "from lmcl.cli.main import main; main()", "report", folder]
-    for delay in np.linspace(0.2, 6.0, 20):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert page.read_bytes() == whole
-    write_report([folder], folder)
-    assert page.read_bytes() == whole
-    assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]
