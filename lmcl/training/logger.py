@@ -1,6 +1,6 @@
 """What a run says while it trains: a bar, lines in log.jsonl, trackers, a warning of collapse.
 
-Rank 0 enabled; on other ranks a journal only counts. docs/training.md explains every figure.
+Rank 0 enabled; on other ranks a logger only counts. docs/training.md explains every figure.
 """
 
 import logging
@@ -158,7 +158,7 @@ class MetricsLogger:
                 f"contrastive {last.contrastive:.3f}",
                 f"lr {last.lr:.2g}",
                 f"{last.images_per_s:.1f} images/s",
-                f"waited {last.data_wait:.0%}",
+                f"data wait {last.data_wait:.0%}",
             ]
         logger.info("%s", ", ".join(words))
 
@@ -171,7 +171,7 @@ class MetricsLogger:
         left = timedelta(seconds=round(each * (steps - done)))
         return (
             f"loss {entry.loss:.3f} = l1 {entry.l1:.3f} & contrastive {entry.contrastive:.2f}, "
-            f"lr {entry.lr:.1e}, wait {entry.data_wait:.0%}, run ends in {left}"
+            f"lr {entry.lr:.1e}, data wait {entry.data_wait:.0%}, run ends in {left}"
         )
 
     def _warn_of_collapse(self, entry: StepEntry) -> None:
@@ -182,9 +182,9 @@ class MetricsLogger:
         )
         logger.warning(
             "%s: crops of one image have looked alike for %d steps (mean cosine %.3f, above %s): "
-            "the manifold the method learns has collapsed. A random encoder begins so; if it lasts "
-            "beyond the warm-up, lower objective.temperature, raise objective.intra_weight (or "
-            "'balanced'), or warn later with runtime.collapse_steps",
+            "the manifold the method learns has collapsed. A randomly initialised encoder shows "
+            "this at first; if it lasts beyond the warm-up, lower objective.temperature, raise "
+            "objective.intra_weight (or 'balanced'), or warn later with runtime.collapse_steps",
             *(at, self.watch.limit, entry.intra_similarity, COLLAPSED),
         )
 

@@ -85,7 +85,7 @@ def test_an_epoch_without_a_val_part_says_so_by_silence(
             EpochEntry(epoch=0, time_s=1.0, val_srcc=None, val_plcc=None), entry(3, 0.5), done=4
         )
     assert "SRCC" not in caplog.text
-    assert "10.0 images/s, waited 25%" in caplog.text
+    assert "10.0 images/s, data wait 25%" in caplog.text
     assert json.loads((tmp_path / "run/log.jsonl").read_text()) == {
         "event": "epoch",
         "epoch": 0,
