@@ -59,13 +59,12 @@ def exit_code_of(error: Exception) -> int | None:
 
 def sentence_of(error: Exception) -> str:
     """What is said of an error: one line of at most 2 KB, without credentials."""
-    text = str(error)
     if isinstance(error, OSError) and error.strerror and not hasattr(error, "exit_code"):
         # A folder that may not be written, a full disk: the system's words, without its number.
         place = "" if error.filename is None else f"{redact_url(_name(error.filename))}: "
         way_out = "make room" if error.errno in _FULL else "check its rights and space"
-        text = f"{place}{error.strerror}; {way_out}, or name another place"
-    return bounded_message(redact_url(text))
+        return bounded_message(f"{place}{error.strerror}; {way_out}, or name another place")
+    return bounded_message(redact_url(str(error)))
 
 
 def end(text: str, exit_code: int) -> NoReturn:
