@@ -17,6 +17,7 @@ import click
 from shards.errors import ShardError
 from shards.exit_codes import end, report_errors
 from shards.limits import MAX_PIXELS, PIXELS_AT_ONCE
+from shards.store import is_url
 from shards.text import printable, redact_url
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ def cli() -> None:
 
 @cli.command(epilog=_EXAMPLES)
 @click.argument("name")
-@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.argument("source", required=False)
 @click.option("--output", required=True, help="Folder or fsspec URL of the packed set.")
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of the images.")
+@click.option("--images", help="Folder or fsspec URL of the images.")
 @click.option("--name", "set_name", help="Short name of the set (table, unlabelled, pyiqa, wds).")
 @click.option("--score-range", type=(float, float), help="Ends of the score's scale.")
 @click.option("--lower-is-better", is_flag=True, help="Scores are differences to a reference.")
@@ -136,9 +137,9 @@ def cli() -> None:
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 def build(
     name: str,
-    source: Path | None,
+    source: str | None,
     output: str,
-    images: Path | None,
+    images: str | None,
     set_name: str | None,
     score_range: tuple[float, float] | None,
     lower_is_better: bool,
@@ -177,12 +178,12 @@ def build(
     from shards.build.build import default_workers, refuse_missing
     from shards.build.pack import PackOptions
     from shards.build.plan import make_plan
-    from shards.datasets.registry import SourceOptions, open_source
+    from shards.datasets.registry import SourceOptions, fetch_source, open_source
     from shards.datasets.roles import ColumnNames
     from shards.side_files import PathFilter
 
     given = SourceOptions(
-        images=images,
+        images=None if images is None or is_url(images) else Path(images),
         name=_set_name(set_name),
         score=_score(score_range, lower_is_better),
         extra_files=extra_files,
@@ -206,7 +207,10 @@ def build(
     )
     options = PackOptions(on_error=on_error, bmp_to_png=bmp_to_png, max_pixels=max_pixels)
     size = _shard_size(shard_mb, shard_samples)
-    dataset = open_source(name, _source_folder(name, source, output), given)
+    here, given = fetch_source(
+        name, _source_folder(name, source, output), given, images=images, tell=_note
+    )
+    dataset = open_source(name, here, given)
     if dry_run:
         plan = make_plan(dataset, options=options, size=size)
         click.echo(_plan_text(plan, output))
@@ -539,11 +543,17 @@ def _tell_left_out(dataset: "DataSet") -> None:
         click.echo(sentence)
 
 
-def _source_folder(name: str, source: Path | None, output: str) -> Path:
+def _note(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(printable(line, 400), file=sys.stderr)
+
+
+def _source_folder(name: str, source: str | None, output: str) -> str:
     if source is not None:
         return source
-    if name == "demo" and "://" not in output:
-        return Path(output) / "source"
+    if name == "demo" and not is_url(output):
+        return str(Path(output) / "source")
     raise click.UsageError(f"{name} needs a SOURCE: see `lmcl-shard datasets {name}`")
 
 

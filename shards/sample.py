@@ -13,6 +13,16 @@ from shards.side_files import LeftOut
 
 
 @dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Where a picture lies in a file of columns."""
+
+    column: str
+    """Its column, as the file spells it in lower case."""
+    row: int
+    """Its row, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One image of a data set, before it is packed."""
 
@@ -38,6 +48,8 @@ class Sample:
     """Where the image starts in the file, for images inside another archive."""
     size: int | None = None
     """How many bytes it has there; None for the whole file."""
+    embedded: Embedded | None = None
+    """Where the image lies in a file of columns; `size` is an estimate then."""
     row: int | None = field(default=None, compare=False)
     """Row of the label table, for messages."""
     problem: str = ""

@@ -101,6 +101,39 @@ class Store:
         with atomic_path(target, durable="nothing") as temporary, self._errors(name):
             self._remote().get_file(self._url(name), str(temporary))
 
+    def copy(self, name: str, target: Path) -> None:
+        """`fetch`, tried again after a fault of the network."""
+        with atomic_path(target, durable="nothing") as temporary:
+            self._patiently(name, lambda fs, url: fs.get_file(url, str(temporary)))
+
+    def describe(self, name: str) -> tuple[int | None, str]:
+        """Length of a remote file, if its server says it, and a text that changes when it does.
+
+        Raises:
+            ShardError: If it is missing (exit code 4) or cannot be looked at.
+        """
+        found: dict[str, Any] = self._patiently(name, lambda fs, url: fs.info(url))
+        if found.get("type") == "directory":
+            raise ShardError(
+                f"{self.root.rstrip('/')}/{name}: is a folder, not a file", exit_code=4
+            )
+        return found.get("size"), _version_of(found)
+
+    def tree(self) -> dict[str, tuple[int, str]]:
+        """All files below a remote root: length and version by relative name.
+
+        Raises:
+            ShardError: If it cannot be listed.
+        """
+        found: dict[str, Any] = self._patiently("", lambda fs, url: fs.find(url, detail=True))
+        fs = self._remote()
+        root = fs._strip_protocol(self._url("")).rstrip("/") + "/"
+        return {
+            path[len(root) :]: (int(entry.get("size") or 0), _version_of(entry))
+            for path, entry in sorted(found.items())
+            if path.startswith(root)
+        }
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file at once."""
         with self.writing(name) as out:
@@ -206,21 +239,38 @@ class Store:
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
-        where = f"{self.root.rstrip('/')}/{name}"
+        address, mark, query = self.root.partition("?")
+        where = f"{address.rstrip('/')}/{name}{mark}{query}"
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ShardError(f"{where}: there is no such file", exit_code=4) from error
         except ShardError:
             raise
-        except Exception as error:
+        except Exception as found:
             # Every remote file system has its own exceptions.
+            error = _fault_behind(found)
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise ShardError(f"{where}: there is no such file", exit_code=4) from error
             way_out = (
                 "check permissions and space"
                 if self.is_local
                 else "check the address, the network and the credentials, then run it again"
             )
             raise ShardError(f"{where}: {type(error).__name__}: {error}; {way_out}") from error
+
+
+def _fault_behind(error: BaseException) -> BaseException:
+    """What really happened: fsspec says of a server out of reach that it has no file."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None:
+        return error
+    is_missing = isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404
+    return error if is_missing else cause
+
+
+def _version_of(entry: dict[str, Any]) -> str:
+    """What object stores and servers say about a file that is another one after a change."""
+    names = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "created", "blob_id")
+    return repr([str(entry.get(name)) for name in names])
 
 
 def _listed(fs: Any, url: str) -> list[dict[str, Any]]:

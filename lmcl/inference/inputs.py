@@ -17,13 +17,18 @@ from pathlib import Path, PurePosixPath
 
 from lmcl.errors import LmclError
 from shards.datasets.paths import DiskFinder
+from shards.datasets.pictures import read_picture
 from shards.datasets.roles import PATH, ColumnNames, find_column
-from shards.datasets.rows import TABLE_ENDINGS, open_rows
+from shards.datasets.rows import TABLE_ENDINGS, LabelTable, open_rows
+from shards.datasets.table import table_paths
 from shards.datasets.values import name_text
 from shards.errors import ShardError
 from shards.manifest import MANIFEST
 from shards.read import open_set
+from shards.remote import local_copy, local_folder, shown_url, split_url, url_suffix
+from shards.sample import Embedded
 from shards.source_files import MAX_TABLE_BYTES, open_regular, read_regular
+from shards.store import Store, is_url
 from shards.tar import iterate_members
 from shards.text import printable, redact_url, spreadsheet_path
 
@@ -54,15 +59,19 @@ class Item:
     """Where they begin in a tar; -1 if the file is the image."""
     size: int = -1
     """How many they are in a tar."""
+    column: str = ""
+    """The column of images they lie in, of a Parquet or Arrow file; the row is `offset`."""
     problem: str = ""
     """Why it cannot be read, if that is known already."""
+    is_copy: bool = False
+    """Whether the file is a copy in the cache, which is nobody's to move."""
     place: str = ""
     """The file without links and other spellings in its folder's path: what the image *is*."""
 
     @property
     def is_file(self) -> bool:
         """Whether the file is the image, so that it can be moved."""
-        return self.offset < 0 and not self.problem
+        return self.offset < 0 and not self.problem and not self.is_copy
 
     def read(self) -> bytes:
         """The encoded image.
@@ -73,6 +82,8 @@ class Item:
         if self.problem:
             raise LmclError(self.problem, exit_code=4)
         try:
+            if self.column:
+                return read_picture(Path(self.file), Embedded(column=self.column, row=self.offset))
             if self.offset < 0:
                 return read_regular(self.file)
             return read_regular(self.file, offset=self.offset, size=self.size)
@@ -198,6 +209,9 @@ def _from_stdin(lines: Iterator[str], is_left_out: _LeftOut) -> Iterator[Item]:
 
 
 def _expand(argument: str, is_left_out: _LeftOut) -> Iterator[Item]:
+    if is_url(argument) and not argument.lower().startswith("file://"):
+        yield from _from_url(argument, is_left_out)
+        return
     path = Path(argument)
     if "\0" in argument:
         yield _absent(argument, "a NUL character stands in the path; no file can be called so")
@@ -352,10 +366,21 @@ def _from_table(file: Path, options: TableOptions) -> Iterator[Item]:
     try:
         given = ColumnNames(path=options.path_column)
         table = open_rows(file, wanted=given.wanted())
-        column = find_column(table.names, PATH, given.path, where=str(file))
+        # Where a table holds images, a name beside them is only a name.
+        holds = bool(table.pictures) and given.path is None
+        names = table.pictures if holds else table.names
+        column = (
+            names[0]
+            if holds and len(names) == 1
+            else find_column(names, PATH, given.path, where=str(file))
+        )
         assert column is not None
         if table.told:
             options.tell(f"{printable(file)}: read as {', '.join(table.told)}")
+        if column in table.pictures:
+            options.tell(f"{printable(file)}: images from its column {printable(column, 60)!r}")
+            yield from _pictures(file, table, column)
+            return
         finder = DiskFinder(options.images or file.parent, encoding=table.encoding)
         for number, row in table.rows():
             text = name_text(row.get(column), where=f"{file}: row {number}")
@@ -363,6 +388,18 @@ def _from_table(file: Path, options: TableOptions) -> Iterator[Item]:
     except ShardError as error:
         hint = _PLAIN_LIST if file.suffix == ".txt" else ""
         yield _absent(file, f"the table cannot be read: {error}{hint}")
+
+
+def _pictures(file: Path, table: LabelTable, column: str) -> Iterator[Item]:
+    for number, row in table.rows():
+        cell = row.get(column)
+        named = str((cell.get("path") if isinstance(cell, dict) else None) or f"row-{number:08d}")
+        yield Item(
+            path=text_of_name(f"{file.as_posix()}/{named}"),
+            file=str(file),
+            offset=number - 1,
+            column=column,
+        )
 
 
 def _from_line(table: Path, number: int, path: str, finder: DiskFinder) -> Item:
@@ -382,6 +419,39 @@ def _from_line(table: Path, number: int, path: str, finder: DiskFinder) -> Item:
     plain = place.name.isprintable()
     name = path if plain else PurePosixPath(path).with_name(place.name).as_posix()
     return Item(path=text_of_name(name), file=str(place))
+
+
+def _from_url(url: str, left_out: _LeftOut) -> Iterator[Item]:
+    """What lies behind a URL, from a copy in the cache; named by the URL."""
+    try:
+        if url_suffix(url) in TABLE_ENDINGS:
+            yield from _from_remote_table(url, left_out.tables)
+            return
+        if not url_suffix(url) and Store(url).exists(MANIFEST):
+            yield from _from_set(url)
+            return
+        if url_suffix(url):
+            here = local_copy(url)
+            items = _from_tar(here) if here.name.endswith(_TARS) else iter([_single(here)])
+        else:
+            here = local_folder(url, tell=left_out.tables.tell)
+            items = _from_folder(here, left_out)
+        for item in items:
+            rest = item.path.removeprefix(here.as_posix())
+            yield dataclasses.replace(item, path=shown_url(url).rstrip("/") + rest, is_copy=True)
+    except ShardError as error:
+        yield _absent(url, str(error))
+
+
+def _from_remote_table(url: str, options: TableOptions) -> Iterator[Item]:
+    here = local_copy(url)
+    images = options.images
+    names = table_paths(here, ColumnNames(path=options.path_column)) if images is None else []
+    if names:
+        images = local_folder(split_url(url)[0], names=names, tell=options.tell)
+    for item in _from_table(here, dataclasses.replace(options, images=images)):
+        path = item.path.replace(here.as_posix(), shown_url(url), 1)
+        yield dataclasses.replace(item, path=path, is_copy=options.images is None)
 
 
 def _from_tar(file: Path) -> Iterator[Item]:
@@ -409,11 +479,12 @@ def _from_tar(file: Path) -> Iterator[Item]:
         yield _absent(file, f"the tar cannot be read: {error}")
 
 
-def _from_set(root: Path) -> Iterator[Item]:
+def _from_set(root: Path | str) -> Iterator[Item]:
     shard_set = open_set(root)
+    shown = root.as_posix() if isinstance(root, Path) else shown_url(root).rstrip("/")
     table = shard_set.samples
     for index in range(len(table)):
-        name = text_of_name(f"{root.as_posix()}/{table.path[index]}")
+        name = text_of_name(f"{shown}/{table.path[index]}")
         if not table.ok[index]:
             yield _absent(name, "rejected when the set was built (rejected.jsonl)")
             continue
@@ -437,6 +508,7 @@ def _url(address: str) -> Item:
 
 
 def _absent(place: Path | str, problem: str) -> Item:
-    return Item(
-        path=text_of_name(Path(place).as_posix()), file=str(place), problem=printable(problem, 500)
-    )
+    is_remote = isinstance(place, str) and is_url(place)
+    shown = shown_url(str(place)) if is_remote else Path(place).as_posix()
+    file = shown if is_remote else str(place)
+    return Item(path=text_of_name(shown), file=file, problem=printable(problem, 500))

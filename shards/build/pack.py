@@ -23,6 +23,7 @@ from shards.build.image import (
     bmp_to_png,
     inspect,
 )
+from shards.datasets.pictures import read_picture
 from shards.errors import ShardError
 from shards.layout import STATE, index_line, key_of, shard_stem
 from shards.limits import MAX_PIXELS
@@ -221,7 +222,10 @@ def _read_checked(
     try:
         # The one reader of files that others name; plain system calls, as a buffered stream costs
         # three times as much, 22 us of 900 an image.
-        data = read_regular(sample.file, offset=sample.offset, size=sample.size)
+        if sample.embedded is not None:
+            data = read_picture(sample.file, sample.embedded)
+        else:
+            data = read_regular(sample.file, offset=sample.offset, size=sample.size)
     except ShardError as error:
         raise ShardError(
             f"{error}; the labels name it: put a readable image there, or leave it out with "

@@ -216,6 +216,7 @@ def _described(sample: Sample, file_bytes: int | None) -> bytes:
         file_bytes,
         # Not there for most, so that sets of earlier versions keep their hash.
         *((sample.problem,) if sample.problem else ()),
+        *((sample.embedded,) if sample.embedded is not None else ()),
     )
     return repr(fields).encode("utf-8", "surrogateescape")
 

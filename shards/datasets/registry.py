@@ -21,13 +21,15 @@ from shards.datasets import (
 )
 from shards.datasets.pyiqa import open_pyiqa
 from shards.datasets.roles import ColumnNames
-from shards.datasets.table import ExtraFiles, MissingFiles, open_table
+from shards.datasets.table import ExtraFiles, MissingFiles, open_table, table_paths
 from shards.datasets.unlabelled import open_unlabelled
 from shards.datasets.wds import open_wds
 from shards.errors import ShardError
+from shards.remote import local_copy, local_folder, shown_url, split_url, url_suffix
 from shards.sample import DataSet, Facts
 from shards.score_scale import ScoreScale
 from shards.side_files import PathFilter
+from shards.store import is_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,49 @@ def open_source(name: str, source: Path, options: SourceOptions) -> DataSet:
     # negative scores).
     is_given = options.score is not None and dataset.score == options.score
     return dataclasses.replace(dataset, is_checked=dataset.is_checked or is_given)
+
+
+def fetch_source(
+    name: str,
+    source: str,
+    options: SourceOptions,
+    *,
+    images: str | None,
+    tell: Callable[[str], None],
+) -> tuple[Path, SourceOptions]:
+    """A source that may lie behind a URL, as files of this machine.
+
+    Args:
+        name: The reader.
+        source: Path or URL.
+        options: Of the reader.
+        images: Path or URL of the images, where they are named.
+        tell: Called with a line before something is fetched.
+
+    Raises:
+        ShardError: If it cannot be had.
+    """
+    if not is_url(source):
+        here = Path(source)
+    elif name == "wds" and any(mark in source for mark in ("{", "*", "::")):
+        raise ShardError(
+            f"{shown_url(source)}: a list of tars behind URLs is not fetched; name one tar, or the "
+            "folder of them",
+            exit_code=2,
+        )
+    elif url_suffix(source):
+        here = local_copy(source)
+        # Without `--images` the paths of a table are relative to where it lies.
+        images = images or (split_url(source)[0] if name == "table" else None)
+    else:
+        here = local_folder(source, endings=None, tell=tell)
+    if images is None or not is_url(images):
+        return here, options
+    names = table_paths(here, options.columns) if name == "table" else None
+    if names is not None and not names:
+        return here, options
+    folder = local_folder(images, names=names, tell=tell)
+    return here, dataclasses.replace(options, images=folder)
 
 
 def suggestion(name: str, known: list[str]) -> str:

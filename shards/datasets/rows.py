@@ -13,7 +13,7 @@ from typing import Any
 
 from shards.datasets.dialect import Dialect, dialect_rows, recognise
 from shards.datasets.excel import read_sheet
-from shards.datasets.parquet import read_parquet
+from shards.datasets.parquet import read_head, read_parquet
 from shards.datasets.roles import KNOWN_KEYS, PATH
 from shards.datasets.values import MarkFinder, NumberMarks, column_key, is_missing, one_name_each
 from shards.errors import ShardError
@@ -70,6 +70,10 @@ class LabelTable:
     """Of a table of text."""
     is_typed: bool = False
     """Whether all cells of a column are of one type, as in Parquet."""
+    pictures: tuple[str, ...] = ()
+    """Columns that hold encoded images."""
+    mean_bytes: int = 0
+    """Of a row, pictures included."""
 
     def number_marks(self, columns: list[str]) -> NumberMarks:
         """How numbers in some columns are written; goes through the table where it has to.
@@ -222,9 +226,15 @@ def _sheet_header(
 
 
 def _open_parquet(path: Path) -> LabelTable:
-    rows = _replayable(path, lambda: enumerate(read_parquet(path), start=1))
-    first = next(rows(), None)
-    return LabelTable(path=path, names=tuple(first[1]) if first else (), rows=rows, is_typed=True)
+    head = read_head(path)
+    return LabelTable(
+        path=path,
+        names=head.names,
+        rows=_replayable(path, lambda: enumerate(read_parquet(path), start=1)),
+        is_typed=True,
+        pictures=head.pictures,
+        mean_bytes=head.mean_bytes,
+    )
 
 
 def _held(path: Path, rows: Callable[[], Iterator[Numbered]]) -> LabelTable:

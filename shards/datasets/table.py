@@ -7,14 +7,18 @@ Columns: `path` and `score` (or `mos`, `dmos` ...: `roles.py`), optional `std`, 
 image is its own. `metadata.csv` or `metadata.jsonl` of a Hugging Face image folder is found in it.
 """
 
+import array
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from shards.datasets.files import FolderIndex, need_file, parse_score, refuse_unlabelled
-from shards.datasets.paths import PathFinder
+from shards.datasets.paths import PathFinder, is_absolute, leads_out, spellings
 from shards.datasets.roles import (
     DISTORTION,
     GROUP,
@@ -39,7 +43,8 @@ from shards.datasets.values import (
     parse_number,
 )
 from shards.errors import ShardError
-from shards.sample import DataSet, Facts, Sample
+from shards.sample import DataSet, Embedded, Facts, Sample
+from shards.sample_table import group_key
 from shards.score_scale import ScoreScale
 from shards.side_files import PathFilter
 from shards.text import printable
@@ -47,6 +52,10 @@ from shards.text import printable
 ExtraFiles = Literal["error", "ignore"]
 MissingFiles = Literal["error", "later"]
 
+_WANTED = "give the table with the columns path and score"
+_PICTURES = (".parquet", ".arrow")
+_NAMELESS = "row-"
+_FILE_OF_PART = re.compile(r"(train|training|val|valid|validation|dev|test)(?=[-_.])", re.I)
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _MOST_LEVEL = 2**31 - 1
 """The sample table keeps levels in 32 bits."""
@@ -94,23 +103,40 @@ def open_table(
     Raises:
         ShardError: If the table is missing, empty, or a row is not usable; names file and row.
     """
-    labels = need_file(_table_file(labels), what="give the table with the columns path and score")
-    folder = images or labels.parent
-    index = FolderIndex(folder, files=files)
-    if labels.parent == folder:
-        index.left_out.forget(labels.name)
-    finder = PathFinder(index)
-    reading = _Reading.of(labels, columns or ColumnNames(), finder)
-    low, high = _first_pass(reading, extra_files, missing)
+    tables = [need_file(file, what=_WANTED) for file in _table_files(labels)]
+    opened = _open_all(tables, columns or ColumnNames(), images, files)
+    low, high = _range_of([_first_pass(one, extra_files, missing) for one in opened])
+    readings = [_with_names_of_rows(one, len(opened)) for one in opened]
+    finder = readings[0].finder
     return DataSet(
         name=name,
-        score=score or _observed(low, high, str(reading.columns[SCORE.name])),
-        samples=lambda: _samples(reading),
+        score=score or _observed(low, high, str(readings[0].columns[SCORE.name])),
+        samples=lambda: (sample for reading in readings for sample in _samples(reading)),
         facts=Facts(title=title or f"Table {labels.name}", source=labels.name),
-        notes=tuple(_notes(reading)),
+        notes=tuple(_notes(readings[0])),
         is_checked=True,
-        left_out=index.left_out,
+        left_out=None if finder is None else finder.index.left_out,
     )
+
+
+def table_paths(labels: Path, columns: ColumnNames | None = None) -> list[str]:
+    """Relative paths that a table may mean, to be fetched; none if it holds its images itself.
+
+    Raises:
+        ShardError: If there is no such table, or no column of paths in it.
+    """
+    given = columns or ColumnNames()
+    table = open_rows(labels, wanted=given.wanted())
+    if _holds_images(table, given):
+        return []
+    column = find_column(table.names, PATH, given.path, where=str(labels))
+    assert column is not None
+    return [
+        path
+        for number, row in table.rows()
+        for path in spellings(name_text(row.get(column), where=f"{labels}: row {number}"))
+        if path and not is_absolute(path) and not leads_out(path)
+    ]
 
 
 def parse_part(text: object, *, where: str) -> str:
@@ -129,13 +155,16 @@ def parse_part(text: object, *, where: str) -> str:
     return _PARTS[word]
 
 
-def _table_file(labels: Path) -> Path:
-    """The table itself; of a folder its metadata, as Hugging Face lays them out."""
+def _table_files(labels: Path) -> list[Path]:
+    """The table itself; of a folder its metadata or its files of pictures, as a hub has them."""
     if not labels.is_dir():
-        return labels
+        return [labels]
     found = [labels / name for name in _METADATA if (labels / name).is_file()]
     if len(found) == 1:
-        return found[0]
+        return found
+    pictures = sorted(file for ending in _PICTURES for file in labels.rglob(f"*{ending}"))
+    if not found and pictures:
+        return pictures
     what = " and ".join(file.name for file in found)
     raise ShardError(
         f"{printable(labels)}: is a folder "
@@ -144,30 +173,111 @@ def _table_file(labels: Path) -> Path:
     )
 
 
+def _open_all(
+    tables: list[Path], given: ColumnNames, images: Path | None, files: PathFilter | None
+) -> "list[_Reading]":
+    finder = None
+    readings = []
+    for file in tables:
+        table = open_rows(file, wanted=given.wanted())
+        if not _holds_images(table, given) and finder is None:
+            finder = PathFinder(FolderIndex(images or file.parent, files=files))
+            if file.parent == finder.index.folder:
+                finder.index.left_out.forget(file.name)
+        readings.append(_Reading.of(table, given, finder))
+    return readings
+
+
+def _holds_images(table: LabelTable, given: ColumnNames) -> bool:
+    """Whether the table's images lie in the table itself."""
+    return bool(table.pictures) and (
+        given.path is None or column_key(given.path) in map(column_key, table.pictures)
+    )
+
+
+def _range_of(ends: list[tuple[float, float]]) -> tuple[float, float]:
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _with_names_of_rows(reading: "_Reading", tables: int) -> "_Reading":
+    """Pictures whose names are missing, or stand twice, are called by their rows."""
+    if reading.picture is None:
+        return reading
+    keys = array.array("q")
+    is_named = True
+    for sample in _samples(reading):
+        keys.append(group_key(sample.path))
+        is_named = is_named and not sample.path.startswith(_NAMELESS)
+    unique = np.unique(np.frombuffer(keys, np.int64)).size == len(keys)
+    front = f"{reading.table.path.stem}/" if tables > 1 else ""
+    return replace(reading, front=front, is_numbered=not (unique and is_named))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """A table, what its columns mean, and the folder its paths lie in."""
+    """A table, what its columns mean, and where its images are."""
 
     table: LabelTable
     columns: dict[str, str | None]
     marks: NumberMarks
-    finder: PathFinder
+    finder: PathFinder | None
+    """The folder its paths lie in; None if it holds the images."""
+    picture: str | None
+    """The column that holds the images."""
+    part: str = ""
+    """Of all rows, where the file's name says it and no column does."""
+    front: str = ""
+    is_numbered: bool = False
 
     @classmethod
-    def of(cls, labels: Path, given: ColumnNames, finder: PathFinder) -> "_Reading":
-        table = open_rows(labels, wanted=given.wanted())
+    def of(cls, table: LabelTable, given: ColumnNames, finder: PathFinder | None) -> "_Reading":
+        where = str(table.path)
         if next(table.rows(), None) is None:
             raise ShardError(
-                f"{printable(labels)}: has no rows; a table needs a header and a row per image",
+                f"{printable(where)}: has no rows; a table needs a header and a row per image",
                 exit_code=3,
             )
-        columns = {
-            role.name: find_column(table.names, role, given.given(role), where=str(labels))
+        picture = _picture_column(table, given)
+        names = [name for name in table.names if name not in table.pictures or picture is None]
+        columns: dict[str, str | None] = {
+            role.name: find_column(names, role, given.given(role), where=where)
             for role in ROLES
+            if role is not PATH or picture is None
         }
         numbers = [columns[role.name] for role in (SCORE, STD, LEVEL)]
         marks = table.number_marks([column for column in numbers if column is not None])
-        return cls(table=table, columns=columns, marks=marks, finder=finder)
+        part = _FILE_OF_PART.match(table.path.name) if columns[SPLIT.name] is None else None
+        return cls(
+            table=table,
+            columns={PATH.name: None, **columns},
+            marks=marks,
+            finder=finder,
+            picture=picture,
+            part=parse_part(part[1], where=where) if part and picture else "",
+        )
+
+    def locate(self, number: int, row: Row, where: str) -> tuple[str, Path, Embedded | None]:
+        """An image's name in the set, and where its bytes are."""
+        if self.picture is not None:
+            place = Embedded(column=self.picture, row=number - 1)
+            return self._name_of_picture(number, row), self.table.path, place
+        assert self.finder is not None
+        text = name_text(self.cell(row, PATH), where=f"{where}: {self.columns[PATH.name]}")
+        if not text:
+            raise ShardError(f"{where}: names no image; correct the row", exit_code=3)
+        path, _ = self.finder.find(text, where=where)
+        return path, self.finder.index.folder / path, None
+
+    def _name_of_picture(self, number: int, row: Row) -> str:
+        assert self.picture is not None
+        cell = row.get(self.picture)
+        given = str((cell.get("path") if isinstance(cell, dict) else None) or "")
+        path = next(iter(spellings(given)))
+        if is_absolute(path) or leads_out(path):
+            path = path.replace("\0", "").rpartition("/")[2]
+        if self.is_numbered or not path:
+            path = f"{_NAMELESS}{number:08d}{'-' if path else ''}{path.rpartition('/')[2]}"
+        return self.front + path
 
     def cell(self, row: Row, role: Role) -> Any:
         """A row's cell in the column of a role; None if there is no such column."""
@@ -192,14 +302,15 @@ def _first_pass(
             sample = _sample(reading, (number, row))
             if sample.mos is not None:
                 low, high = min(low, sample.mos), max(high, sample.mos)
-            absent.add(number, row, sample)
+            if reading.finder is not None:
+                absent.add(number, row, sample)
             yield sample.path
 
     def refuse() -> None:
         if absent.count and (missing == "error" or absent.count == absent.rows):
             raise absent.error()
 
-    if extra_files == "ignore":
+    if extra_files == "ignore" or reading.finder is None:
         for _ in names():
             pass
         refuse()
@@ -225,6 +336,7 @@ class _Absent:
     def add(self, number: int, row: Row, sample: Sample) -> None:
         """Look whether the image of a row is there."""
         self.rows += 1
+        assert self._reading.finder is not None
         index = self._reading.finder.index
         if index.position(sample.path) is None and not sample.file.is_file():
             self.count += 1
@@ -237,6 +349,7 @@ class _Absent:
         assert self._first is not None
         number, text = self._first
         finder, table = self._reading.finder, self._reading.table
+        assert finder is not None
         way_out = finder.hint(text) or (
             "complete the folder, name another with `--images`, or leave them out with "
             "`--on-error skip`"
@@ -250,6 +363,25 @@ class _Absent:
         )
 
 
+def _picture_column(table: LabelTable, given: ColumnNames) -> str | None:
+    """The column of images; None if the table names files.
+
+    Raises:
+        ShardError: If there are several, and none is named.
+    """
+    if not _holds_images(table, given):
+        return None
+    if given.path is not None:
+        return find_column(table.pictures, PATH, given.path, where=str(table.path))
+    if len(table.pictures) > 1:
+        raise ShardError(
+            f"{printable(table.path)}: the columns {' and '.join(map(repr, table.pictures))} all "
+            f"hold images; say which with `--path-column {table.pictures[0]}`",
+            exit_code=3,
+        )
+    return table.pictures[0]
+
+
 def _samples(reading: _Reading) -> Iterator[Sample]:
     return (_sample(reading, numbered) for numbered in reading.table.rows())
 
@@ -257,24 +389,23 @@ def _samples(reading: _Reading) -> Iterator[Sample]:
 def _sample(reading: _Reading, numbered: Numbered) -> Sample:
     number, row = numbered
     where = f"{printable(reading.table.path)}: row {number}"
-    text = name_text(reading.cell(row, PATH), where=f"{where}: {reading.columns[PATH.name]}")
-    if not text:
-        raise ShardError(f"{where}: names no image; correct the row", exit_code=3)
-    path, _ = reading.finder.find(text, where=where)
+    path, file, embedded = reading.locate(number, row, where)
     group, distortion, subset = (
         cell_text(reading.cell(row, role), where=f"{where}: {role.name}")
         for role in (GROUP, DISTORTION, SUBSET)
     )
     return Sample(
         path=path,
-        file=reading.finder.index.folder / path,
+        file=file,
         mos=parse_score(reading.number(row, SCORE), where=where),
         mos_std=_spread(reading.number(row, STD), reading.columns[STD.name], where),
         group=group if group != "" else path,
         distortion=distortion,
         level=_level(reading.number(row, LEVEL), where),
         subset=subset,
-        part=parse_part(reading.cell(row, SPLIT), where=where),
+        part=parse_part(reading.cell(row, SPLIT), where=where) or reading.part,
+        size=reading.table.mean_bytes if embedded is not None else None,
+        embedded=embedded,
         row=number,
     )
 
@@ -291,7 +422,11 @@ def _notes(reading: _Reading) -> Iterator[str]:
         and column_key(column) not in (role.name, *_PLAIN_SCORES)
     ]
     finder = reading.finder
-    if finder.num_shortened:
+    if reading.picture is not None:
+        told.append(f"images from its column {printable(reading.picture, 60)!r}")
+    if reading.part:
+        told.append(f"part {reading.part!r} from the file's name")
+    if finder is not None and finder.num_shortened:
         told.append(
             f"{finder.index.folder.name!r} taken off the front of paths such as "
             f"{printable(finder.shortened, 80)!r}"

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import http.server
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,12 +18,16 @@ from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from click.testing import CliRunner, Result
 
+from lmcl.inference.inputs import TableOptions, list_items
 from shards.build.build import build
 from shards.build.plan import ShardSize
 from shards.cache import Cache
+from shards.cli import cli
 from shards.errors import ShardError
 from shards.read import ShardSet, open_set
+from shards.remote import local_copy, local_folder
 from shards.sample import DataSet
 from shards.splits.draw import make_splits
 from shards.splits.split import load_split, write_split
@@ -356,3 +361,100 @@ def test_hostile_manifests_behind_a_url_reach_nothing_on_this_machine(
         assert {path.name for path in victim.parent.iterdir()} == {"cache", "victim.tar"}
         outside = {path.name for path in tmp_path.iterdir()}
         assert outside <= {"folder", "home", "mine", "mine.csv", "packed"}, case.name
+
+
+class _Web(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def plain_web(tmp_path: Path) -> Iterator[str]:
+    """A plain web server over `tmp_path / "web"`."""
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(_Web, directory=str(tmp_path / "web"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def _pictures(folder: Path, picture: Callable[..., bytes]) -> list[bytes]:
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    found = [picture(k) for k in range(3)]
+    for k, data in enumerate(found):
+        (folder / "photos" / f"{k} b.png").write_bytes(data)
+    (folder / "l.csv").write_text("path;mos\n" + "".join(f"{k} b.png;{k},5\n" for k in range(3)))
+    return found
+
+
+def _shard(*arguments: str) -> Result:
+    command = ["build", "table", *arguments, "--workers", "1", "--no-progress"]
+    return CliRunner().invoke(cli, command)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["web", "memory"])
+def test_tables_and_images_behind_urls_are_those_on_disk(
+    kind: str,
+    plain_web: str,
+    memory: str,
+    tmp_path: Path,
+    picture: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LMCL_CACHE", str(tmp_path / "cache"))
+    found = _pictures(tmp_path / "web", picture)
+    root = {"web": plain_web, "memory": memory}[kind]
+    fsspec.filesystem("memory").put(str(tmp_path / "web") + "/", "/bucket/", recursive=True)
+    secret = f"{root}/l.csv?token=secret" if kind == "web" else f"{root}/l.csv"
+    done = _shard(secret, "--images", f"{root}/photos", "--output", str(tmp_path / "o"))
+    assert done.exit_code == 0, done.output
+    assert "secret" not in done.output
+    packed = open_set(tmp_path / "o")
+    assert [data for _, data, _ in packed] == found
+    assert packed.samples.mos.tolist() == [0.5, 1.5, 2.5]
+    one = list_items([f"{root}/photos/1 b.png" if kind == "memory" else f"{root}/photos/1%20b.png"])
+    assert (one[0].read(), one[0].is_file) == (found[1], False)
+    assert one[0].path.startswith(f"{root}/photos/1")
+    table = list_items([f"{root}/l.csv"], tables=TableOptions(images=tmp_path / "web/photos"))
+    assert [item.read() for item in table] == found
+    if kind == "memory":
+        assert [item.read() for item in list_items([f"{root}/photos"])] == found
+        (tmp_path / "new.png").write_bytes(found[0])
+        fsspec.filesystem("memory").put(str(tmp_path / "new.png"), "/bucket/photos/1 b.png")
+        again = list_items([f"{root}/photos"])
+        assert again[1].read() == found[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://me:secret@127.0.0.1:1/l.csv?key=secret", "https://127.0.0.1:1/.*check the addr"),
+        ("odd://bucket/l.csv", "odd://bucket: no way to read this kind of URL"),
+        ("{web}/none.csv", "http://127.0.0.1:[0-9]+/none.csv: there is no such file"),
+        ("{web}/photos", "a server on the web lists no folder"),
+    ],
+    ids=["offline", "kind", "missing", "folder"],
+)
+def test_a_url_that_gives_nothing_is_one_sentence(
+    plain_web: str, tmp_path: Path, url: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMCL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    url = url.replace("{web}", plain_web)
+    done = _shard(url, "--output", str(tmp_path / "o"))
+    assert isinstance(done.exception, ShardError)
+    assert re.search(words, str(done.exception))
+    (item,) = list_items([url])
+    assert re.search(words, item.problem)
+    assert "secret" not in str(done.exception) + item.problem + item.path
+    assert "://" in item.path
+
+
+def test_what_is_larger_than_the_cache_is_refused(memory: str, tmp_path: Path) -> None:
+    fsspec.filesystem("memory").pipe("/bucket/a/x.png", b"x" * 3000)
+    for fetch in (local_copy, local_folder):
+        with pytest.raises(ShardError, match=r"more than the .* the cache may have; copy it"):
+            fetch(f"{memory}/a/x.png" if fetch is local_copy else f"{memory}/a", limit_bytes=1000)
