@@ -119,7 +119,6 @@ ACROSS = {
     "shards/test_fuzz.py": "damaged files of every kind",
     "shards/test_hostile_sets.py": "sets made to do harm",
     "shards/test_interop.py": "shards read by other libraries",
-    "shards/test_remote.py": "sets on object stores",
 }
 """Test files that mirror no module, and what they are about."""
 
