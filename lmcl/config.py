@@ -23,6 +23,7 @@ from lmcl.method.lr_schedule import ScheduleConfig
 from lmcl.method.objective import ObjectiveConfig
 from lmcl.method.teacher import TeacherConfig
 from lmcl.models.encoder import EncoderConfig
+from lmcl.models.normalization import IMAGENET, find_normalization
 from lmcl.models.quality_model import DecoderConfig, check_heads
 from lmcl.models.saliency import SaliencyConfig
 from lmcl.utils.trackers import TRACKERS
@@ -146,8 +147,8 @@ class RuntimeConfig:
     again: less memory, about a third more time, the same gradient."""
     cells: str = ""
     """Folder that keeps what a frozen stem makes of every crop, so that further epochs and runs
-    need no pixels (`squeezenet-vit` with all 13 modules frozen, `crops.pool`); empty: nothing is
-    kept. Takes tens of kilobytes a crop."""
+    need no pixels (`hybrid` with all of its stem frozen, `crops.pool`); empty: nothing is kept.
+    Takes some hundred kilobytes a crop; the start says how much, and an interrupted one goes on."""
     compile: bool = False
     """Run the student through torch.compile."""
     trackers: tuple[str, ...] = ()
@@ -256,6 +257,28 @@ def config_names() -> list[str]:
     """Names of the configurations that come with the project, as `find_config` takes them."""
     files = sorted(CONFIGS.rglob("*.toml"))
     return [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in files]
+
+
+def load_run_config(path: Path) -> Config:
+    """Read the config.toml of a run folder, which an earlier version may have written.
+
+    Raises:
+        ConfigError: As in `load_config`.
+    """
+    return parse_run_config(_read_tree(path, above=()), where=str(path))
+
+
+def parse_run_config(tree: dict[str, Any], *, where: str) -> Config:
+    """A run's whole configuration; fields its version did not have mean what it did then.
+
+    Raises:
+        ConfigError: As in `parse_config`.
+    """
+    config = parse_config(tree, where=where)
+    encoder = config.encoder
+    if "normalize" in tree.get("encoder", {}) or find_normalization(encoder) == IMAGENET:
+        return config
+    return dataclasses.replace(config, encoder=dataclasses.replace(encoder, normalize="imagenet"))
 
 
 def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
@@ -482,5 +505,5 @@ def _without_none(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _without_none(value) for key, value in node.items() if value is not None}
     if isinstance(node, tuple):
-        return list(node)
+        return [_without_none(one) for one in node]
     return node

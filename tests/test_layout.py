@@ -52,7 +52,7 @@ COVERED_BY = {
         "lmcl: evaluation/predict evaluation/results training/finish "
         "training/run_dir training/seeding training/setup training/signals utils/environment"
     ),
-    "lmcl/features/test_cache.py": "lmcl/features: build",
+    "lmcl/features/test_cache.py": "lmcl/features: build partial",
     "lmcl/inference/test_command.py": "lmcl: cli/score cli/run/score",
     "lmcl/inference/test_batch_job.py": "lmcl/inference: filter scores_file",
     "lmcl/inference/test_export.py": "lmcl: cli/export",

@@ -25,6 +25,7 @@ from lmcl.inference.batch_job import ScoringOptions, score_items
 from lmcl.inference.inputs import list_items
 from lmcl.inference.scorer import Precision, Scorer
 from lmcl.models.encoder import EncoderConfig
+from lmcl.models.normalization import find_normalization
 from lmcl.models.pretrained import ModelCard, ReleasedModel, build_model
 from lmcl.models.quality_model import DecoderConfig
 from lmcl.models.saliency import SaliencyConfig
@@ -59,8 +60,10 @@ def make_scorer(
 ) -> Scorer:
     """A model of random weights with the paper's crops, `crops` of them an image."""
     torch.manual_seed(0)
+    config = EncoderConfig(name=encoder)
+    mean, std = find_normalization(config)
     card = ModelCard(
-        encoder=EncoderConfig(name=encoder),
+        encoder=config,
         decoder=DecoderConfig(),
         crops=CropConfig(evaluation=crops),
         saliency=SaliencyConfig(),
@@ -69,6 +72,8 @@ def make_scorer(
         split="none",
         split_hash="",
         decode="torch-pillow",
+        mean=mean,
+        std=std,
     )
     released = ReleasedModel(model=build_model(card), card=card)
     return Scorer(released, device=device, precision=precision)

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from lmcl.config import Config, load_config
+from lmcl.config import Config, load_run_config
 from lmcl.distributed import RankContext, make_rank_context
 from lmcl.errors import LmclError
 from lmcl.evaluation.decoders import DecoderComparison, compare_decoders
@@ -117,7 +117,7 @@ def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) ->
         LmclError: If the run, its model, the set or the part is not there, if splits are asked
             for on the set the model was trained on, or if no mapping can be fitted as asked.
     """
-    config = load_config(run / "config.toml")
+    config = load_run_config(run / "config.toml")
     released = load_model(run / "model")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     decode = config.runtime.decoding

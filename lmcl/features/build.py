@@ -7,8 +7,7 @@ dozens of runs on the same images need the pixels once (docs/decisions/0008).
 """
 
 import hashlib
-import logging
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,12 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lmcl.distributed import RankContext
-from lmcl.errors import ConfigError, LmclError
+from lmcl.errors import ConfigError
 from lmcl.features.cache import FeatureCache, FeatureCaches
+from lmcl.features.partial import PartialFeatures, hold_file, tell_cost
 from lmcl.models.preprocess import Preprocessing, autocast, preprocess
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import SaliencyConfig, window_to_box
-from lmcl.models.stem import SqueezeLevels
+from lmcl.models.stem import LevelStem
 from pipeline.batch import CropBatch
 from pipeline.boxes import (
     BoxRule,
@@ -36,19 +36,18 @@ from pipeline.boxes import (
     pool_boxes,
     scaled_sizes,
 )
-from pipeline.loader import Loader, Mode
-from shards.files import atomic_path
+from pipeline.loader import Loader, Mode, decode_choice
 from shards.read import ShardSet
-
-logger = logging.getLogger(__name__)
 
 _IMAGES = 4
 """Images a batch while features are computed."""
+_SETTLE = 25
+"""Batches between two places to go on from."""
 _CROPS = 16
 """Crops a forward pass: more of them and their maps no longer stay in a processor's cache."""
 
 
-def check_cacheable(student: QualityModel, *, pool: int | None, flip: bool) -> SqueezeLevels:
+def check_cacheable(student: QualityModel, *, pool: int | None, flip: bool) -> LevelStem:
     """The frozen stem whose features can be kept.
 
     Raises:
@@ -56,10 +55,10 @@ def check_cacheable(student: QualityModel, *, pool: int | None, flip: bool) -> S
     """
     stem = getattr(student.encoder, "stem", None)
     asked = "runtime.cells keeps what a frozen stem makes of fixed places"
-    if not isinstance(stem, SqueezeLevels) or not stem.is_frozen:
+    if not isinstance(stem, LevelStem) or not stem.is_frozen:
         raise ConfigError(
-            f"{asked}, but here the stem learns; set encoder.name = 'squeezenet-vit' and "
-            "encoder.frozen = 13, or runtime.cells = ''"
+            f"{asked}, but here the stem learns; set encoder.name = 'hybrid' and encoder.frozen to "
+            "all of its stem's levels (13 for squeezenet1_1), or runtime.cells = ''"
         )
     if pool is None:
         raise ConfigError(
@@ -103,12 +102,34 @@ def possible_salient_boxes(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """One feature file: which crops of which images."""
+
+    mode: Mode
+    ids: Int64[np.ndarray, " n"]
+    boxes: Int32[np.ndarray, "n k 4"]
+    crops: CropConfig
+    path: Path
+
+    @property
+    def count(self) -> int:
+        """Crops of all images."""
+        return int(self.boxes.shape[0] * self.boxes.shape[1])
+
+    def open(self) -> FeatureCache:
+        """The finished file."""
+        return FeatureCache(
+            ids=self.ids, boxes=self.boxes, values=np.load(self.path, mmap_mode="r")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureCacheBuilder:
     """Builder of the feature caches of a run."""
 
     folder: Path
     shard_set: ShardSet
-    stem: SqueezeLevels
+    stem: LevelStem
     crops: CropConfig
     saliency: SaliencyConfig
     has_centre: bool
@@ -123,9 +144,8 @@ class FeatureCacheBuilder:
             train: Ids of the train part.
             judged: Ids of all parts that are judged.
         """
-        everything = np.union1d(train, judged)
-        views = self._cache("global", everything, self._view_crops(), None)
-        grid = round(views.values.shape[2] ** 0.5)
+        views = self._plan("global", np.union1d(train, judged), self._view_crops(), None)
+        grid = round(self._features_of(views)[0] ** 0.5)
 
         def places(
             ids: Int64[np.ndarray, " b"], frames: Int64[np.ndarray, "b 2"]
@@ -140,34 +160,46 @@ class FeatureCacheBuilder:
                 places.append(centre_boxes(frames, size=size)[:, None])
             return np.concatenate(places, axis=1)
 
-        return FeatureCaches(
-            train=self._cache("eval", np.unique(train), self.crops, places),
-            views=views,
-            judged=self._cache("eval", np.unique(judged), self.crops, None),
-        )
-
-    def _cache(
-        self, mode: Mode, ids: NDArray[np.int64], crops: CropConfig, rule: BoxRule | None
-    ) -> FeatureCache:
-        boxes = self._boxes(mode, ids, crops, rule)
-        with Loader(
-            self.shard_set,
-            ids,
-            crops=replace(crops, evaluation=boxes.shape[1]),
-            batch_size=min(_IMAGES, len(ids)),
-            mode=mode,
-            seed=0,
-            device=self.context.device,
-            decode=self.context.decode,
-            # One row of boxes an id: what an image can be shown by depends on its neighbours' size.
-            rule=lambda asked, _frames: boxes[np.searchsorted(ids, asked)],
-        ) as loader:
-            path = self.folder / f"{mode}-{self._key(mode, ids, boxes, crops, loader.recipe)}.npy"
-            if not path.is_file() and self.context.is_main:
-                logger.info("%s: features of %d images x %d boxes", path, *boxes.shape[:2])
-                self._fill(path, loader, ids, boxes.shape[1])
+        plans = [
+            self._plan("eval", np.unique(train), self.crops, places),
+            views,
+            self._plan("eval", np.unique(judged), self.crops, None),
+        ]
+        if self.context.is_main:
+            self._make([plan for plan in plans if not plan.path.is_file()])
         _wait(self.context)
-        return FeatureCache(ids=ids, boxes=boxes, values=np.load(path, mmap_mode="r"))
+        first, second, third = (plan.open() for plan in plans)
+        return FeatureCaches(train=first, views=second, judged=third)
+
+    def _plan(
+        self, mode: Mode, ids: NDArray[np.int64], crops: CropConfig, rule: BoxRule | None
+    ) -> "_Plan":
+        boxes = self._boxes(mode, ids, crops, rule)
+        recipe = decode_choice(self.shard_set, self.context.decode, self.context.device).recipe
+        path = self.folder / f"{mode}-{self._key(mode, ids, boxes, crops, recipe)}.npy"
+        return _Plan(mode=mode, ids=ids, boxes=boxes, crops=crops, path=path)
+
+    def _make(self, plans: Sequence["_Plan"]) -> None:
+        """Compute what is missing, after saying what it takes."""
+        if not plans:
+            return
+        crops = sum(plan.count for plan in plans)
+        total = sum(plan.count * _size_of(*self._features_of(plan)) for plan in plans)
+        what = f"features of {crops:,} crops (made once, kept in runtime.cells)"
+        tell_cost(self.folder, total, what)
+        for plan in plans:
+            with hold_file(plan.path, "lmcl train: features"):
+                if not plan.path.is_file():
+                    self._fill(plan)
+
+    @torch.no_grad()
+    def _features_of(self, plan: "_Plan") -> tuple[int, int, np.dtype]:
+        """Cells and features of one crop of a plan, and the type of their numbers."""
+        side = plan.crops.size
+        blank = torch.zeros((1, 3, side, side), device=self.context.device)
+        with autocast(self.context.device, self.preprocessing.precision):
+            features = _bits(self.stem.cells(blank).cpu())
+        return features.shape[1], features.shape[2], features.dtype
 
     def _boxes(
         self, mode: Mode, ids: NDArray[np.int64], crops: CropConfig, rule: BoxRule | None
@@ -181,35 +213,45 @@ class FeatureCacheBuilder:
         frames = frame_sizes(heights, widths, crops)
         return rule(ids, frames) if rule else evaluation_boxes(ids, frames, crops)
 
-    def _fill(self, path: Path, loader: Loader, ids: NDArray[np.int64], places: int) -> None:
-        """Run the stem over the loader's crops; the file appears whole or not at all."""
-        values: np.memmap | None = None
-        with atomic_path(path) as temporary:
-            for batch in self._bar(loader):
+    def _fill(self, plan: "_Plan") -> None:
+        """Run the stem over a plan's crops; a later process goes on where this one is stopped."""
+        cells, width, dtype = self._features_of(plan)
+        shape = (*plan.boxes.shape[:2], cells, width)
+        partial = PartialFeatures(plan.path, shape=shape, dtype=dtype)
+        with self._loader(plan) as loader:
+            start = partial.batches
+            steps = tqdm(
+                loader.epoch(0, start=start),
+                initial=start,
+                total=loader.steps,
+                desc="features of the frozen stem",
+                unit="batch",
+                leave=False,
+                disable=None if self.context.progress else True,
+            )
+            for done, batch in enumerate(steps, start=start + 1):
                 keep = batch.valid.cpu()
                 features = self._features(batch)
-                features = features.reshape(-1, places, *features.shape[1:])[keep]
-                if values is None:
-                    values = np.lib.format.open_memmap(
-                        temporary,
-                        mode="w+",
-                        dtype=_bits(features).dtype,
-                        shape=(len(ids), *features.shape[1:]),
-                    )
-                    _preallocate(temporary, path)
-                values[np.searchsorted(ids, batch.ids.cpu()[keep].numpy())] = _bits(features)
-            if values is None:
-                raise LmclError(f"{path}: no image to compute features of", exit_code=3)
-            values.flush()
+                features = features.reshape(-1, shape[1], *features.shape[1:])[keep]
+                rows = np.searchsorted(plan.ids, batch.ids.cpu()[keep].numpy())
+                partial.values[rows] = _bits(features)  # type: ignore[assignment]
+                if done % _SETTLE == 0:
+                    partial.save(done)
+        partial.finish()
 
-    def _bar(self, loader: Loader) -> tqdm:
-        return tqdm(
-            loader.epoch(0),
-            total=loader.steps,
-            desc="features of the frozen stem",
-            unit="batch",
-            leave=False,
-            disable=None if self.context.progress else True,
+    def _loader(self, plan: "_Plan") -> Loader:
+        ids, boxes = plan.ids, plan.boxes
+        return Loader(
+            self.shard_set,
+            ids,
+            crops=replace(plan.crops, evaluation=boxes.shape[1]),
+            batch_size=min(_IMAGES, len(ids)),
+            mode=plan.mode,
+            seed=0,
+            device=self.context.device,
+            decode=self.context.decode,
+            # One row of boxes an id: what an image can be shown by depends on its neighbours' size.
+            rule=lambda asked, _frames: boxes[np.searchsorted(ids, asked)],
         )
 
     @torch.no_grad()
@@ -233,7 +275,7 @@ class FeatureCacheBuilder:
         for name, tensor in sorted(self.stem.layers.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         pixels = _preprocessing_key(self.preprocessing)
-        rest = (mode, crops.size, crops.max_side, recipe, pixels, self.stem.merges)
+        rest = (mode, crops.size, crops.max_side, recipe, pixels, self.stem.key)
         digest.update(repr(rest).encode())
         return digest.hexdigest()[:20]
 
@@ -253,17 +295,9 @@ def _preprocessing_key(preprocessing: Preprocessing) -> str:
     )
 
 
-def _preallocate(temporary: Path, path: Path) -> None:
-    """Take the disk space now: a full disk in a mapped file is a fatal signal (SIGBUS)."""
-    size = temporary.stat().st_size
-    try:
-        with temporary.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        raise LmclError(
-            f"{path}: the features take {size / 1e9:.1f} GB, and there is no room for them "
-            f"({error}); set runtime.cells to a folder on a larger disk, or to '' to see pixels"
-        ) from error
+def _size_of(cells: int, features: int, dtype: np.dtype) -> int:
+    """Bytes of one crop."""
+    return int(cells * features * dtype.itemsize)
 
 
 def _wait(context: RankContext) -> None:

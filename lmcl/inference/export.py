@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lmcl.config import load_config
+from lmcl.config import load_run_config
 from lmcl.errors import LmclError
 from lmcl.inference.inputs import list_items
 from lmcl.inference.scorer import Scorer
@@ -163,7 +163,7 @@ def images_of_run(run: Path, *, most: int | None = None) -> Compared:
     file = run / "config.toml"
     if not file.is_file():
         return _without(f"{run} has no config.toml, so it is not known what it was trained on")
-    config = load_config(file)
+    config = load_run_config(file)
     try:
         shard_set = open_set(config.data.root)
         ids = load_split(shard_set, config.data.split).test

@@ -20,10 +20,14 @@ class ClsAttentionRecorder(TorchFunctionMode):
 
     Queries and keys are taken as the layer hands them over: what it does to them before (rotary
     positions, biases kept apart, norms) differs from model to model.
+
+    Args:
+        pooled: In a model without CLS: where its patches look, mean over all of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, pooled: bool = False) -> None:
         super().__init__()
+        self._queries = slice(None) if pooled else slice(0, 1)
         self.rows: list[Float[Tensor, "n t"]] = []
 
     def __torch_function__(
@@ -33,12 +37,12 @@ class ClsAttentionRecorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> object:
-        """Call `func`; where it is attention, keep its first row."""
+        """Call `func`; where it is attention, keep its first row, or the mean of all rows."""
         if func is functional.scaled_dot_product_attention:
             query, key = args[:2]
-            scaled = query[:, :, :1].float() * query.shape[-1] ** -0.5
+            scaled = query[:, :, self._queries].float() * query.shape[-1] ** -0.5
             row = (scaled @ key.float().transpose(-2, -1)).softmax(dim=-1)
-            self.rows.append(row[:, :, 0].mean(dim=1))
+            self.rows.append(row.mean(dim=(1, 2)))
         return func(*args, **(kwargs or {}))
 
 

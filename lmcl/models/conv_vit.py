@@ -1,4 +1,4 @@
-"""Convolutional stem under a short vision transformer."""
+"""Hybrid encoder: a stem, convolutional or pretrained, under a short vision transformer."""
 
 from collections.abc import Sequence
 
@@ -9,32 +9,31 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from lmcl.models.encoder import STEM_HEADS, STEM_WIDTH, Encoder, EncoderConfig
-from lmcl.models.stem import Cells, PixelsOrFeatures, SqueezeLevels
+from lmcl.models.stem import Cells, LevelStem, PixelsOrFeatures
 
-_SUMMARY_HIDDEN = 512
 _BRANCH_SCALE = 0.1
 """LayerScale of the blocks above a stem: they start close to passing the stem's features on, which
 is what little data can use at once (docs/decisions/0006)."""
 
 
 class ConvVit(Encoder):
-    """A convolutional stem whose cells are the patches of a short vision transformer.
+    """A stem whose cells are the patches of a short vision transformer.
 
     Positions are fixed two-dimensional sines, so any crop size can be used.
     """
 
-    def __init__(self, stem: SqueezeLevels | Cells, config: EncoderConfig) -> None:
+    def __init__(self, stem: LevelStem | Cells, config: EncoderConfig) -> None:
         super().__init__()
         self.width = config.width or STEM_WIDTH
         self.stem = stem
         self.project = nn.Linear(stem.channels, self.width)
         self.about = (
             nn.Sequential(
-                nn.Linear(stem.summary, _SUMMARY_HIDDEN),
+                nn.Linear(stem.summary, stem.summary_hidden),
                 nn.GELU(),
-                nn.Linear(_SUMMARY_HIDDEN, self.width),
+                nn.Linear(stem.summary_hidden, self.width),
             )
-            if stem.summary
+            if isinstance(stem, LevelStem)
             else None
         )
         self.cls = nn.Parameter(torch.randn(1, 1, self.width) * 0.02)

@@ -5,8 +5,10 @@ can say where CLS looked in its last layers. Attention weights are computed only
 the training forward keeps the fused attention.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -19,6 +21,9 @@ from lmcl.utils.validators import check_bounds
 
 STEM_WIDTH, STEM_HEADS = 192, 3
 """Of the blocks above a convolutional stem, unless the configuration says otherwise."""
+SQUEEZENET = "squeezenet1_1"
+"""The one stem of `hybrid` that is torchvision's; timm has none of the kind."""
+Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +31,22 @@ class EncoderConfig:
     """Which encoder, and where its first weights come from."""
 
     name: str = "deit3_small_patch16_224"
-    """Any timm vision transformer, `squeezenet-vit` (ImageNet SqueezeNet 1.1 convolutions, read at
-    three depths, as the patch embedding) or `conv-vit` (a small convolutional stem, to be trained
-    from scratch)."""
+    """Any timm vision transformer; `hybrid`: the model that `encoder.stem` names, read at several
+    depths, under a short vision transformer; `conv-vit`: a small convolutional stem, to be trained
+    from scratch. `squeezenet-vit` is the earlier name of `hybrid` on `squeezenet1_1`."""
+    stem: str = ""
+    """Of `hybrid`: any timm model that `features_only` can take apart (ResNet, ConvNeXt, Swin,
+    EfficientNet, ViT), or `squeezenet1_1`."""
+    levels: tuple[str, ...] = ()
+    """Of `hybrid`: names of the depths that are read, as in timm's `feature_info` (`blocks.4`,
+    `stages.2`); empty: all of them."""
     weights: str = ""
-    """Empty: random. A file (.safetensors, .pth; .npz with torchvision's names for the SqueezeNet
-    part), or `timm` for the named model's weights from the hub."""
+    """Empty: random. A file (.safetensors, .pth; .npz with torchvision's names for SqueezeNet),
+    `timm` for the named model's weights from the hub, or the name of an installed package of
+    weights (docs/training.md). With `hybrid` they are those of its stem."""
+    normalize: Literal["model", "imagenet", "half", "clip"] | tuple[Triple, Triple] = "model"
+    """Means and deviations pixels are normalised with. `model`: the named model's own, from timm's
+    `pretrained_cfg`; `imagenet`; `half`: .5 and .5; `clip`; or two triples of RGB in [0, 1]."""
     width: int | None = None
     """Token width; None: as the timm model is named, 192 otherwise."""
     depth: int | None = None
@@ -39,11 +54,11 @@ class EncoderConfig:
     heads: int | None = None
     """Attention heads; None: as the timm model is named, 3 otherwise."""
     patch: int | None = None
-    """Patch side in pixels; None: as the timm model is named, 16 otherwise. `squeezenet-vit` can
-    have 16 or 32."""
+    """Patch side in pixels; None: as the timm model is named, 16 otherwise. SqueezeNet's cells can
+    have 16 or 32; those of other `hybrid` stems as many as their last level or a multiple."""
     frozen: int = 0
-    """How many of the stem's first modules keep their weights (`squeezenet-vit` only); all 13 of
-    them can be run once and kept (`runtime.cells`)."""
+    """How much of a `hybrid` stem keeps its weights: so many of its levels, first to last (of
+    SqueezeNet's 13 modules). What all of them give can be kept (`runtime.cells`)."""
 
     def __post_init__(self) -> None:
         check_bounds(
@@ -52,6 +67,8 @@ class EncoderConfig:
             least={"width": 1, "depth": 1, "heads": 1, "patch": 1, "frozen": 0},
             most={"width": 16384, "depth": 1024, "heads": 1024, "patch": 1024, "frozen": 1024},
         )
+        self._check_stem()
+        self._check_normalize()
         width, heads = self.token_width, self.heads or (STEM_HEADS if self.has_stem else None)
         if width is not None and heads is not None and width % heads:
             raise ValueError(
@@ -64,10 +81,44 @@ class EncoderConfig:
                 "cosines along two axes; set it to a multiple of 4"
             )
 
+    def _check_stem(self) -> None:
+        if (self.name == "hybrid") != bool(self.stem):
+            raise ValueError(
+                f"encoder.name = {self.name!r} and encoder.stem = {self.stem!r} do not fit; "
+                "`hybrid` needs a stem (resnet18, say, or squeezenet1_1), and no other encoder "
+                "takes one"
+            )
+        if self.levels and (self.name != "hybrid" or self.stem == SQUEEZENET):
+            raise ValueError(
+                "encoder.levels is for encoder.name = 'hybrid' on a timm model; leave it empty"
+            )
+
+    def _check_normalize(self) -> None:
+        if isinstance(self.normalize, str):
+            return
+        mean, std = self.normalize
+        if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+            raise ValueError(
+                f"encoder.normalize is {self.normalize}; it must be means and deviations of three "
+                "channels, finite numbers, deviations above 0"
+            )
+
     @property
     def has_stem(self) -> bool:
-        """Whether convolutions make its tokens, rather than a timm model."""
-        return self.name in ("squeezenet-vit", "conv-vit")
+        """Whether its tokens are a stem's cells, with a few blocks of ours above them."""
+        return self.name in ("hybrid", "squeezenet-vit", "conv-vit")
+
+    @property
+    def is_squeezenet(self) -> bool:
+        """Whether its stem is torchvision's SqueezeNet, under either name."""
+        return self.name == "squeezenet-vit" or self.stem == SQUEEZENET
+
+    @property
+    def timm_name(self) -> str | None:
+        """The timm model whose weights it takes; None if it has none."""
+        if self.is_squeezenet or self.name == "conv-vit":
+            return None
+        return self.stem or self.name
 
     @property
     def token_width(self) -> int | None:
@@ -97,8 +148,15 @@ class Encoder(nn.Module):
         """How many tokens stand before the patches inside the layers (CLS and registers)."""
         return 1
 
+    @property
+    def has_cls(self) -> bool:
+        """Whether the layers have a CLS token; without one saliency is pooled attention."""
+        return True
+
     def cls_attention(self, pixels: PixelsOrFeatures, *, layers: int) -> Float[Tensor, "n g g"]:
         """CLS -> patch attention, mean over heads and the last `layers` layers.
+
+        In a model without CLS it is pooled attention: the mean over all patches of where they look.
 
         Returns:
             Non-negative maps over the g x g patch tokens, float32; register tokens are left out.
@@ -111,7 +169,7 @@ class Encoder(nn.Module):
                 f"saliency.layers is {layers}, but the encoder has {len(modules)} layers; "
                 f"set saliency.layers to at most {len(modules)}"
             )
-        with fused_attention(modules), ClsAttentionRecorder() as seen:
+        with fused_attention(modules), ClsAttentionRecorder(pooled=not self.has_cls) as seen:
             self.tokens(pixels)
         patches = torch.stack(seen.rows[-layers:]).mean(dim=0)[:, self.prefix :]
         grid = round(patches.shape[1] ** 0.5)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from lmcl.errors import ConfigError
 from lmcl.models.conv_vit import ConvVit
 from lmcl.models.encoder import Encoder, EncoderConfig
-from lmcl.models.stem import SqueezeLevels, small_stem
+from lmcl.models.stem import LevelStem, SqueezeLevels, small_stem
+from lmcl.models.timm_stem import TimmLevels
 from lmcl.models.vit import TimmEncoder
 
 
@@ -19,13 +20,21 @@ def make_encoder(config: EncoderConfig, *, sizes: Sequence[int]) -> Encoder:
     Raises:
         ConfigError: If the name is unknown or cannot serve the method.
     """
-    if config.name == "squeezenet-vit":
-        return ConvVit(SqueezeLevels(frozen=config.frozen, patch=config.patch or 16), config)
+    if config.is_squeezenet or config.name == "hybrid":
+        return ConvVit(_level_stem(config, sizes=sizes), config)
     if config.frozen:
         raise ConfigError(
-            f"encoder.frozen = {config.frozen} is for squeezenet-vit, not {config.name!r}; "
+            f"encoder.frozen = {config.frozen} is for hybrid encoders, not {config.name!r}; "
             "set it to 0"
         )
     if config.name == "conv-vit":
         return ConvVit(small_stem(config.patch or 16), config)
     return TimmEncoder(config, sizes=sizes)
+
+
+def _level_stem(config: EncoderConfig, *, sizes: Sequence[int]) -> LevelStem:
+    if config.is_squeezenet:
+        return SqueezeLevels(frozen=config.frozen, patch=config.patch or 16)
+    return TimmLevels(
+        config.stem, levels=config.levels, frozen=config.frozen, patch=config.patch, sizes=sizes
+    )

@@ -13,11 +13,15 @@ import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lmcl.errors import LmclError
 from lmcl.models.encoder import EncoderConfig
-from lmcl.models.quality_model import MEAN, STD, DecoderConfig, QualityModel
+from lmcl.models.normalization import IMAGENET
+from lmcl.models.packaged import PACKAGED
+from lmcl.models.quality_model import DecoderConfig, QualityModel
 from lmcl.models.saliency import SaliencyConfig
+from lmcl.models.weights import load_weights
 from pipeline.boxes import CropConfig
 from shards import ScoreScale
 from shards.errors import ShardError
@@ -34,6 +38,8 @@ _MOST_HEADER_BYTES = 1 << 24
 _MOST_TEXT = 1000
 _MOST_CROP_PIXELS = 1 << 27
 """Pixels of all crops of an image: 2,600 crops of 224."""
+_STEM = "encoder.stem.layers."
+"""Names of a stem's own layers among a model's tensors."""
 _DTYPES = ("F32", "F16", "BF16", "F64", "I64", "I32", "BOOL")
 _MOST: Mapping[str, Mapping[str, int]] = {
     "encoder": {"width": 1 << 14, "depth": 512, "heads": 1 << 10, "patch": 1 << 10, "frozen": 64},
@@ -58,10 +64,14 @@ class ModelCard:
     split_hash: str
     decode: str
     """The decode recipe of training; scores made with another one may differ slightly."""
-    mean: tuple[float, float, float] = MEAN
-    """Channel means taken off pixels scaled to [0, 1], RGB."""
-    std: tuple[float, float, float] = STD
+    mean: tuple[float, float, float] = IMAGENET.mean
+    """Channel means taken off pixels scaled to [0, 1], RGB. Models of earlier versions keep
+    ImageNet's, whatever their encoder."""
+    std: tuple[float, float, float] = IMAGENET.std
     """Channel deviations pixels are divided by."""
+    stem_weights: str = ""
+    """Name of the installed package that the frozen stem's weights come with
+    (`lmcl.models.packaged`); empty: they are in the folder."""
     test_srcc: float | None = None
     test_plcc: float | None = None
     note: str = ""
@@ -77,9 +87,16 @@ class ReleasedModel:
 
 
 def save_model(folder: Path, model: QualityModel, card: ModelCard) -> None:
-    """Write a model folder; an older one of the same name is replaced in one step."""
+    """Write a model folder; an older one of the same name is replaced in one step.
+
+    With `card.stem_weights` the stem's layers are left out: `load_model` takes the package's.
+    """
     card = replace(card, encoder=replace(card.encoder, weights=""))  # a path of this machine
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state = {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if not (card.stem_weights and name.startswith(_STEM))
+    }
     config = msgspec.json.format(msgspec.json.encode(card), indent=2)
     with atomic_folder(folder) as new:
         with atomic_path(new / "model.safetensors", durable="nothing") as weights:
@@ -116,10 +133,22 @@ def load_model(folder: Path) -> ReleasedModel:
         raise _misfit(weights, _first_difference(shapes, expected))
     model = build_model(card)
     try:
-        model.load_state_dict(load_file(weights))
+        _fill(model, load_file(weights), card)
+    except LmclError:
+        raise
     except Exception as error:  # safetensors raises its own, undocumented classes
         raise _misfit(weights, printable(str(error).splitlines()[0])) from error
     return ReleasedModel(model=model.eval().requires_grad_(False), card=card)
+
+
+def _fill(model: QualityModel, state: dict[str, Tensor], card: ModelCard) -> None:
+    """Give a model the folder's tensors, and its stem those of the package the card names."""
+    if card.stem_weights:
+        encoder = replace(card.encoder, weights=card.stem_weights)
+        load_weights(model.encoder, encoder)
+        stem = {name: t for name, t in model.state_dict().items() if name.startswith(_STEM)}
+        state = {**state, **stem}
+    model.load_state_dict(state)
 
 
 def read_card(config: Path) -> ModelCard:
@@ -167,6 +196,8 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError("mean, std and score are finite numbers, std above 0")
     if not card.score.low < card.score.high:
         raise ValueError("score.low is below score.high")
+    if card.stem_weights and card.stem_weights not in PACKAGED:
+        raise ValueError(f"stem_weights names no package known here ({', '.join(PACKAGED)})")
     for name in ("training_set", "split", "split_hash", "decode", "note"):
         if len(getattr(card, name)) > _MOST_TEXT:
             raise ValueError(f"{name} is longer than {_MOST_TEXT} characters")
@@ -176,13 +207,19 @@ def _expected_shapes(config: Path, card: ModelCard) -> dict[str, list[int]]:
     """Names and shapes of the card's weights, found without memory for them."""
     try:
         with torch.device("meta"):
-            return {name: list(t.shape) for name, t in build_model(card).state_dict().items()}
+            tensors = build_model(card).state_dict()
     except Exception as error:  # timm's models refuse sizes in any way they like
         raise LmclError(
             f"{printable(config)}: its model cannot be built: {printable(error)}; take the folder "
             "as lmcl wrote it",
             exit_code=5,
         ) from error
+    left_out = _STEM if card.stem_weights else None
+    return {
+        name: list(tensor.shape)
+        for name, tensor in tensors.items()
+        if left_out is None or not name.startswith(left_out)
+    }
 
 
 def _read_shapes(weights: Path) -> dict[str, list[int]]:
@@ -253,10 +290,26 @@ Answers in the scale of {card.training_set}: {card.score.kind.upper()}, {card.sc
 {card.score.high:g}, {better}.
 
 * Result: {figures} (split `{card.split}`, hash `{card.split_hash[:16]}`).
-* Pixels: decoded by `{card.decode}`; EXIF orientation applied; never resampled.
-* Limits: it knows the contents and distortions of its training set; other cameras, codecs and
-  subjects shift its scores. {card.note}
+* Pixels: decoded by `{card.decode}`; EXIF orientation applied; {_resampling(card)}; normalised by
+  mean {card.mean} and deviation {card.std}.
+{_stem_line(card)}* Limits: it knows the contents and distortions of its training set; other
+  cameras, codecs and subjects shift its scores. {card.note}
 * The weights derive from the training set; its licence applies to what you do with them.
 
     lmcl score PHOTOS --model {"<this folder>"} --output scores.csv
 """
+
+
+def _resampling(card: ModelCard) -> str:
+    longest = card.crops.max_side
+    return f"longer sides scaled down to {longest} pixels" if longest else "never resampled"
+
+
+def _stem_line(card: ModelCard) -> str:
+    if not card.stem_weights:
+        return ""
+    return (
+        f"* The stem `{card.encoder.stem}` keeps its pretrained weights, which are not in this\n"
+        f"  folder: they come with the package `{card.stem_weights}`\n"
+        f"  ({PACKAGED[card.stem_weights].licence}).\n"
+    )

@@ -23,12 +23,6 @@ from lmcl.models.stem import PixelsOrFeatures, at_least_float32
 from lmcl.models.vit import TimmEncoder
 from lmcl.utils.validators import check_bounds
 
-MEAN = (0.485, 0.456, 0.406)
-"""Channel means of ImageNet, RGB in [0, 1]: what pretrained encoders expect."""
-STD = (0.229, 0.224, 0.225)
-"""Channel deviations of ImageNet, RGB in [0, 1]."""
-
-
 _MIDDLE = 0.5
 """What the panel says before it has learned anything: the middle of the scale [ours]."""
 

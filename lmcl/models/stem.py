@@ -1,9 +1,11 @@
 """Convolutions in front of a short vision transformer: pixels become one feature vector a cell.
 
-`SqueezeLevels` reads pretrained convolutions at three depths, as what a codec, a lens or a sensor
-did to a picture is gone from the last one (docs/decisions/0006). `small_stem` learns from scratch.
+A `LevelStem` reads pretrained layers at several depths, as what a codec, a lens or a sensor did to
+a picture is gone from the last one (docs/decisions/0006): `SqueezeLevels` those of SqueezeNet,
+`lmcl.models.timm_stem` those of any timm model. `small_stem` learns from scratch.
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,65 @@ PixelsOrFeatures = Float[Tensor, "n 3 s s"] | Float[Tensor, "n cells features"]
 _TAPS = {4: (128, 7, 4), 7: (256, 3, 2), 12: (512, 1, 1)}
 """Module of SqueezeNet 1.1 -> its channels, and the window and stride in its own pixels whose means
 lie on the cells of the last level: those of the pools that stand between."""
-_LEAST_SQUARE = 1e-4
+LEAST_SQUARE = 1e-4
 """Where nothing fires the square root would have no slope."""
 
 
-class SqueezeLevels(nn.Module):
+class LevelStem(nn.Module, ABC):
+    """Pretrained layers read at several depths: features of every cell, level by level.
+
+    Subclasses give `layers`, a `norms` entry for each level, and `cells`.
+    """
+
+    widths: tuple[int, ...]
+    """Features of a cell, level by level."""
+    summary_hidden = 512
+    """Hidden width of what is made of a crop as a whole (`ConvVit`)."""
+    layers: nn.Module
+    norms: nn.ModuleList
+
+    @property
+    def channels(self) -> int:
+        """Features of a cell over all levels."""
+        return sum(self.widths)
+
+    @property
+    def summary(self) -> int:
+        """Features of a crop as a whole."""
+        return 2 * self.channels
+
+    @property
+    @abstractmethod
+    def is_frozen(self) -> bool:
+        """Whether no layer ever learns, so that `cells` of a crop never change."""
+
+    @property
+    @abstractmethod
+    def key(self) -> object:
+        """How cells are read off the layers; part of a feature cache's file name."""
+
+    @abstractmethod
+    def cells(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t c"]:
+        """Features of every cell before the norms: all that the layers have to say."""
+
+    def forward(self, shown: PixelsOrFeatures) -> tuple[Tensor, Tensor]:
+        """Features [n, t, c] of every cell in reading order, and [n, s] of the crop as a whole.
+
+        The latter are means and deviations over the cells, each level and statistic on its own
+        scale (docs/decisions/0009).
+        """
+        cells = shown if shown.ndim == 3 else self.cells(shown)
+        levels = torch.split(at_least_float32(cells), list(self.widths), dim=-1)
+        patches = [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
+        whole = []
+        for level in levels:
+            variance, mean = torch.var_mean(level, dim=1, correction=0)
+            deviation = variance.clamp_min(LEAST_SQUARE).sqrt()
+            whole += [functional.layer_norm(one, one.shape[-1:]) for one in (mean, deviation)]
+        return torch.cat(patches, dim=-1), torch.cat(whole, dim=-1)
+
+
+class SqueezeLevels(LevelStem):
     """ImageNet SqueezeNet 1.1 at three depths: means and root mean squares under each last cell.
 
     Root mean squares rather than deviations: after a ReLU they say the same beside the mean, and no
@@ -38,10 +94,7 @@ class SqueezeLevels(nn.Module):
     """
 
     widths = tuple(count * (2 if window > 1 else 1) for count, window, _ in _TAPS.values())
-    """Features of a cell, level by level."""
-    channels = sum(widths)
-    summary = 2 * channels
-    """Features of a crop as a whole."""
+    layers: nn.Sequential
 
     def __init__(self, *, frozen: int, patch: int = 16) -> None:
         super().__init__()
@@ -64,24 +117,13 @@ class SqueezeLevels(nn.Module):
         """Whether no convolution ever learns, so that `cells` of a crop never change."""
         return self.frozen == len(self.layers)
 
-    def forward(self, shown: PixelsOrFeatures) -> tuple[Tensor, Tensor]:
-        """Features [n, t, c] of every cell in reading order, and [n, s] of the crop as a whole.
-
-        The latter are means and deviations over the cells, each level and statistic on its own
-        scale (docs/decisions/0009).
-        """
-        cells = shown if shown.ndim == 3 else self.cells(shown)
-        levels = torch.split(at_least_float32(cells), list(self.widths), dim=-1)
-        patches = [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
-        whole = []
-        for level in levels:
-            variance, mean = torch.var_mean(level, dim=1, correction=0)
-            deviation = variance.clamp_min(_LEAST_SQUARE).sqrt()
-            whole += [functional.layer_norm(one, one.shape[-1:]) for one in (mean, deviation)]
-        return torch.cat(patches, dim=-1), torch.cat(whole, dim=-1)
+    @property
+    def key(self) -> bool:
+        """As earlier versions spelled it, so that their feature caches are found."""
+        return self.merges
 
     def cells(self, pixels: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n t c"]:
-        """The same before the norms: all that the convolutions have to say."""
+        """Features of every cell before the norms: all that the convolutions have to say."""
         levels, x = [], pixels
         for place, layer in enumerate(self.layers):
             with torch.set_grad_enabled(torch.is_grad_enabled() and place >= self.frozen):
@@ -179,7 +221,7 @@ def _under_cells(
         return merged(x)
     mean = merged(functional.avg_pool2d(x, window, stride, ceil_mode=True))
     square = merged(functional.avg_pool2d(x * x, window, stride, ceil_mode=True))
-    return torch.cat([mean, square.clamp_min(_LEAST_SQUARE).sqrt()], dim=1)
+    return torch.cat([mean, square.clamp_min(LEAST_SQUARE).sqrt()], dim=1)
 
 
 def _convolution(channels: int, out: int, *, stride: int) -> list[nn.Module]:

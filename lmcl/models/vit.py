@@ -24,6 +24,10 @@ def _unknown(name: str) -> ConfigError:
     )
 
 
+def _as_stem(name: str) -> str:
+    return f"set encoder.name = 'hybrid' and encoder.stem = {name!r}"
+
+
 class TimmEncoder(Encoder):
     """A timm vision transformer without its classifier."""
 
@@ -56,7 +60,8 @@ class TimmEncoder(Encoder):
         except TypeError as error:
             raise ConfigError(
                 f"encoder.name = {config.name!r} is none of timm's plain vision transformers "
-                f"({error}); choose a vit_, deit or eva02 model, e.g. deit3_small_patch16_224"
+                f"({printable(error, 200)}); choose a vit_, deit or eva02 model, e.g. "
+                f"deit3_small_patch16_224, or {_as_stem(config.name)}"
             ) from error
         except AssertionError as error:
             raise ConfigError(
@@ -71,10 +76,10 @@ class TimmEncoder(Encoder):
                 f"the view have {sizes[0]} and {sizes[-1]}; choose crops.size and saliency.view "
                 f"as multiples of {side}"
             )
-        if getattr(self.vit, "cls_token", None) is None or not hasattr(self.vit, "blocks"):
+        if not hasattr(self.vit, "blocks"):
             raise ConfigError(
-                f"encoder.name = {config.name!r} has no CLS token, and the teacher's saliency is "
-                "CLS attention; choose a ViT with one, e.g. deit3_small_patch16_224"
+                f"encoder.name = {config.name!r} has no list of blocks, and the teacher's saliency "
+                f"is their attention; {_as_stem(config.name)}"
             )
         if not all(
             isinstance(getattr(block, "attn", None), SUPPORTED_ATTENTION)
@@ -83,8 +88,11 @@ class TimmEncoder(Encoder):
             raise ConfigError(
                 f"encoder.name = {config.name!r} has blocks without an attention that can be "
                 "listened to, and the teacher's saliency is CLS attention; choose a plain ViT, "
-                "e.g. deit3_small_patch16_224"
+                f"e.g. deit3_small_patch16_224, or {_as_stem(config.name)}"
             )
+        self.has_own_cls = getattr(self.vit, "cls_token", None) is not None
+        if not self.has_own_cls and getattr(self.vit, "attn_pool", None) is not None:
+            self.vit.attn_pool = None  # pools to one vector, where every token is wanted
         self.width, heads = int(self.vit.embed_dim), self.vit.blocks[0].attn.num_heads
         if self.width % heads:
             raise ConfigError(
@@ -95,24 +103,35 @@ class TimmEncoder(Encoder):
     @property
     def is_half(self) -> bool:
         """Whether its weights are bfloat16 (`to_bfloat16`)."""
-        return bool(self.vit.cls_token.dtype == torch.bfloat16)
+        return bool(next(self.vit.parameters()).dtype == torch.bfloat16)
 
     @property
     def prefix(self) -> int:
         """CLS, and registers where the model has them."""
         return int(self.vit.num_prefix_tokens)
 
+    @property
+    def has_cls(self) -> bool:
+        """Whether the model has a CLS token of its own."""
+        return self.has_own_cls
+
     def tokens(self, pixels: PixelsOrFeatures) -> Float[Tensor, "n t d"]:
-        """CLS and patch tokens; register tokens are dropped."""
+        """CLS and patch tokens; register tokens are dropped.
+
+        Without a CLS token the mean of the patches stands in its place.
+        """
         if self.is_half:
             # Autocast would take every norm back to float32, and each product to bfloat16 again.
             with torch.autocast(pixels.device.type, enabled=False):
                 out: Tensor = self.vit.forward_features(pixels.bfloat16()).float()
         else:
             out = self.vit.forward_features(pixels)
-        if self.prefix == 1:
-            return out
-        return torch.cat([out[:, :1], out[:, self.prefix :]], dim=1)
+        patches = out[:, self.prefix :]
+        if not self.has_own_cls:
+            # Where the model pools by mean, its last norm comes after that.
+            patches = getattr(self.vit, "fc_norm", torch.nn.Identity())(patches)
+            return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
+        return out if self.prefix == 1 else torch.cat([out[:, :1], patches], dim=1)
 
     def layers(self) -> Sequence[nn.Module]:
         """All blocks of the timm model."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmcl.config import Config, binding_differences, find_config, load_config
+from lmcl.config import Config, binding_differences, find_config, load_config, load_run_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.training.run_dir import RunDir
 from shards.read import open_set
@@ -181,7 +181,7 @@ def _check_folder(task: Task) -> None:
     folder = RunDir(task.folder)
     if not folder.has_begun or not folder.config.exists():
         return
-    changed = binding_differences(task.config, load_config(folder.config))
+    changed = binding_differences(task.config, load_run_config(folder.config))
     if changed:
         raise ConfigError(
             f"{task.folder}: holds a run of another configuration (asked / found there): "

@@ -159,6 +159,8 @@ def _card(trainer: Trainer, evaluation: Evaluation) -> ModelCard:
         split=config.data.split,
         split_hash=trainer.split.hash,
         decode=trainer.loader.recipe,
+        mean=trainer.preprocessing.mean,
+        std=trainer.preprocessing.std,
         test_srcc=evaluation.srcc,
         test_plcc=evaluation.plcc_raw,
         note=_SYNTHETIC if trainer.shard_set.name == "demo" else "",

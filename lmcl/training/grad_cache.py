@@ -127,12 +127,13 @@ def check_divisible(student: nn.Module) -> None:
         ConfigError: If the student has batch norms: their statistics would be those of a part.
     """
     for name, module in student.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        learns = any(parameter.requires_grad for parameter in module.parameters())
+        if learns and isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ConfigError(
                 f"runtime.micro_batch sees a batch in parts, but {name} of the encoder is a "
                 f"{type(module).__name__}, whose statistics are those of all crops seen at once, "
                 "so the gradient would be another one; set runtime.micro_batch = 0, or take an "
-                "encoder without batch norms (timm ViTs, squeezenet-vit). "
+                "encoder without batch norms (timm ViTs, squeezenet-vit, a frozen stem). "
                 "runtime.gradient_checkpointing saves memory without dividing the batch"
             )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lmcl.config import Config
 from lmcl.errors import ConfigError
+from lmcl.models.normalization import find_normalization
 from lmcl.models.pretrained import ModelCard, load_model
 from lmcl.models.quality_model import QualityModel
 from shards.read import ShardSet
@@ -36,10 +37,11 @@ def start_from_model(
 
 def _check_architecture(card: ModelCard, config: Config) -> None:
     asked = config.train.start_from
-    # What learns, and from where, does not change what a model is.
+    # What learns, and from where, does not change what a model is; pixels are compared below.
+    encoder = replace(card.encoder, normalize=config.encoder.normalize)
     ours = replace(config.encoder, weights="", frozen=card.encoder.frozen)
     for part, here, there in (
-        ("encoder", ours, card.encoder),
+        ("encoder", ours, encoder),
         ("decoder", config.decoder, card.decoder),
     ):
         if here != there:
@@ -48,6 +50,14 @@ def _check_architecture(card: ModelCard, config: Config) -> None:
                 f"configuration says {here}; take over the [{part}] table of its run's config.toml",
                 exit_code=5,
             )
+    pixels = find_normalization(config.encoder)
+    if pixels != (card.mean, card.std):
+        raise ConfigError(
+            f"train.start_from = {asked!r} learned from pixels normalised by {card.mean} and "
+            f"{card.std}, and here it would be {pixels.mean} and {pixels.std}; set "
+            f"encoder.normalize = {[list(card.mean), list(card.std)]}",
+            exit_code=5,
+        )
 
 
 def _check_unseen(card: ModelCard, config: Config, *, shard_set: ShardSet, split: Split) -> None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from lmcl.config import Config, binding_differences, dump_config, load_config
+from lmcl.config import Config, binding_differences, dump_config, load_run_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.training.checkpoint import list_checkpoints
 from lmcl.utils.files import write_atomic
@@ -86,7 +86,7 @@ class RunDir:
         write_atomic(self.log, "".join(kept))
 
     def _check_same(self, config: Config) -> None:
-        theirs = load_config(self.config)
+        theirs = load_run_config(self.config)
         changed = binding_differences(config, theirs)
         if changed:
             raise ConfigError(

@@ -23,7 +23,7 @@ from lmcl.config import (
     TrainConfig,
     binding_differences,
     flatten,
-    parse_config,
+    parse_run_config,
 )
 from lmcl.distributed import RankContext, make_rank_context
 from lmcl.errors import ConfigError, LmclError
@@ -33,10 +33,9 @@ from lmcl.features.cache import FeatureLoader, FeatureSource
 from lmcl.method.objective import ObjectiveConfig, plan_objective
 from lmcl.method.teacher import Teacher
 from lmcl.models.factory import make_encoder
+from lmcl.models.normalization import find_normalization
 from lmcl.models.preprocess import PRECISIONS, Preprocessing
 from lmcl.models.quality_model import (
-    MEAN,
-    STD,
     QualityModel,
     enable_gradient_checkpointing,
     select_attention_impl,
@@ -400,7 +399,7 @@ def _make_data(
         crops=config.crops,
         saliency=config.saliency,
         has_centre=config.objective.hub == "centre",
-        preprocessing=_make_preprocessing(config.runtime),
+        preprocessing=_make_preprocessing(config),
         context=context,
     )
     evaluated = np.union1d(split.part("val"), split.part(config.evaluation.part))
@@ -443,7 +442,7 @@ def _make_trainer(
         run_dir=run_dir,
         accelerator=accelerator,
         context=context,
-        preprocessing=_make_preprocessing(config.runtime),
+        preprocessing=_make_preprocessing(config),
         shard_set=data.shard_set,
         split=data.split,
         student=wrapped,
@@ -470,7 +469,7 @@ def _make_grad_cache(
         student=student,
         key_teacher=teacher if has_teacher_keys else None,
         accelerator=accelerator,
-        preprocessing=_make_preprocessing(config.runtime),
+        preprocessing=_make_preprocessing(config),
         context=context,
         flip=config.train.flip,
         micro_batch=config.runtime.micro_batch,
@@ -489,8 +488,9 @@ def _make_metrics_logger(config: Config, run_dir: RunDir, context: RankContext) 
     )
 
 
-def _make_preprocessing(runtime: RuntimeConfig) -> Preprocessing:
-    return Preprocessing(mean=MEAN, std=STD, precision=PRECISIONS[runtime.precision])
+def _make_preprocessing(config: Config) -> Preprocessing:
+    mean, std = find_normalization(config.encoder)
+    return Preprocessing(mean=mean, std=std, precision=PRECISIONS[config.runtime.precision])
 
 
 def _make_optimizer(
@@ -593,7 +593,7 @@ def _check_state(trainer: Trainer, state: State) -> None:
     Raises:
         ConfigError: With exit code 5.
     """
-    theirs = parse_config(tomllib.loads(state.config), where="the checkpoint's configuration")
+    theirs = parse_run_config(tomllib.loads(state.config), where="the checkpoint's configuration")
     changed = binding_differences(trainer.config, theirs)
     if changed:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """Cells of a frozen stem in place of pixels: the same run, with the pixels read once."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from lmcl.config import Config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluation.predictions import read_csv
-from lmcl.features.build import possible_salient_boxes
+from lmcl.features.build import FeatureCacheBuilder, possible_salient_boxes
 from lmcl.features.cache import FeatureCache
 from lmcl.models.saliency import SaliencyConfig, window_to_box
 from lmcl.training.setup import fit
+from pipeline.batch import CropBatch
 from pipeline.loader import Loader
 from tests.lmcl.conftest import ConfigMaker
 
@@ -94,17 +96,63 @@ def test_other_stem_weights_are_other_cells(tiny: ConfigMaker, tmp_path: Path) -
     assert len(list((tmp_path / "cells").iterdir())) == 6
 
 
-def test_half_made_cells_are_not_left_behind(
-    tiny: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, LmclError], ids=["ctrl-c", "signal"])
+def test_features_that_were_stopped_go_on_and_are_the_same_bits(
+    tiny: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: type
 ) -> None:
-    monkeypatch.setattr("lmcl.features.build._bits", lambda cells: cells.numpy()[:, :, :0])
-    with pytest.raises(ValueError, match=r"broadcast|shape"):
-        fit(
-            _frozen(tiny, f"runtime.cells='{tmp_path / 'cells'}'"),
-            tmp_path / "run",
-            progress=False,
-        )
-    assert list((tmp_path / "cells").iterdir()) == []
+    monkeypatch.setattr("lmcl.features.build._SETTLE", 1)
+    whole, again = (_frozen(tiny, f"runtime.cells='{tmp_path / name}'") for name in "ab")
+    fit(whole, tmp_path / "whole", progress=False)
+    compute, seen = FeatureCacheBuilder._features, []
+
+    def stop_at_the_third(self: FeatureCacheBuilder, batch: CropBatch) -> torch.Tensor:
+        seen.append(batch.ids.tolist())
+        if len(seen) == 3:
+            raise stopped("enough")
+        return compute(self, batch)
+
+    monkeypatch.setattr(FeatureCacheBuilder, "_features", stop_at_the_third)
+    with pytest.raises(stopped):
+        fit(again, tmp_path / "again", progress=False)
+    left = sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert len(left) == 2
+    assert all(name.startswith(".eval") and ".partial" in name for name in left)
+
+    fit(again, tmp_path / "again", resume="auto", progress=False)
+    assert seen[3] == seen[2]  # what was finished is not computed again
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab"
+    )
+    assert first == second
+
+
+def test_the_cost_is_said_before_anything_is_made_and_must_fit(
+    tiny: ConfigMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path / "cells"
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(LmclError, match=r"would take 0\.\d\d GB, and 0\.00 GB are free"):
+        fit(_frozen(tiny, f"runtime.cells='{folder}'"), tmp_path / "run", progress=False)
+    assert list(folder.iterdir()) == []
+    monkeypatch.undo()
+    with caplog.at_level("INFO", logger="lmcl"):
+        fit(_frozen(tiny, f"runtime.cells='{folder}'"), tmp_path / "run", progress=False)
+    said = next(line for line in caplog.messages if "will take" in line)
+    made = sum(path.stat().st_size for path in folder.iterdir())
+    assert float(said.split("will take ")[1].split()[0]) == pytest.approx(made / 1e9, abs=0.006)
+
+
+def test_a_frozen_timm_stem_is_kept_too(tiny: ConfigMaker, tmp_path: Path) -> None:
+    stem = ("encoder.name='hybrid'", "encoder.stem='resnet10t'", "encoder.frozen=2")
+    levels = ("encoder.levels=['layer1', 'layer2']", "encoder.patch=8", "saliency.window=4")
+    changes = [*stem, *levels, "crops.size=32", "saliency.view=32", "train.epochs=1"]
+    fit(_frozen(tiny, *changes), tmp_path / "pixels", progress=False)
+    kept = _frozen(tiny, *changes, f"runtime.cells='{tmp_path / 'cells'}'")
+    fit(kept, tmp_path / "kept", progress=False)
+    np.testing.assert_allclose(_scores(tmp_path / "kept"), _scores(tmp_path / "pixels"), atol=2e-4)
 
 
 @pytest.mark.parametrize(
