@@ -1,7 +1,8 @@
 """Crop boxes: pure functions of (seed, epoch, id) or of the image's size.
 
 A box is (y, x, height, width) in the image's *frame*: the decoded, upright image, scaled down if
-`max_side` says so, and reflected at its lower and right edge where it is smaller than a crop.
+`max_side` or `short_side` says so, and reflected at its lower and right edge where it is smaller
+than a crop.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,10 @@ from pipeline.saliency_table import SaliencyTable as SaliencyTable
 
 _EVALUATION_KEY = 0x45564C  # never that of an epoch: those are folded from two numbers
 _POOL_KEY = 0x504F4F4C
-_MOST = {"size": 8192, "random": 10**4, "evaluation": 10**4, "pool": 10**5, "max_side": 10**6}
+_MOST = {
+    "size": 8192, "random": 10**4, "evaluation": 10**4, "pool": 10**5, "max_side": 10**6,
+    "short_side": 10**6,
+}  # fmt: skip
 """Beyond any sensible crop, and far below what ends in an overflow or without memory."""
 
 BoxRule = Callable[[Int64[np.ndarray, " b"], Int64[np.ndarray, "b 2"]], NDArray[np.int32]]
@@ -42,6 +46,9 @@ class CropConfig:
     max_side: int | None = None
     """Longest side of an image, pixels; larger ones are scaled down to it (antialiased) before
     cropping. None never scales. Part of the model's recipe: scaling changes what is judged."""
+    short_side: int | None = None
+    """The same for the shorter side, in place of `max_side`: crops then show the same share of a
+    picture's height whatever its shape, and a panorama is not reflected to fill a crop."""
     small: Literal["reflect"] = "reflect"
     """What happens to an image smaller than a crop: reflected at its lower and right edge."""
     evaluation: int = 10
@@ -55,12 +62,18 @@ class CropConfig:
             ("random", self.random, 1),
             ("evaluation", self.evaluation, 1),
             ("max_side", self.max_side if self.max_side is not None else self.size, self.size),
+            ("short_side", self.size if self.short_side is None else self.short_side, self.size),
         ):
             if value < least:
                 raise ValueError(f"crops.{name} is {value}; it must be at least {least}")
         for name, most in _MOST.items():
             if (getattr(self, name) or 0) > most:
                 raise ValueError(f"crops.{name} must be a number <= {most}")
+        if self.max_side is not None and self.short_side is not None:
+            raise ValueError(
+                f"crops.max_side = {self.max_side} and crops.short_side = {self.short_side} both "
+                "say how far images are scaled down; set one of them"
+            )
         if self.pool is not None and self.pool < self.random:
             raise ValueError(
                 f"crops.random draws {self.random} crops from crops.pool = {self.pool} places; "
@@ -73,25 +86,37 @@ class CropConfig:
                 f"crops.evaluation_layout is {self.evaluation_layout!r}; choose 'grid' or 'seeded'"
             )
 
+    @property
+    def scales(self) -> bool:
+        """Whether large images are scaled down."""
+        return self.max_side is not None or self.short_side is not None
+
 
 def scaled_sizes(
-    heights: Int[np.ndarray, " b"], widths: Int[np.ndarray, " b"], max_side: int | None
+    heights: Int[np.ndarray, " b"], widths: Int[np.ndarray, " b"], crops: CropConfig | None
 ) -> Int64[np.ndarray, "b 2"]:
-    """Height and width after `max_side`: the longer side becomes it, the other keeps the aspect."""
+    """Height and width after `max_side` or `short_side`: that side becomes it, the aspect stays.
+
+    Without a configuration, or without either of them in it, sizes are what they are.
+    """
     sizes = np.stack([heights, widths], axis=1).astype(np.int64)
-    if max_side is None:
+    if crops is None:
         return sizes
-    longest = sizes.max(axis=1, keepdims=True)
+    limit = crops.max_side if crops.max_side is not None else crops.short_side
+    if limit is None:
+        return sizes
+    is_longest = crops.max_side is not None
+    side = (sizes.max if is_longest else sizes.min)(axis=1, keepdims=True)
     # Integers throughout: half a pixel rounds up, on every machine alike.
-    scaled = np.maximum((2 * sizes * max_side + longest) // (2 * longest), 1)
-    return np.asarray(np.where(longest > max_side, scaled, sizes))
+    scaled = np.maximum((2 * sizes * limit + side) // (2 * side), 1)
+    return np.asarray(np.where(side > limit, scaled, sizes))
 
 
 def frame_sizes(
     heights: Int[np.ndarray, " b"], widths: Int[np.ndarray, " b"], crops: CropConfig
 ) -> Int64[np.ndarray, "b 2"]:
     """Height and width of the frame that boxes lie in; at least a crop each way."""
-    return np.asarray(np.maximum(scaled_sizes(heights, widths, crops.max_side), crops.size))
+    return np.asarray(np.maximum(scaled_sizes(heights, widths, crops), crops.size))
 
 
 def random_boxes(

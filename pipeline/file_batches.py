@@ -116,7 +116,7 @@ class FileDecoder:
                 views=crops.evaluation,
                 size=crops.size,
                 whole=False,
-                scales=crops.max_side is not None,
+                scales=crops.scales,
             )
             self._backend = DaliBackend(
                 self._reader,
@@ -180,7 +180,7 @@ class FileDecoder:
             on_gpu = self.choice.decoder == "gpu"
             if size is None or (on_gpu and decode_road(memoryview(data)) == "pillow"):
                 continue
-            target = scaled(np.array(size[:1]), np.array(size[1:]), self._crops.max_side)[0]
+            target = scaled(np.array(size[:1]), np.array(size[1:]), self._crops)[0]
             if (target < self._crops.size).any():
                 continue
             rows.sizes[row] = size
@@ -226,7 +226,7 @@ class FileDecoder:
             ids=places,
             valid=np.ones(len(group), dtype=bool),
             sizes=sizes,
-            targets=scaled(sizes[:, 0], sizes[:, 1], self._crops.max_side),
+            targets=scaled(sizes[:, 0], sizes[:, 1], self._crops),
             boxes=rows.boxes[places],
         )
         for decoded in backend.run(iter([request])):
@@ -245,7 +245,7 @@ class FileDecoder:
             return
         size = self._crops.size
         heights, widths = np.array(pixels.shape[:1]), np.array(pixels.shape[1:2])
-        (target,) = scaled(heights, widths, self._crops.max_side).tolist()
+        (target,) = scaled(heights, widths, self._crops).tolist()
         frame = reflect_pad(resize_rgb(pixels, *target), size)
         rows.sizes[row] = pixels.shape[:2]
         rows.boxes[row] = self._boxes(key, pixels.shape[:2])
@@ -255,7 +255,7 @@ class FileDecoder:
 
     def _joined(self, rows: _Rows) -> FileCrops:
         heights, widths = np.maximum(rows.sizes, 1).T
-        sizes = scaled(heights, widths, self._crops.max_side)
+        sizes = scaled(heights, widths, self._crops)
         sizes[[bool(error) for error in rows.errors]] = 0
         return FileCrops(
             crops=self._stacked(rows.crops) if rows.whole is None else rows.whole,

@@ -250,7 +250,7 @@ class Loader:
             ids=ids,
             valid=valid,
             sizes=sizes,
-            targets=scaled_sizes(heights, widths, self._crops.max_side),
+            targets=scaled_sizes(heights, widths, self._crops),
             boxes=self._boxes(ids, frames, epoch, saliency),
         )
 
@@ -343,7 +343,7 @@ class Loader:
             views=views,
             size=crops.size,
             whole=mode == "global",
-            scales=crops.max_side is not None and mode != "global",
+            scales=crops.scales and mode != "global",
         )
         if self._backend is not None and spec == self._spec:
             return self._backend

@@ -172,7 +172,7 @@ def _write_files(
     done: EvaluatedRun, shard_set: ShardSet, judged: PartPredictions, name: str, card: ModelCard
 ) -> None:
     """The predictions, and the figures beside them."""
-    table = make_prediction_table(shard_set, judged, name, None, max_side=card.crops.max_side)
+    table = make_prediction_table(shard_set, judged, name, None, crops=card.crops)
     _with_boxes(table, done.path).write_csv(done.path)
     figures, mapping = {name: done.evaluation}, done.scope.fitted
     tree = metrics_tree(shard_set, {name: judged}, figures, name, mapping=mapping)

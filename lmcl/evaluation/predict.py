@@ -183,7 +183,7 @@ def compute_saliency(
     def attend(pixels: torch.Tensor) -> torch.Tensor:
         return model(pixels, layers=saliency.layers)
 
-    view = CropConfig(size=saliency.view, max_side=crops.max_side, salient=False)
+    view = CropConfig(size=saliency.view, salient=False)
     samples, size = source.shard_set.samples, saliency.batch_size
     found = []
     batches = source.open_loader(ids, crops=view, mode="global", batch_size=size)
@@ -194,7 +194,7 @@ def compute_saliency(
             shown = batch.ids.cpu()[keep].numpy()
             boxes = window_to_box(
                 best_window(maps, saliency.window).numpy(),
-                scaled_sizes(samples.height[shown], samples.width[shown], crops.max_side),
+                scaled_sizes(samples.height[shown], samples.width[shown], crops),
                 grid=maps.shape[-1],
                 window=saliency.window,
                 size=crops.size,

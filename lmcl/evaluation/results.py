@@ -13,7 +13,7 @@ from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate
 from lmcl.evaluation.predict import PartPredictions, SaliencyMaps
 from lmcl.evaluation.predictions import Predictions, make_predictions
 from lmcl.utils.files import write_atomic
-from pipeline.boxes import scaled_sizes
+from pipeline.boxes import CropConfig, scaled_sizes
 from pipeline.decode import decode_rgb
 from shards.read import ShardSet
 
@@ -27,7 +27,7 @@ def make_prediction_table(
     part: str,
     looked: SaliencyMaps | None,
     *,
-    max_side: int | None,
+    crops: CropConfig,
 ) -> Predictions:
     """A part's predictions beside what the set knows of its images."""
     rows, samples, score = judged.ids, shard_set.samples, shard_set.score
@@ -43,7 +43,7 @@ def make_prediction_table(
         mos_std=samples.mos_std[rows],
         prediction=score.from_unit(judged.score) if score else judged.score,
         prediction_unit=judged.score,
-        size=scaled_sizes(samples.height[rows], samples.width[rows], max_side),
+        size=scaled_sizes(samples.height[rows], samples.width[rows], crops),
         box=looked.boxes if looked else None,
     )
 

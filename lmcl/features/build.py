@@ -234,7 +234,7 @@ class FeatureCacheBuilder:
                 features = self._features(batch)
                 features = features.reshape(-1, shape[1], *features.shape[1:])[keep]
                 rows = np.searchsorted(plan.ids, batch.ids.cpu()[keep].numpy())
-                partial.values[rows] = _bits(features)  # type: ignore[assignment]
+                partial.values[rows] = _bits(features)
                 if done % _SETTLE == 0:
                     partial.save(done)
         partial.finish()
@@ -275,16 +275,16 @@ class FeatureCacheBuilder:
         for name, tensor in sorted(self.stem.layers.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         pixels = _preprocessing_key(self.preprocessing)
-        rest = (mode, crops.size, crops.max_side, recipe, pixels, self.stem.key)
+        rest = (mode, crops.size, crops.short_side or crops.max_side, recipe, pixels, self.stem.key)
         digest.update(repr(rest).encode())
         return digest.hexdigest()[:20]
 
     def _view_crops(self) -> CropConfig:
-        return CropConfig(size=self.saliency.view, max_side=self.crops.max_side, salient=False)
+        return replace(self.crops, size=self.saliency.view, salient=False)
 
     def _extent(self, ids: NDArray[np.int64]) -> Int64[np.ndarray, "n 2"]:
         samples = self.shard_set.samples
-        return scaled_sizes(samples.height[ids], samples.width[ids], self.crops.max_side)
+        return scaled_sizes(samples.height[ids], samples.width[ids], self.crops)
 
 
 def _preprocessing_key(preprocessing: Preprocessing) -> str:

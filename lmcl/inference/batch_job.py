@@ -389,6 +389,7 @@ def _note(scorer: Scorer, options: ScoringOptions) -> dict[str, str]:
         "scale": scorer.scale_label,
         "crops": f"{crops.evaluation} x {crops.size}, {crops.evaluation_layout}",
         "max_side": str(crops.max_side),
+        **({"short_side": str(crops.short_side)} if crops.short_side else {}),
         "precision": scorer.precision,
         "decode": scorer.recipe,
         "columns": json.dumps({"box": options.box, "crops": options.crops}),

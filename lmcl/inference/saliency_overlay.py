@@ -22,7 +22,7 @@ from lmcl.inference.scorer import decode_image
 from lmcl.models.pretrained import ReleasedModel, load_model, model_folder_of
 from lmcl.models.saliency import best_window, window_to_box
 from lmcl.utils.files import make_output_folder, write_atomic
-from pipeline.boxes import scaled_sizes
+from pipeline.boxes import CropConfig, scaled_sizes
 from pipeline.decode import resize_rgb
 from pipeline.normalize import normalize
 from shards.text import printable, spreadsheet_cell
@@ -115,7 +115,7 @@ def image_saliency(released: ReleasedModel, pixels: UInt8[np.ndarray, "h w 3"]) 
         flat = normalize(view, mean=card.mean, std=card.std, dtype=torch.float32)
         maps = released.model.encoder.cls_attention(flat, layers=card.saliency.layers)
     at = best_window(maps, window).numpy()
-    extent = _scaled(pixels, card.crops.max_side)
+    extent = _scaled(pixels, card.crops)
     box = window_to_box(at, extent, grid=maps.shape[-1], window=window, size=card.crops.size)
     (y, x), (tall, wide) = at[0].tolist(), extent[0].tolist()
     top, left, height, width = box[0].tolist()
@@ -178,9 +178,9 @@ def _warm(attention: Float32[np.ndarray, "g g"]) -> UInt8[np.ndarray, "g g 3"]:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def _scaled(pixels: UInt8[np.ndarray, "h w 3"], max_side: int | None) -> Int64[np.ndarray, "1 2"]:
+def _scaled(pixels: UInt8[np.ndarray, "h w 3"], crops: CropConfig) -> Int64[np.ndarray, "1 2"]:
     height, width = pixels.shape[:2]
-    return scaled_sizes(np.array([height]), np.array([width]), max_side)
+    return scaled_sizes(np.array([height]), np.array([width]), crops)
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

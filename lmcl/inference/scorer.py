@@ -234,7 +234,7 @@ class Scorer:
         crops = self.card.crops
         height, width = pixels.shape[:2]
         heights, widths = np.array([height]), np.array([width])
-        target = scaled_sizes(heights, widths, crops.max_side)[0]
+        target = scaled_sizes(heights, widths, crops)[0]
         tall, wide = int(target[0]), int(target[1])
         frame = reflect_pad(resize_rgb(pixels, tall, wide), crops.size)
         frames = frame_sizes(heights, widths, crops)

@@ -44,7 +44,7 @@ _DTYPES = ("F32", "F16", "BF16", "F64", "I64", "I32", "BOOL")
 _MOST: Mapping[str, Mapping[str, int]] = {
     "encoder": {"width": 1 << 14, "depth": 512, "heads": 1 << 10, "patch": 1 << 10, "frozen": 64},
     "decoder": {"queries": 1 << 12, "heads": 1 << 10},
-    "crops": {"size": 1 << 12, "evaluation": 1 << 14, "max_side": 1 << 20},
+    "crops": {"size": 1 << 12, "evaluation": 1 << 14, "max_side": 1 << 20, "short_side": 1 << 20},
     "saliency": {"view": 1 << 12, "layers": 512, "window": 1 << 12},
 }
 """More is no model anybody has trained, but an attempt at somebody's memory."""
@@ -301,8 +301,11 @@ Answers in the scale of {card.training_set}: {card.score.kind.upper()}, {card.sc
 
 
 def _resampling(card: ModelCard) -> str:
-    longest = card.crops.max_side
-    return f"longer sides scaled down to {longest} pixels" if longest else "never resampled"
+    crops = card.crops
+    if not crops.scales:
+        return "never resampled"
+    which, limit = ("longer", crops.max_side) if crops.max_side else ("shorter", crops.short_side)
+    return f"{which} sides above {limit} pixels scaled down to it"
 
 
 def _stem_line(card: ModelCard) -> str:

@@ -57,7 +57,7 @@ def write_outcome(trainer: Trainer) -> Outcome:
         for name, found in judged.items():
             boxes = maps if name == part else None
             table = make_prediction_table(
-                trainer.shard_set, found, name, boxes, max_side=trainer.config.crops.max_side
+                trainer.shard_set, found, name, boxes, crops=trainer.config.crops
             )
             table.write_csv(trainer.run_dir.predictions / f"{name}.csv")
         _write_metrics(trainer, judged, evaluations)

@@ -305,10 +305,12 @@ def _check_data(config: Config, shard_set: ShardSet, split: Split, context: Rank
     _check_labels(where, shard_set, split)
     _check_parts(where, split, config.evaluation)
     _check_batch_size(where, len(split.part("train")), config.train, context)
-    view, longest = config.saliency.view, config.crops.max_side
+    # A view larger than what crops are cut from would be blown up.
+    view, longest = config.saliency.view, config.crops.max_side or config.crops.short_side
     if longest is not None and view > longest:
         raise ConfigError(
-            f"saliency.view is {view} pixels, larger than crops.max_side {longest}; lower "
+            f"saliency.view is {view} pixels, larger than crops.max_side or crops.short_side "
+            f"= {longest}; lower "
             "saliency.view"
         )
 

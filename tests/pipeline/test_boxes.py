@@ -126,18 +126,20 @@ def test_grid_boxes_depend_on_the_size_alone_and_seeded_ones_on_the_id_too() -> 
     assert not np.array_equal(one, two)
 
 
-@given(height=sides, width=sides, limit=st.integers(1, 3000))
-def test_max_side_bounds_the_longer_side_and_keeps_the_aspect(
-    height: int, width: int, limit: int
+@given(height=sides, width=sides, limit=st.integers(1, 3000), is_short=st.booleans())
+def test_a_limit_bounds_its_side_and_keeps_the_aspect(
+    height: int, width: int, limit: int, is_short: bool
 ) -> None:
-    ((tall, wide),) = scaled_sizes(np.array([height]), np.array([width]), limit).tolist()
-    if max(height, width) <= limit:
+    name, (bounded, other) = ("short_side", (min, max)) if is_short else ("max_side", (max, min))
+    crops = CropConfig(size=1, **{name: limit})
+    ((tall, wide),) = scaled_sizes(np.array([height]), np.array([width]), crops).tolist()
+    if bounded(height, width) <= limit:
         assert (tall, wide) == (height, width)
         return
-    assert max(tall, wide) == limit
-    exact = min(height, width) * limit / max(height, width)
+    assert bounded(tall, wide) == limit
+    exact = other(height, width) * limit / bounded(height, width)
     assert min(tall, wide) >= 1
-    assert abs(min(tall, wide) - max(exact, 1)) <= 0.5
+    assert abs(other(tall, wide) - max(exact, 1)) <= 0.5
 
 
 def test_a_frame_is_at_least_a_crop() -> None:
@@ -166,8 +168,10 @@ def test_a_box_outside_its_frame_is_named(box: tuple[int, ...]) -> None:
         (lambda: CropConfig(evaluation=0), "crops.evaluation is 0"),
         (lambda: CropConfig(max_side=100), "crops.max_side is 100; it must be at least 224"),
         (lambda: CropConfig(evaluation_layout="spiral"), "spiral"),
+        (lambda: CropConfig(short_side=100), "crops.short_side is 100; it must be at least 224"),
+        (lambda: CropConfig(short_side=300, max_side=300), "set one of them"),
     ],
-    ids=["size", "random", "evaluation", "max-side", "layout"],
+    ids=["size", "random", "evaluation", "max-side", "layout", "short-side", "two-sides"],
 )
 def test_a_senseless_config_is_refused(change: Callable[[], CropConfig], message: str) -> None:
     with pytest.raises(Exception, match=message):
