@@ -32,7 +32,7 @@ import click
     type=click.Path(path_type=Path),
     default=Path("gmad"),
     show_default=True,
-    help="Folder.",
+    help="Folder of gmad.html and gmad.csv, or the page itself, NAME.html.",
 )
 def command(
     first: Path, second: Path, images: Path, levels: int, top: int, tolerance: float, output: Path

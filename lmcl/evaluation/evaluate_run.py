@@ -36,7 +36,7 @@ from lmcl.evaluation.scope import (
 from lmcl.models.preprocess import PRECISIONS, Preprocessing
 from lmcl.models.pretrained import ModelCard, ReleasedModel, load_model
 from lmcl.utils.environment import engines_line
-from lmcl.utils.files import write_atomic
+from lmcl.utils.files import require_run_folder, write_atomic
 from pipeline.backends.select import DecodeChoice
 from pipeline.decode_config import same_pixels
 from pipeline.loader import decode_choice
@@ -117,6 +117,7 @@ def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) ->
         LmclError: If the run, its model, the set or the part is not there, if splits are asked
             for on the set the model was trained on, or if no mapping can be fitted as asked.
     """
+    require_run_folder(run)
     config = load_run_config(run / "config.toml")
     released = load_model(run / "model")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())

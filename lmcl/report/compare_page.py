@@ -34,6 +34,10 @@ class RunsView:
     published: Sequence[Published]
     axis: tuple[float, float]
     """Of the drawn intervals."""
+    has_several_sets: bool
+    """Splits of different sets may have one name."""
+    few: int
+    """Runs over fewer images than this are grey."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ class PortionRow:
     is_small: bool
     values: Sequence[float]
     highest: float
-    """NaN where too few images make none of them the highest."""
+    """NaN where too few images, or a single value, make none of them the highest."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,6 +194,8 @@ def _runs(c: Comparison) -> Section:
             axis=interval_axis(
                 (a.evaluation for a in c.analyses), also=[p.srcc for p in published]
             ),
+            has_several_sets=len(_set_names(c)) > 1,
+            few=FEW,
         ),
     )
 
@@ -248,7 +254,8 @@ def _portions(c: Comparison) -> Section | None:
     return Section(
         key="portions",
         title="By subset and distortion",
-        note=f"Rank correlation inside each group{over}. The highest of a row is bold.",
+        note=f"Rank correlation inside each group{over}. The highest of several is bold; "
+        f"groups of fewer than {FEW} images are grey.",
         template="compare/portions.html",
         view=PortionsView(
             models=[m.name for m in c.models], rows=[_portion_row(c, key) for key in names]
@@ -259,7 +266,8 @@ def _portions(c: Comparison) -> Section | None:
 def _portion_row(c: Comparison, key: tuple[str, str]) -> PortionRow:
     found = [_portion(m, key) for m in c.models]
     values, n = [value for value, _ in found], max(count for _, count in found)
-    highest = max((v for v in values if math.isfinite(v)), default=math.nan)
+    known = [v for v in values if math.isfinite(v)]
+    highest = max(known) if len(known) > 1 else math.nan
     return PortionRow(
         name=key[1],
         kind=key[0],

@@ -18,10 +18,12 @@ from lmcl.report.svg import (
     dot,
     drawing,
     line,
+    number,
     padded,
     polyline,
     rectangle,
     text,
+    ticks,
 )
 from shards import ScoreScale
 
@@ -98,9 +100,20 @@ def embedding_map(a: Analysis) -> Markup:
 
 
 def curve(
-    x: NDArray[np.float64], series: Sequence[tuple[str, NDArray[np.float64]]], *, x_label: str
+    x: NDArray[np.float64],
+    series: Sequence[tuple[str, NDArray[np.float64]]],
+    *,
+    x_label: str,
+    is_noisy: bool = False,
 ) -> Markup:
-    """One small training chart; the first series is the strong one."""
+    """One small training chart; the first series is the strong one.
+
+    Args:
+        x: Epochs, fractional.
+        series: Names and values, one per entry of x.
+        x_label: Of the horizontal axis.
+        is_noisy: Values of single steps: drawn faintly, with their means over each epoch.
+    """
     every = np.concatenate([values for _, values in series])
     known = x[np.isfinite(x)] if np.any(np.isfinite(x)) else np.zeros(1)
     first = float(known.min())
@@ -112,11 +125,29 @@ def curve(
     )
     body = axes(frame, x_label=x_label, y_label="")
     for place, (title, values) in enumerate(series):
-        body.append(polyline(frame, x, values, f"curve c{place}", title=title))
+        means = _epoch_means(x, values) if is_noisy else None
+        faint = " faint" if means else ""
+        body.append(polyline(frame, x, values, f"curve{faint} c{place}", title=title))
+        if means:
+            body.append(polyline(frame, *means, f"curve c{place}", title=f"{title}, mean"))
         if len(values) == 1:
             body.append(circle(f"mark c{place}", frame.x(x[0]), frame.y(values[0]), radius=4.0))
     names = ", ".join(title for title, _ in series)
     return drawing(frame, body, label=f"{names} during training")
+
+
+def _epoch_means(
+    x: NDArray[np.float64], values: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Middles of the epochs and the means of their steps; None for too few to be noise."""
+    known = np.isfinite(x) & np.isfinite(values)
+    epoch = np.ceil(x[known]).astype(np.int64)
+    names, place, count = np.unique(epoch, return_inverse=True, return_counts=True)
+    if len(names) < 3 or len(epoch) < 2 * len(names):
+        return None
+    means = np.bincount(place, weights=values[known]) / count
+    middles = names.astype(np.float64) - 0.5
+    return middles, np.asarray(means, dtype=np.float64)
 
 
 def global_steps(curves: Curves) -> NDArray[np.float64]:
@@ -147,21 +178,39 @@ def boxes(groups: Sequence[tuple[str, NDArray[np.float64]]], *, y_label: str) ->
     return drawing(frame, body, label=f"{y_label} per split")
 
 
+def interval_axis(axis: tuple[float, float]) -> Markup:
+    """The axis of a column of interval bars, to stand in the table's head."""
+    frame = _bar_frame(axis, height=22.0)
+    parts = [line("grid", x1=frame.x(axis[0]), x2=frame.x(axis[1]), y1=20.0, y2=20.0)]
+    for value in ticks(*axis, count=2):
+        x = frame.x(value)
+        parts.append(line("grid", x1=x, x2=x, y1=16.0, y2=20.0))
+        parts.append(text(x, 12.0, number(value), "tick", anchor="middle"))
+    label = f"axis from {number(axis[0])} to {number(axis[1])}"
+    return drawing(frame, parts, label=label, kind="inline axis")
+
+
+def _bar_frame(axis: tuple[float, float], *, height: float) -> Frame:
+    return Frame(
+        x_range=axis,
+        y_range=(0.0, 1.0),
+        width=160.0,
+        height=height,
+        left=12.0,
+        right=12.0,
+        top=0.0,
+        bottom=0.0,
+    )
+
+
 def interval_bar(value: float, interval: Interval | None, axis: tuple[float, float]) -> Markup:
     """A dot with its interval on a shared axis, to stand in a table cell."""
     if not math.isfinite(value):
         return Markup()
-    frame = Frame(
-        x_range=axis,
-        y_range=(0.0, 1.0),
-        width=160.0,
-        height=16.0,
-        left=5.0,
-        right=5.0,
-        top=0.0,
-        bottom=0.0,
-    )
-    parts = [line("grid", x1=5.0, x2=155.0, y1=8.0, y2=8.0)]
+    frame = _bar_frame(axis, height=16.0)
+    parts = [line("grid", x1=frame.x(axis[0]), x2=frame.x(axis[1]), y1=8.0, y2=8.0)]
+    for tick in ticks(*axis, count=2):
+        parts.append(line("grid", x1=frame.x(tick), x2=frame.x(tick), y1=4.0, y2=12.0))
     if interval is not None and math.isfinite(interval.low + interval.high):
         low, high = max(interval.low, axis[0]), min(interval.high, axis[1])
         parts.append(line("interval", x1=frame.x(low), x2=frame.x(high), y1=8.0, y2=8.0))

@@ -2,7 +2,7 @@
 
 import math
 
-from lmcl.evaluation.metrics import Evaluation
+from lmcl.evaluation.metrics import LEAST_GROUPS, Evaluation
 
 _NAMES = {
     "srcc": "SRCC",
@@ -40,6 +40,19 @@ def format_interval(evaluation: Evaluation, name: str, digits: int = 3) -> str:
     if interval is None:
         return ""
     return f"{format_figure(interval.low, digits)} to {format_figure(interval.high, digits)}"
+
+
+def reason_of_no_interval(evaluation: Evaluation, name: str) -> str:
+    """Why a figure has no interval, as a clause; empty if it has one."""
+    if name in evaluation.intervals:
+        return ""
+    if name in evaluation.reasons:
+        return evaluation.reasons[name]
+    few = min(LEAST_GROUPS, evaluation.n)
+    if evaluation.n_groups < few:
+        groups = "one group" if evaluation.n_groups == 1 else f"{evaluation.n_groups} groups"
+        return f"{groups} of images that depend on each other; an interval needs {few}"
+    return f"{evaluation.n} images are too few"
 
 
 def format_p(p: float) -> str:

@@ -125,7 +125,8 @@ def compare_models(
         levels: Bins of the defender's scores, equally many images in each.
         top: Pairs per level.
         tolerance: Most the defender may tell a pair apart, in standard deviations.
-        output: Folder of gmad.html and gmad.csv.
+        output: Folder of gmad.html and gmad.csv, or the page itself, `NAME.html`; NAME.csv stands
+            beside it then.
 
     Raises:
         LmclError: If a file cannot be used (3 or 4), or no pair is found (3).
@@ -321,7 +322,7 @@ def _widest(
 def write_duels(
     duels: list[Duel], a: Scores, b: Scores, *, levels: int, images: Path, output: Path
 ) -> Path:
-    """Write gmad.csv and gmad.html; an image that cannot be opened is named in its place."""
+    """Write the page and its CSV; an image that cannot be opened is named in its place."""
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -332,7 +333,8 @@ def write_duels(
         gaps = (f"{duel.gap:.6f}", f"{duel.slack:.6f}")
         cells = [spreadsheet_cell(text) for text in (duel.attacker, duel.defender, *names)]
         writer.writerow([*cells[:2], duel.level, *cells[2:], *gaps])
-    write_atomic(output / "gmad.csv", out.getvalue().encode())
+    page = output if output.suffix.lower() in (".html", ".htm") else output / "gmad.html"
+    write_atomic(page.with_suffix(".csv"), out.getvalue().encode())
     html = render_page(
         Header(
             kicker="Group maximum differentiation",
@@ -343,10 +345,10 @@ def write_duels(
         ),
         [_side(x, y, duels, levels, images) for x, y in ((a, b), (b, a))],
         title=f"{a.name} against {b.name}",
-        footer="Written by lmcl gmad. The same pairs stand in gmad.csv.",
+        footer=f"Written by lmcl gmad. The same pairs stand in {page.stem}.csv.",
     )
-    write_atomic(output / "gmad.html", html.encode())
-    return output / "gmad.html"
+    write_atomic(page, html.encode())
+    return page
 
 
 def _scales(a: Scores, b: Scores) -> str:

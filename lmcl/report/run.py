@@ -28,6 +28,7 @@ from lmcl.report.run_files import (
     open_run_file,
     read_run_file,
 )
+from lmcl.utils.files import require_run_folder
 from shards.score_scale import UNKNOWN_SCALE, Kind, ScoreScale
 from shards.text import printable, redact_url
 
@@ -119,10 +120,7 @@ def read_run(root: Path) -> RunData:
     Raises:
         LmclError: If the folder or its predictions are missing (4) or cannot be read (3).
     """
-    if not root.is_dir():
-        raise LmclError(
-            f"{printable(root)}: no such run folder; `lmcl train` makes one", exit_code=4
-        )
+    require_run_folder(root)
     missing: list[str] = []
     protocol = _flatten(_read_json(root, "protocol.json", missing, "the protocol box"))
     names = _prediction_names(root, protocol.get("part", ""), missing)

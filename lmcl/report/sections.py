@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 
 from lmcl.evaluation.metrics import Evaluation, Interval
 from lmcl.report import figures as draw
-from lmcl.report.analysis import FEW, Analysis, Cell, Other, Portion, mapping_words
+from lmcl.report.analysis import FEW, MOST_OF_A_GROUP, Analysis, Cell, Other, Portion, mapping_words
 from lmcl.report.formatting import (
     UNKNOWN,
     figure_name,
     format_figure,
     format_interval,
+    reason_of_no_interval,
 )
 from lmcl.report.page import HeroFigure, Section
 from lmcl.report.pictures import Pictures, shot
 from lmcl.report.published import Published, published_across, published_for
-from lmcl.report.svg import colour
+
+HEAT_DEEPEST = 62
+"""Percent of the heat map's colour in its worst cell; the legend in page.css ends there too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,13 +74,15 @@ class HeatCell:
 class PortionsView:
     """Tables of portions, and the heat map of distortions."""
 
-    tables: Sequence[tuple[str, tuple[float, float], Sequence[Portion]]]
-    """Title, axis of the drawn intervals, portions."""
+    tables: Sequence[tuple[str, tuple[float, float], Sequence[Portion], str]]
+    """Title, axis of the drawn intervals, portions, and why some have no interval."""
     few: int
     """Fewer images than this are grey."""
     levels: Sequence[str]
     heat: Sequence[tuple[str, Sequence[HeatCell | None]]]
     """A row per distortion, a cell per level."""
+    heat_most: str
+    """The greatest error of the heat map, with its unit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,15 +122,15 @@ def run_sections(a: Analysis, pictures: Pictures) -> list[Section]:
     return [section for section in every if section is not None]
 
 
-def headline(a: Analysis) -> Section:
-    """The figures of the run, beside what others publish for the set."""
+def headline(a: Analysis) -> Section | None:
+    """The figures of the run, beside what others publish for the set; None if nobody does."""
     e = a.evaluation
     published = published_for(a.run.set_name)
+    if not published:
+        return None
     note = (
         "Figures of others come from their papers. Most choose the epoch on the test part, so "
         "their protocol is easier than ours; the last column says how."
-        if published
-        else f"No published figures are on file for {a.run.set_name}."
     )
     axis = interval_axis([e], also=[p.srcc for p in published])
     return Section(
@@ -181,10 +186,12 @@ def agreement(a: Analysis) -> Section:
 def portions(a: Analysis) -> Section | None:
     """Figures inside each subset and each distortion; None if the set has neither."""
     tables = []
+    # One axis for all, or the tables could not be compared by eye.
+    axis = interval_axis([a.evaluation, *(p.evaluation for p in a.portions)])
     for kind, title in (("subset", "Subsets"), ("distortion", "Distortions")):
         some = [p for p in a.portions if p.kind == kind]
         if some:
-            tables.append((title, interval_axis(p.evaluation for p in some), some))
+            tables.append((title, axis, some, _lacking(some)))
     if not tables and not a.cells:
         return None
     levels = sorted({c.level for c in a.cells})
@@ -200,6 +207,7 @@ def portions(a: Analysis) -> Section | None:
             few=FEW,
             levels=[f"level {level}" for level in levels],
             heat=_heat_map(a, levels),
+            heat_most=f"{format_figure(_most_error(a), 2)} {a.run.scale.name}",
         ),
     )
 
@@ -247,7 +255,8 @@ def gallery(a: Analysis, pictures: Pictures) -> Section | None:
     return Section(
         key="images",
         title="Images",
-        note="The box is the crop the teacher finds salient; attention is its CLS map.",
+        note="The box is the crop the teacher finds salient; attention is its CLS map. At most "
+        f"{MOST_OF_A_GROUP} images of one group are shown in a list while others are left.",
         template="run/gallery.html",
         view=[(title, [shot(a.run, int(i), pictures) for i in rows]) for title, rows in lists],
     )
@@ -276,9 +285,10 @@ def training(a: Analysis) -> Section | None:
     return Section(
         key="training",
         title="Training",
-        note="Intra-share is the part of the contrastive softmax that goes to other crops of the "
-        "same image; intra-image similarity is the mean cosine between them. If the similarity "
-        "reaches 1 the crops of an image have collapsed.",
+        note="Faint: single steps; strong: their means over each epoch. Intra-share is the part of "
+        "the contrastive softmax that goes to other crops of the same image; intra-image "
+        "similarity is the mean cosine between them. If the similarity reaches 1 the crops of an "
+        "image have collapsed.",
         template="run/training.html",
         view=charts,
     )
@@ -288,6 +298,9 @@ def training_charts(a: Analysis) -> list[TrainingChart]:
     """One small chart per group of logged values that are there."""
     steps, epochs = a.run.curves.steps, a.run.curves.epochs
     charts = []
+    if len(epochs.get("epoch", ())):
+        at = epochs["epoch"] + 1.0
+        charts += _chart("Validation", ("val_srcc", "val_plcc"), epochs, at)
     if len(steps.get("epoch", ())) and "step" in steps:
         at = draw.global_steps(a.run.curves)
         for title, names in (
@@ -301,10 +314,7 @@ def training_charts(a: Analysis) -> list[TrainingChart]:
             ("Learning rate", ("lr",)),
             ("Images per second", ("images_per_s",)),
         ):
-            charts += _chart(title, names, steps, at)
-    if len(epochs.get("epoch", ())):
-        at = epochs["epoch"] + 1.0
-        charts += _chart("Validation", ("val_srcc", "val_plcc"), epochs, at)
+            charts += _chart(title, names, steps, at, is_noisy=names != ("lr",))
     return charts
 
 
@@ -369,7 +379,7 @@ def hero(a: Analysis) -> tuple[HeroFigure, ...]:
             HeroFigure(
                 name=figure_name(name),
                 value=format_figure(e.figure(name)),
-                detail=e.reasons.get(name, "") or format_interval(e, name),
+                detail=format_interval(e, name) or reason_of_no_interval(e, name),
             )
             for name in names
         ),
@@ -414,25 +424,36 @@ def _own_protocol(a: Analysis) -> str:
 
 def _heat_map(a: Analysis, levels: Sequence[int]) -> list[tuple[str, Sequence[HeatCell | None]]]:
     by_place = {(c.distortion, c.level): c for c in a.cells}
-    most = max((c.mae for c in a.cells if math.isfinite(c.mae)), default=1.0) or 1.0
+    most = _most_error(a)
     return [
         (name, [_heat_cell(by_place.get((name, level)), most) for level in levels])
         for name in sorted({c.distortion for c in a.cells})
     ]
 
 
+def _lacking(portions: Iterable[Portion]) -> str:
+    """Why some portions have no interval, a sentence: pointing at a dash is not for everybody."""
+    reasons = [reason_of_no_interval(p.evaluation, "srcc") for p in portions]
+    found = dict.fromkeys(reason for reason in reasons if reason)
+    return f"No interval: {'; '.join(found)}." if found else ""
+
+
+def _most_error(a: Analysis) -> float:
+    return max((c.mae for c in a.cells if math.isfinite(c.mae)), default=1.0) or 1.0
+
+
 def _heat_cell(cell: Cell | None, most: float) -> HeatCell | None:
     if cell is None or not math.isfinite(cell.mae):
         return None
     is_small = cell.n < FEW
-    tint = colour(1.0 - cell.mae / most)
     return HeatCell(
         label=format_figure(cell.mae, 2),
         title=f"{cell.n} images, mean error {format_figure(cell.bias, 2)}",
         n=cell.n,
         is_small=is_small,
+        # The worst is the deepest; the legend runs from paper to the same colour.
         background="background:color-mix(in srgb, "
-        f"{tint} {'18' if is_small else '46'}%, transparent)",
+        f"var(--warm) {round(HEAT_DEEPEST * cell.mae / most)}%, transparent)",
         conditions=[("distortion", cell.distortion), ("level", str(cell.level))],
     )
 
@@ -449,11 +470,13 @@ def _chart(
     names: Sequence[str],
     columns: Mapping[str, NDArray[np.float64]],
     at: NDArray[np.float64],
+    *,
+    is_noisy: bool = False,
 ) -> list[TrainingChart]:
     found = [(n, columns[n]) for n in names if n in columns and np.any(np.isfinite(columns[n]))]
     if not found:
         return []
-    drawing = draw.curve(at, found, x_label="epochs")
+    drawing = draw.curve(at, found, x_label="epochs", is_noisy=is_noisy)
     lines = [name.replace("_", " ") for name, _ in found]
     return [TrainingChart(title=title, drawing=drawing, lines=lines)]
 

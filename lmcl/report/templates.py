@@ -12,8 +12,15 @@ import jinja2
 from markupsafe import Markup
 
 from lmcl.evaluation.metrics import Evaluation
-from lmcl.report.figures import interval_bar
-from lmcl.report.formatting import UNKNOWN, figure_name, format_figure, format_interval, format_p
+from lmcl.report.figures import interval_axis, interval_bar
+from lmcl.report.formatting import (
+    UNKNOWN,
+    figure_name,
+    format_figure,
+    format_interval,
+    format_p,
+    reason_of_no_interval,
+)
 from shards.text import markdown, printable
 
 _MOST_CHARACTERS = 2000
@@ -59,7 +66,12 @@ def _environment(show: Callable[[str], str]) -> jinja2.Environment:
         "interval": format_interval,
         "p_value": format_p,
     }
-    environment.globals |= {"UNKNOWN": UNKNOWN, "interval_bar": interval_bar}
+    environment.globals |= {
+        "UNKNOWN": UNKNOWN,
+        "interval_axis": interval_axis,
+        "interval_bar": interval_bar,
+        "reason_of_no_interval": reason_of_no_interval,
+    }
     return environment
 
 

@@ -117,18 +117,23 @@ def _result_rows(a: Analysis) -> Iterator[tuple[tuple[str, ...], list[str]]]:
 
 
 def predictions_csv(a: Analysis) -> str:
-    """predictions.csv: what others need to recompute every figure, with the mapped prediction."""
+    """predictions.csv: what others need to recompute every figure, with the mapped prediction.
+
+    Columns are called as in predictions/<part>.csv.
+    """
     p = a.run.headline
     mapped = a.evaluation.fit4(p.prediction)
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["id", "path", "group", "mos", "std", "pred", "pred_fit", "split"])
+    writer.writerow(
+        ["id", "path", "group", "part", "mos", "mos_std", "prediction", "prediction_fit"]
+    )
     for i in range(len(p)):
         values = (p.mos[i], p.mos_std[i], p.prediction[i], mapped[i])
         numbers = [repr(float(v)) if v == v else "" for v in values]
         names = (spreadsheet_path(p.path[i]), spreadsheet_cell(p.group[i]))
         part = spreadsheet_cell(p.part[i] or a.run.part)
-        writer.writerow([int(p.id[i]), *names, *numbers, part])
+        writer.writerow([int(p.id[i]), *names, part, *numbers])
     return out.getvalue()
 
 

@@ -1,15 +1,33 @@
 """Files that are either whole or not there."""
 
+import difflib
 from pathlib import Path
 
 from lmcl.errors import LmclError
 from shards.files import atomic_write
+from shards.text import printable
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file so that nobody ever sees half of it (`shards.files.atomic_write`)."""
     with atomic_write(path) as out:
         out.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def require_run_folder(root: Path) -> None:
+    """Refuse what is no run folder, before anything in it is asked for.
+
+    Raises:
+        LmclError: If there is no such folder (exit code 4); a similar one beside it is offered.
+    """
+    if root.is_dir():
+        return
+    beside = root.parent
+    runs = [each.name for each in beside.iterdir() if each.is_dir()] if beside.is_dir() else []
+    close = difflib.get_close_matches(root.name, sorted(runs), n=1)
+    offer = f"; did you mean {printable(beside / close[0])}?" if close else ""
+    what = "a file, and no run folder" if root.exists() else "no such run folder"
+    raise LmclError(f"{printable(root)}: {what}; `lmcl train` makes one{offer}", exit_code=4)
 
 
 def make_output_folder(path: Path) -> None:

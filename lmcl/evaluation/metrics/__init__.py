@@ -5,10 +5,17 @@ is NaN and carries its reason; nothing is dropped silently (docs/reports.md).
 """
 
 from lmcl.evaluation.metrics.correlation import Interval, krcc, plcc, srcc
-from lmcl.evaluation.metrics.evaluate import Evaluation, LogisticMapping, evaluate, fit_mapping
+from lmcl.evaluation.metrics.evaluate import (
+    LEAST_GROUPS,
+    Evaluation,
+    LogisticMapping,
+    evaluate,
+    fit_mapping,
+)
 from lmcl.evaluation.metrics.logistic import LogisticFit, fit_logistic
 
 __all__ = [
+    "LEAST_GROUPS",
     "Evaluation",
     "Interval",
     "LogisticFit",

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,31 @@ def test_one_configuration_on_two_sets_is_two_models(tmp_path: Path, make_run) -
     found = compare([analyse(read_run(f)) for f in folders])
     assert [len(m.runs) for m in found.models] == [1, 1]
     assert "a and b: different sets" in found.refusals
+
+
+def test_splits_of_one_name_on_two_sets_are_told_apart_on_the_page(
+    tmp_path: Path, make_run
+) -> None:
+    folders = [make_run(tmp_path / n, pictures=False) for n in ("a", "b")]
+    text = (folders[1] / "protocol.json").read_text().replace('"demo"', '"livec"')
+    (folders[1] / "protocol.json").write_text(text)
+    page = write_report(folders, tmp_path / "out").read_text()
+    assert "<td>demo, 70-10-20-seed123-00</td>" in page
+    assert "<td>livec, 70-10-20-seed123-00</td>" in page
+
+
+def test_the_only_value_of_a_row_is_not_its_highest(tmp_path: Path, make_run) -> None:
+    folders = [make_run(tmp_path / n, pictures=False, seed=i) for i, n in enumerate(("a", "b"))]
+    config = folders[1] / "config.toml"
+    config.write_text(config.read_text().replace("lr = 2e-4", "lr = 3e-4"))
+    table = folders[1] / "predictions" / "test.csv"
+    rows = [line for line in table.read_text().splitlines() if ",blur," not in line]
+    table.write_text("\n".join(rows) + "\n")
+    page = write_report(folders, tmp_path / "out").read_text()
+    (blur,) = re.findall(r"<tr><td>blur</td>.*?</tr>", page, re.S)
+    (noise,) = re.findall(r"<tr><td>noise</td>.*?</tr>", page, re.S)
+    assert "<b>" not in blur
+    assert noise.count("<b>") == 1
 
 
 def test_the_comparison_is_written_side_by_side(tmp_path: Path, runs) -> None:

@@ -53,7 +53,10 @@ def discrimination(folder: Path) -> dict:
 def test_the_areas_are_those_of_all_pairs_counted_one_by_one(run, tmp_path) -> None:
     write_report([run], tmp_path)
     with (tmp_path / "predictions.csv").open(newline="") as lines:
-        rows = [tuple(float(r[c]) for c in ("pred", "mos", "std")) for r in csv.DictReader(lines)]
+        rows = [
+            tuple(float(r[c]) for c in ("prediction", "mos", "mos_std"))
+            for r in csv.DictReader(lines)
+        ]
     different, similar, oriented = [], [], []
     for (p, s, d), (q, t, e) in itertools.combinations(rows, 2):
         apart = abs(s - t) > stats.norm.ppf(0.975) * math.sqrt((d**2 + e**2) / 20)

@@ -192,6 +192,23 @@ def test_the_command_writes_a_page_with_the_images_and_a_table(tmp_path: Path) -
     assert page.count("cannot be shown") == 2
 
 
+def test_output_may_name_the_page_itself(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for name in ("a", "b"):
+        rows = [f"{i}.png,{rng.normal()}" for i in range(40)]
+        (tmp_path / f"{name}.csv").write_text("path,score\n" + "\n".join(rows) + "\n")
+    page = tmp_path / "pages" / "duel.html"
+    found = CliRunner().invoke(
+        command,
+        [str(tmp_path / name) for name in ("a.csv", "b.csv")]
+        + ["--output", str(page), "--levels", "2", "--tolerance", "3"],
+    )
+    assert found.exit_code == 0, found.output
+    assert found.output.strip() == str(page)
+    assert sorted(each.name for each in page.parent.iterdir()) == ["duel.csv", "duel.html"]
+    assert "duel.csv" in page.read_text()
+
+
 def test_a_model_whose_lower_scores_are_better_is_shown_with_its_own_scores(tmp_path: Path) -> None:
     for name, better in (("up", "true"), ("down", "false")):
         with (tmp_path / f"{name}.csv").open("w") as out:

@@ -2,6 +2,7 @@ import base64
 import csv
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from scipy import stats
 
 from lmcl.errors import LmclError
 from lmcl.report import write_report
-from lmcl.report.analysis import embedding_plane
+from lmcl.report.analysis import embedding_plane, spread_over_groups
 from lmcl.report.published import published_for
 from lmcl.report.text import SCHEMA
 
@@ -37,7 +38,7 @@ def test_all_files_are_written_and_nothing_temporary_stays(run: Path) -> None:
 def test_results_json_is_versioned_and_holds_the_figures_of_scipy(run: Path) -> None:
     tree = json.loads((run / "results.json").read_text())
     rows = table(run / "predictions.csv")
-    x, y = (np.array([float(r[c]) for r in rows]) for c in ("pred", "mos"))
+    x, y = (np.array([float(r[c]) for r in rows]) for c in ("prediction", "mos"))
     found = tree["runs"][0]["evaluation"]
     assert tree["schema"] == SCHEMA == "lmcl-report/1"
     assert found["srcc"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
@@ -50,7 +51,7 @@ def test_results_json_is_versioned_and_holds_the_figures_of_scipy(run: Path) -> 
 def test_the_mapped_prediction_in_the_table_gives_the_reported_error(run: Path) -> None:
     tree = json.loads((run / "results.json").read_text())
     rows = table(run / "predictions.csv")
-    error = [float(r["pred_fit"]) - float(r["mos"]) for r in rows]
+    error = [float(r["prediction_fit"]) - float(r["mos"]) for r in rows]
     rmse = tree["runs"][0]["evaluation"]["rmse_fit4"]
     assert float(np.sqrt(np.mean(np.square(error)))) == pytest.approx(rmse)
 
@@ -86,6 +87,37 @@ def test_names_of_images_cannot_break_out_of_the_page(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "<blur>" not in page
     assert page.count("</script>") == 2
+
+
+def test_a_gallery_shows_many_groups_and_not_one_content_many_times() -> None:
+    group = np.array(["a"] * 6 + ["b", "b", "b", "c"])
+    rows = np.arange(10)
+    found = spread_over_groups(rows, group).tolist()
+    assert found[:5] == [0, 1, 6, 7, 9]
+    assert sorted(found) == rows.tolist()
+    assert spread_over_groups(rows, np.array([""] * 10)).tolist() == rows.tolist()
+
+
+def test_published_figures_stand_on_the_page_only_where_there_are_some(tmp_path: Path, make_run):
+    folder = make_run(tmp_path / "a", pictures=False)
+    assert "Beside published results" not in write_report([folder], folder).read_text()
+    text = (folder / "protocol.json").read_text().replace('"demo"', '"livec"')
+    (folder / "protocol.json").write_text(text)
+    assert "Beside published results" in write_report([folder], folder).read_text()
+
+
+def test_every_missing_interval_has_its_reason_in_words(tmp_path: Path, make_run) -> None:
+    page = write_report([make_run(tmp_path / "a", contents=3, pictures=False)], tmp_path / "out")
+    text = page.read_text()
+    assert "3 groups of images that depend on each other; an interval needs 5" in text
+    assert "No interval: " in text
+
+
+def test_validation_is_the_first_curve_and_noisy_ones_have_their_means(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    charts = re.findall(r"<div><h3>([^<]+)</h3>", page)
+    assert charts[0] == "Validation"
+    assert 'class="curve faint c0"' in page
 
 
 def test_constant_predictions_are_reported_with_their_reason(tmp_path: Path, run: Path) -> None:

@@ -4,8 +4,13 @@ import math
 import numpy as np
 import pytest
 
-from lmcl.evaluation.metrics import evaluate, fit_mapping, plcc, srcc
-from lmcl.evaluation.metrics.bootstrap import counted_plcc, counted_srcc, group_counts
+from lmcl.evaluation.metrics import bootstrap, evaluate, fit_mapping, krcc, plcc, srcc
+from lmcl.evaluation.metrics.bootstrap import (
+    PairSigns,
+    counted_plcc,
+    counted_srcc,
+    group_counts,
+)
 from lmcl.evaluation.metrics.evaluate import FIGURES
 
 
@@ -125,10 +130,20 @@ def test_counted_rounds_equal_copied_rows_even_under_ties() -> None:
     rng = np.random.default_rng(8)
     x, y = rng.integers(0, 9, 60).astype(float), rng.integers(0, 9, 60).astype(float)
     (counts,) = group_counts(np.arange(60) // 4, resamples=20, seed=1)
-    for drawn, ranked, linear in zip(
-        counts, counted_srcc(x, y, counts), counted_plcc(x, y, counts), strict=True
-    ):
+    found = (counted_srcc(x, y, counts), counted_plcc(x, y, counts), PairSigns(x, y).krcc(counts))
+    for drawn, ranked, linear, ordered in zip(counts, *found, strict=True):
         rows = np.repeat(np.arange(60), drawn.astype(int))
         assert len(rows) == 60
         assert ranked == pytest.approx(srcc(x[rows], y[rows]), abs=1e-12)
         assert linear == pytest.approx(plcc(x[rows], y[rows]), abs=1e-12)
+        assert ordered == pytest.approx(krcc(x[rows], y[rows]), abs=1e-12)
+
+
+def test_kendalls_interval_by_expansion_is_that_of_exact_counting(monkeypatch) -> None:
+    prediction, mos = scores(1200)
+    group = np.arange(1200) // 4
+    exact = evaluate(prediction, mos, group=group, resamples=200).intervals["krcc"]
+    monkeypatch.setattr(bootstrap, "_MOST_EXACT", 100)
+    expanded = evaluate(prediction, mos, group=group, resamples=200).intervals["krcc"]
+    assert expanded.low == pytest.approx(exact.low, abs=0.004)
+    assert expanded.high == pytest.approx(exact.high, abs=0.004)
