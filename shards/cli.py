@@ -420,7 +420,7 @@ def _dedupe(
 @cli.command()
 @click.argument("roots", nargs=-1, required=True)
 @click.option("--output", required=True, help="Folder or fsspec URL of the new set.")
-@click.option("--name", "set_name", help="Short name of a merged set.")
+@click.option("--name", "set_name", help="Short name of the new set.")
 @click.option("--shard-mb", default=256.0, show_default=True, help="Size of a shard.")
 @click.option("--shard-samples", type=click.IntRange(1), help=_SHARD_SAMPLES)
 @click.option("--workers", type=click.IntRange(1), help="Shards packed at a time. [cores]")
@@ -438,7 +438,8 @@ def reshard(
 ) -> None:
     """Change the shard size of one packed set, or merge several into one.
 
-    One set keeps its ids and splits. Merged scores are brought to 0..1, each by its own scale.
+    One set keeps its ids and splits, also under another --name. Merged scores are brought to 0..1,
+    each by its own scale.
     """
     from shards.build.reshard import reshard as reshard_sets
     from shards.read import open_set
@@ -452,6 +453,7 @@ def reshard(
             workers=workers,
             engine=engine,
             progress=advance,
+            tell=lambda plan: _tell(plan, output),
         )
     click.echo(
         f"{redact_url(output)}: {manifest.num_samples:,} images in {len(manifest.shards)} shards"

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.build.decode_budget import lock_file, new_token
+from shards.build.difference import describe_difference
 from shards.build.executor import Engine, run_jobs
 from shards.build.output import (
     begin,
@@ -116,7 +117,7 @@ def build(
     # Looked at before anything is written, the lock included: the set may be read-only.
     plan = None if retry else planned()
     if plan is not None:
-        finished = _finished(store, plan, overwrite=overwrite)
+        finished = _finished(store, plan, dataset, overwrite=overwrite)
         if finished is not None and not store.names(STATE):
             return finished
     with hold_output(store):
@@ -124,7 +125,7 @@ def build(
             refuse_foreign(store, dataset.name)
             begin_again(store, keep_good_shards(store, dataset))
             plan = planned()
-        finished = _finished(store, plan, overwrite=overwrite)
+        finished = _finished(store, plan, dataset, overwrite=overwrite)
         if finished is not None:
             remove_leftovers(store, finished.shards, finished.name)
             return finished
@@ -188,7 +189,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _finished(store: Store, plan: Plan, *, overwrite: bool) -> Manifest | None:
+def _finished(store: Store, plan: Plan, dataset: DataSet, *, overwrite: bool) -> Manifest | None:
     if not store.exists(MANIFEST):
         return None
     try:
@@ -200,14 +201,14 @@ def _finished(store: Store, plan: Plan, *, overwrite: bool) -> Manifest | None:
                 f"{error}; `--overwrite` replaces the set", exit_code=error.exit_code
             ) from error
         return None
-    if manifest.source_sha256 == plan.source_sha256:
+    if (manifest.source_sha256, manifest.name) == (plan.source_sha256, dataset.name):
         return manifest
     if overwrite:
         return None
     raise ShardError(
         f"{store.root}: holds a finished set {manifest.name!r} of {manifest.num_samples:,} images "
-        "made from another source or with other options; choose another `--output`, or replace it "
-        "with `--overwrite`",
+        f"made from another source or with other options: {describe_difference(store, dataset)}; "
+        "choose another `--output`, or replace it with `--overwrite`",
         exit_code=3,
     )
 

@@ -1,24 +1,29 @@
 """Packed sets packed again: another shard size, or several sets in one.
 
 One set keeps its ids, its scores and its splits. Several sets become one whose scores are brought
-to 0..1, higher is better, each by its own scale; the manifest keeps the scales, so that every raw
-score can be had back (`raw = member.score.from_unit(mos)`).
+to 0..1, higher is better, each by its own scale (a wider one where its labels leave it); the
+manifest keeps the scales, so that every raw score can be had back (`raw =
+member.score.from_unit(mos)`). Images that two sets share by content are in one group.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from shards.build.build import build
 from shards.build.executor import Engine
 from shards.build.pack import PackOptions
-from shards.build.plan import ShardSize
+from shards.build.plan import Plan, ShardSize
 from shards.errors import ShardError
 from shards.manifest import SPLITS, Manifest
 from shards.read import ShardSet
 from shards.sample import DataSet, Facts, Member, Sample
 from shards.sample_table import NO_LEVEL, SampleRow
 from shards.score_scale import ScoreScale
+from shards.splits.split import load_split, write_split
 from shards.store import Store
 
 UNIT = ScoreScale(kind="mos", low=0.0, high=1.0, higher_is_better=True)
@@ -33,17 +38,19 @@ def reshard(
     workers: int | None = None,
     engine: Engine = "local",
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[Plan], None] | None = None,
 ) -> Manifest:
     """Pack finished sets again; image bytes are copied as they are.
 
     Args:
         sets: One set to change its shard size, several to merge them.
         output: Folder or URL of the new set.
-        name: Short name of a merged set; needed for several.
+        name: Short name of the new set; needed for several, default for one: its own.
         size: When a shard is full.
         workers: Shards packed at a time.
         engine: Where jobs run.
         progress: Called with (images finished since the last call, images in all).
+        tell: Called with the plan before anything is packed.
 
     Raises:
         ShardError: If a merged set has no name, or two sets share one.
@@ -54,7 +61,7 @@ def reshard(
                 f"{one.root}: cannot be packed again into itself; give another `--output`",
                 exit_code=2,
             )
-    dataset = _again(sets[0]) if len(sets) == 1 else _merged(sets, name)
+    dataset = _again(sets[0], name) if len(sets) == 1 else _merged(sets, name)
     options = PackOptions(on_error="skip" if sets[0].manifest.num_rejected else "fail")
     manifest = build(
         dataset,
@@ -64,22 +71,31 @@ def reshard(
         options=options,
         size=size,
         progress=progress,
+        tell=tell,
     )
     if len(sets) == 1:
-        target = Store(output)
-        for split in sets[0].store.names(SPLITS):
-            target.write(split, sets[0].store.read(split))
+        _copy_splits(sets[0], output, dataset.name)
     return manifest
 
 
-def _again(one: ShardSet) -> DataSet:
+def _copy_splits(one: ShardSet, output: str | Path, name: str) -> None:
+    """The same ids under the new set's name; images, and so hashes of splits, are the same."""
+    target = Store(output)
+    for file in one.store.names(SPLITS):
+        if name == one.name:
+            target.write(file, one.store.read(file))
+        else:
+            write_split(output, dataclasses.replace(load_split(one, Path(file).stem), set=name))
+
+
+def _again(one: ShardSet, name: str | None) -> DataSet:
     def samples() -> Iterator[Sample]:
         for id in range(len(one.samples)):
             row = one.samples.row(id)
             yield _sample(one, row, row.path, row.group, row.subset, _plain(row.mos), row.mos_std)
 
     return DataSet(
-        name=one.name,
+        name=name or one.name,
         score=one.score,
         samples=samples,
         facts=one.manifest.facts,
@@ -92,21 +108,29 @@ def _merged(sets: Sequence[ShardSet], name: str | None) -> DataSet:
     if name is None:
         raise ShardError("several sets become one: give it a name with `--name`", exit_code=2)
     if len(set(names)) != len(names):
+        last = sets[-1].store.shown.rstrip("/")
         raise ShardError(
-            f"two of the sets are called the same ({', '.join(names)}); reshard needs different "
-            "names to keep their images apart",
+            f"two of the sets are called the same ({', '.join(names)}), and their images could not "
+            f"be told apart; give one another name first: `lmcl-shard reshard {last} --name "
+            f"{names[-1]}-2 --output {last}-2`",
             exit_code=2,
         )
     members, first_id = [], 0
-    for one in sets:
+    scales = [_covering(one) for one in sets]
+    for one, scale in zip(sets, scales, strict=True):
         rows = int(one.ids().size)
-        members.append(Member(name=one.name, score=one.score, first_id=first_id, rows=rows))
+        members.append(Member(name=one.name, score=scale, first_id=first_id, rows=rows))
         first_id += rows
+    shared = _shared_groups(sets)
 
     def samples() -> Iterator[Sample]:
-        for one in sets:
-            unit = one.unit_mos()
-            span = one.score.high - one.score.low if one.score else 1.0
+        for one, scale in zip(sets, scales, strict=True):
+            unit = (
+                np.full(len(one.samples), np.nan)
+                if scale is None
+                else scale.to_unit(one.samples.mos)
+            )
+            span = scale.high - scale.low if scale else 1.0
             for id in one.ids().tolist():
                 row = one.samples.row(id)
                 subset = f"{one.name}/{row.subset}" if row.subset else one.name
@@ -114,7 +138,7 @@ def _merged(sets: Sequence[ShardSet], name: str | None) -> DataSet:
                     one,
                     row,
                     f"{one.name}/{row.path}",
-                    f"{one.name}/{row.group}",
+                    shared.get(group := f"{one.name}/{row.group}", group),
                     subset,
                     _plain(float(unit[id])),
                     row.mos_std / span,
@@ -128,7 +152,82 @@ def _merged(sets: Sequence[ShardSet], name: str | None) -> DataSet:
         samples=samples,
         facts=Facts(title=f"Merged: {titles}", licence=licences),
         members=tuple(members),
+        notes=tuple(_merge_notes(sets, scales, shared)),
+        is_checked=True,
     )
+
+
+def _covering(one: ShardSet) -> ScoreScale | None:
+    """A set's scale, widened where its labels leave it (LIVE has negative scores)."""
+    score, labels = one.score, one.manifest.labels
+    if score is None or labels is None or score.low <= labels.low <= labels.high <= score.high:
+        return score
+    return dataclasses.replace(
+        score, low=min(score.low, labels.low), high=max(score.high, labels.high)
+    )
+
+
+def _shared_groups(sets: Sequence[ShardSet]) -> dict[str, str]:
+    """Groups that hold the same image in several sets, by their name in the merged set.
+
+    All groups that are linked, directly or through others, get the name of the first of them.
+    """
+    keys = [
+        np.ascontiguousarray(s.samples.sha256[s.ids(), :8]).view(np.int64).ravel() for s in sets
+    ]
+    every = np.concatenate(keys)
+    values, counts = np.unique(every, return_counts=True)
+    doubled = values[counts > 1]
+    names = _Linked()
+    first: dict[bytes, str] = {}
+    for one, own in zip(sets, keys, strict=True):
+        for id in one.ids()[np.isin(own, doubled)].tolist():
+            group = f"{one.name}/{one.samples.row(id).group}"
+            names.link(first.setdefault(one.samples.sha256[id].tobytes(), group), group)
+    return names.names()
+
+
+class _Linked:
+    """Names that stand for one another."""
+
+    def __init__(self) -> None:
+        self._above: dict[str, str] = {}
+
+    def link(self, first: str, second: str) -> None:
+        first, second = self._root(first), self._root(second)
+        if first != second:
+            self._above[second] = first
+
+    def names(self) -> dict[str, str]:
+        return {name: self._root(name) for name in self._above}
+
+    def _root(self, name: str) -> str:
+        while name in self._above:
+            name = self._above[name]
+        return name
+
+
+def _merge_notes(
+    sets: Sequence[ShardSet], scales: Sequence[ScoreScale | None], shared: dict[str, str]
+) -> Iterator[str]:
+    for one, scale in zip(sets, scales, strict=True):
+        if scale is not None and one.score is not None and scale != one.score:
+            yield (
+                f"{one.name}: its scores leave its scale {one.score.label}; they are brought to "
+                f"0..1 by {scale.label}, which the manifest keeps"
+            )
+    if shared:
+        yield (
+            f"{len(shared):,} groups of one set hold an image of another; they are one group with "
+            "it, so that a split keeps both in one part"
+        )
+    parts = {one.name: bool(np.any(one.samples.part[one.ids()] != "")) for one in sets}
+    without = [name for name, has_parts in parts.items() if not has_parts]
+    if without and len(without) < len(sets):
+        yield (
+            f"{', '.join(without)}: has no parts of its own, so that `--protocol official` leaves "
+            "its images out"
+        )
 
 
 def _sample(

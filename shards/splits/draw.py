@@ -177,7 +177,7 @@ def _official(shard_set: ShardSet, pool: _Pool, seed: int, val_fraction: float) 
             "use `--protocol 70-10-20`",
             exit_code=3,
         )
-    note = ""
+    ids, note = _held_out_wins(shard_set, ids)
     if ids[1].size == 0 and val_fraction > 0:
         inside = np.zeros(len(shard_set.samples), bool)
         inside[ids[0]] = True
@@ -185,10 +185,29 @@ def _official(shard_set: ShardSet, pool: _Pool, seed: int, val_fraction: float) 
         ids[0], ids[1], _ = train.ids_of(
             train.draw((1 - val_fraction, val_fraction, 0.0), seed=seed, index=0)
         )
-        note = f"val is {val_fraction:.0%} of the official train part, drawn with seed {seed}"
+        drawn = f"val is {val_fraction:.0%} of the official train part, drawn with seed {seed}"
+        note = "; ".join(filter(None, (drawn, note)))
     elif ids[1].size == 0:
-        note = _no_val(ids)
+        note = "; ".join(filter(None, (_no_val(ids), note)))
     return make_split(shard_set, "official", "official", seed, 0, ids, note=note)
+
+
+def _held_out_wins(shard_set: ShardSet, ids: list[Ids]) -> tuple[list[Ids], str]:
+    """Parts without the images whose group a merged set has in a part that is held out as well."""
+    if not shard_set.manifest.members:
+        return ids, ""
+    keys = shard_set.samples.group_key
+    train, val, test = ids
+    kept_val = val[~np.isin(keys[val], keys[test])]
+    held_out = np.concatenate([keys[kept_val], keys[test]])
+    kept_train = train[~np.isin(keys[train], held_out)]
+    left = train.size - kept_train.size + val.size - kept_val.size
+    note = (
+        f"{left:,} images are left out, since another of the merged sets holds out the same image"
+        if left
+        else ""
+    )
+    return [kept_train, kept_val, test], note
 
 
 def _k_fold(shard_set: ShardSet, pool: _Pool, seed: int, folds: int) -> list[Split]:
