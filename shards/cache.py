@@ -44,7 +44,8 @@ class Cache:
         Raises:
             ShardError: If the file is missing, keeps failing, or has other bytes than it should.
         """
-        target = self._folder / (name if sha256 is None else f"{sha256[:16]}-{name}")
+        base = name.replace("/", "-")
+        target = self._folder / (base if sha256 is None else f"{sha256[:16]}-{base}")
         if sha256 is not None and target.is_file():
             os.utime(target)  # the least recently used go first
             return target

@@ -22,6 +22,7 @@ from shards.text import printable, redact_url
 
 if TYPE_CHECKING:
     from shards.build.plan import Plan, ShardSize
+    from shards.build.update import Updated
     from shards.datasets.registry import Reader
     from shards.read import ShardSet
     from shards.sample import DataSet
@@ -318,6 +319,7 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
 @click.option("--names", type=click.Path(path_type=Path), help="--from: list that numbers mean.")
 @click.option("--column", help="--from: one split column of a meta csv. [all]")
 @click.option("--path-column", metavar="NAME", help="--from: column of the images' names.")
+@click.option("--extend", metavar="OLD", help="Take a split of an earlier version over.")
 @click.option("--pyiqa-compat-shift", default=0, help="--from: rows pyiqa's loader shifts by.")
 @click.option("--allow-missing", is_flag=True, help="--from: names this set does not hold.")
 @click.option(
@@ -343,6 +345,7 @@ def split(
     names: Path | None,
     column: str | None,
     path_column: str | None,
+    extend: str | None,
     pyiqa_compat_shift: int,
     allow_missing: bool,
     dedupe: str | None,
@@ -353,6 +356,7 @@ def split(
     """Draw splits into ROOT/splits: lists of ids, disjoint by group, stratified by score."""
     from shards.read import open_set
     from shards.splits.draw import make_splits
+    from shards.splits.extend import extend_split
     from shards.splits.import_splits import import_splits
     from shards.splits.split import PARTS, write_split
 
@@ -367,6 +371,8 @@ def split(
             allow_missing=allow_missing,
             path_column=path_column,
         )
+    elif extend is not None:
+        splits = [extend_split(shard_set, extend)]
     else:
         splits = make_splits(
             shard_set,
@@ -458,6 +464,98 @@ def reshard(
     click.echo(
         f"{redact_url(output)}: {manifest.num_samples:,} images in {len(manifest.shards)} shards"
     )
+
+
+@cli.command()
+@click.argument("root")
+@click.argument("table", required=False)
+@click.option("--images", help="Folder or fsspec URL of the images that are added.")
+@click.option("--withdraw", type=click.Path(path_type=Path), help="List of images that go.")
+@click.option("--score-range", type=(float, float), help="Ends of the score's scale. [the set's]")
+@click.option("--lower-is-better", is_flag=True, help="Scores are differences to a reference.")
+@click.option("--path-column", metavar="NAME", help="Column of the images' paths.")
+@click.option("--score-column", metavar="NAME", help="Column of the scores.")
+@click.option("--std-column", metavar="NAME", help="Column of deviations, or none.")
+@click.option("--group-column", metavar="NAME", help="Column of groups, or none.")
+@click.option("--split-column", metavar="NAME", help="Column of parts, or none.")
+@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Shards packed at a time. [cores]")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def update(
+    root: str,
+    table: str | None,
+    images: str | None,
+    withdraw: Path | None,
+    score_range: tuple[float, float] | None,
+    lower_is_better: bool,
+    path_column: str | None,
+    score_column: str | None,
+    std_column: str | None,
+    group_column: str | None,
+    split_column: str | None,
+    on_error: Any,
+    workers: int | None,
+    no_progress: bool,
+) -> None:
+    """Make the next version of ROOT: labels of TABLE, images it adds, images that go.
+
+    Shards are not touched. The version before is opened as ROOT@v1; splits of it are taken over by
+    `lmcl-shard split ROOT --extend NAME`.
+    """
+    from shards.build.pack import PackOptions
+    from shards.build.update import update_set
+    from shards.datasets.registry import SourceOptions, fetch_source, open_source
+    from shards.datasets.roles import ColumnNames
+    from shards.datasets.table import list_of_paths
+
+    if table is None and withdraw is None:
+        raise click.UsageError("give a TABLE of labels, or --withdraw LIST")
+    score = _score(score_range, lower_is_better)
+    dataset = None
+    if table is not None:
+        columns = ColumnNames(
+            path=path_column,
+            score=score_column,
+            std=std_column,
+            group=group_column,
+            split=split_column,
+        )
+        given = SourceOptions(
+            images=None if images is None or is_url(images) else Path(images),
+            score=score,
+            extra_files="ignore",
+            columns=columns,
+            missing="ignore",
+        )
+        here, given = fetch_source("table", table, given, images=images, tell=_note)
+        dataset = open_source("table", here, given)
+        for note in dataset.notes:
+            click.echo(printable(redact_url(note), 600))
+    with _bar("packing", "images", off=no_progress) as advance:
+        done = update_set(
+            root,
+            dataset=dataset,
+            withdraw=list_of_paths(withdraw) if withdraw is not None else (),
+            score=score,
+            workers=workers,
+            options=PackOptions(on_error=on_error),
+            progress=advance,
+        )
+    _say_update(root, done)
+
+
+def _say_update(root: str, done: "Updated") -> None:
+    shown, version = redact_url(root), done.manifest.version
+    if not done.is_new:
+        click.echo(f"{shown}: version {version} is so already; nothing was changed")
+        return
+    click.echo(
+        f"{shown}: version {version}, {done.manifest.num_samples:,} images: {done.relabelled:,} "
+        f"relabelled, {done.added:,} added, {done.withdrawn:,} withdrawn, {done.kept:,} not named "
+        f"and kept as they were; the version before is {shown}@v{version - 1}"
+    )
+    if done.added or done.withdrawn:
+        click.echo(f"splits are taken over by `lmcl-shard split {shown} --extend NAME`")
 
 
 @cli.command()

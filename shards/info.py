@@ -89,6 +89,13 @@ def _lines(shard_set: ShardSet) -> Iterator[str]:
     yield f"  samples     {len(ids):,} in {len(manifest.shards)} shards, {held / 1e6:,.1f} MB"
     if manifest.num_rejected:
         yield f"  rejected    {manifest.num_rejected:,} (see rejected.jsonl)"
+    if manifest.num_withdrawn:
+        yield f"  withdrawn   {manifest.num_withdrawn:,}"
+    for version in manifest.history:
+        yield (
+            f"  version {version.version:<3} {printable(version.date, 30) or 'as built':<26} "
+            f"{version.num_samples:,} images: {printable(version.what, 120)}"
+        )
     expected = manifest.facts.expected.samples
     if expected is not None and expected != len(ids):
         yield f"  a part      the complete set has {expected:,}"

@@ -20,6 +20,8 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 REJECTED = "rejected.jsonl"
 SPLITS = "splits"
+VERSIONS = "versions"
+"""Folder of the manifests and tables of a set that was updated."""
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 """64 hexadecimal digits; names of files are made of them."""
@@ -29,6 +31,9 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 SetName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,40}\Z")]
 """What a set may be called; names of its files and of members begin with it."""
+
+SampleFile = Annotated[str, msgspec.Meta(pattern=r"\A(samples|versions/v[0-9]{1,9})\.parquet\Z")]
+"""Where a sample table may lie."""
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.tar")
 
@@ -68,6 +73,31 @@ class LabelStats:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Version:
+    """One line of a set's history."""
+
+    version: Count
+    """1 for the set as it was built; each update counts one up."""
+    date: str
+    """When it was made, UTC; empty for the first one, whose bytes depend on no clock."""
+    what: str
+    """What was done, in words."""
+    num_samples: Count
+    """Usable images."""
+    num_rows: Count
+    """Rows of its sample table."""
+    ids_sha256: Sha256
+    """Its hash over the names: splits of it carry the same."""
+    source_sha256: Sha256
+    """Its hash over the source."""
+
+
+def version_file(version: int, ending: str) -> str:
+    """Where the manifest (`json`) and the sample table (`parquet`) of a version are kept."""
+    return f"{VERSIONS}/v{version}.{ending}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Contents of `manifest.json`."""
 
@@ -97,11 +127,19 @@ class Manifest:
     """Statistics of the raw scores; None if nothing is labelled."""
     members: tuple[Member, ...] = ()
     """Where sets were merged: the originals, in order."""
+    version: Count = 1
+    """How often the set was updated, plus one."""
+    num_withdrawn: Count = 0
+    """Rows whose image no longer belongs to the set; its bytes are still in a shard."""
+    samples: SampleFile = SAMPLES
+    """The sample table of this version."""
+    history: tuple[Version, ...] = ()
+    """All versions, this one last; empty for a set that was never updated."""
 
     @property
     def num_rows(self) -> int:
         """Rows of the sample table, rejected ones included; ids are 0 .. num_rows - 1."""
-        return self.num_samples + self.num_rejected
+        return self.num_samples + self.num_rejected + self.num_withdrawn
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -142,10 +180,11 @@ def _version(data: bytes, where: str) -> Any:
 
 def _check(manifest: Manifest, where: str) -> None:
     held = sum(shard.samples for shard in manifest.shards)
-    if held != manifest.num_samples:
+    said = manifest.num_samples + manifest.num_withdrawn
+    if held != said:
         raise ShardError(
-            f"{where}: says {manifest.num_samples:,} samples, its shards hold {held:,}; the "
-            "manifest was edited or damaged; build again",
+            f"{where}: says {said:,} samples, its shards hold {held:,}; the manifest was edited or "
+            "damaged; build again",
             exit_code=3,
         )
     _check_shards(manifest, where)

@@ -6,6 +6,7 @@ against.
 """
 
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,12 +20,13 @@ from shards.cache import DEFAULT_BYTES, Cache, cache_root, default_folder
 from shards.columns import ColumnFiles
 from shards.errors import ShardError
 from shards.layout import STATE
-from shards.manifest import MANIFEST, SAMPLES, Manifest, decode
+from shards.manifest import MANIFEST, Manifest, decode, version_file
 from shards.sample_table import SampleRow, SampleTable
 from shards.score_scale import ScoreScale
-from shards.store import Store
+from shards.store import Store, is_url
 
 _OPEN_FILES = 64
+_VERSIONED = re.compile(r"(.+)@v?([0-9]{1,9})/*")
 
 
 def open_set(
@@ -37,7 +39,7 @@ def open_set(
     """Open a finished set.
 
     Args:
-        root: Folder or fsspec URL.
+        root: Folder or fsspec URL; `ROOT@v1` for an earlier version of a set that was updated.
         cache: Where copies of remote files go, and columns that processes share; default
             `$LMCL_CACHE` or the user's cache folder. Nothing is written to the set's own folder.
         cache_bytes: Space the copies may take.
@@ -47,6 +49,7 @@ def open_set(
         ShardError: If there is no such folder (exit code 4), it is an unfinished build, or its
             manifest or sample table is damaged (exit code 3).
     """
+    root, version = split_version(root)
     store = Store(root)
     if store.folder is not None and not store.folder.is_dir():
         raise ShardError(
@@ -54,7 +57,7 @@ def open_set(
             f"--output {root}`",
             exit_code=4,
         )
-    manifest = decode(_manifest_bytes(store), where=f"{store.root}/{MANIFEST}")
+    manifest = _read_manifest(store, version)
     copies = None
     if not store.is_local:
         copies = Cache(store, cache or default_folder(store.root), limit_bytes=cache_bytes)
@@ -63,7 +66,7 @@ def open_set(
     table = SampleTable(path, files, shards=len(manifest.shards))
     if len(table) != manifest.num_rows:
         raise ShardError(
-            f"{store.root}: {SAMPLES} has {len(table):,} rows, the manifest says "
+            f"{store.root}: {manifest.samples} has {len(table):,} rows, the manifest says "
             f"{manifest.num_rows:,}; build again",
             exit_code=3,
         )
@@ -92,6 +95,12 @@ class ShardSet:
     def name(self) -> str:
         """Short name."""
         return self.manifest.name
+
+    @property
+    def named_version(self) -> str:
+        """Name, and the version of a set that was updated: `mine`, `mine version 3`."""
+        version = self.manifest.version
+        return self.name if version == 1 else f"{self.name} version {version}"
 
     @property
     def score(self) -> ScoreScale | None:
@@ -146,6 +155,12 @@ class ShardSet:
         if not 0 <= id < len(table):
             raise IndexError(f"id {id} is not in 0 .. {len(table) - 1}")
         index, offset, size = int(table.shard[id]), int(table.offset[id]), int(table.size[id])
+        if not table.ok[id] and index >= 0:
+            raise ShardError(
+                f"{self.root}: sample {id} ({table.path[id]}) was withdrawn from the set; open an "
+                "earlier version of it (`ROOT@v1`)",
+                exit_code=3,
+            )
         if not table.ok[id]:
             raise ShardError(
                 f"{self.root}: sample {id} ({table.path[id]}) was rejected when the set was built; "
@@ -212,6 +227,27 @@ class _OpenFiles:
         self.close()
 
 
+def split_version(root: str | Path) -> tuple[str | Path, int | None]:
+    """A root without the version that stands behind it (`data/mine@v2`), and that version."""
+    found = _VERSIONED.fullmatch(str(root))
+    if found is None or (not is_url(root) and os.path.lexists(root)):
+        return root, None
+    return type(root)(found[1]), int(found[2])
+
+
+def _read_manifest(store: Store, version: int | None) -> Manifest:
+    manifest = decode(_manifest_bytes(store), where=f"{store.root}/{MANIFEST}")
+    if version is None or version == manifest.version:
+        return manifest
+    name = version_file(version, "json")
+    if not 1 <= version < manifest.version or not store.exists(name):
+        raise ShardError(
+            f"{store.root}: has no version {version}; there are 1 to {manifest.version}",
+            exit_code=4,
+        )
+    return decode(store.read(name), where=f"{store.root}/{name}")
+
+
 def _manifest_bytes(store: Store) -> bytes:
     try:
         return store.read(MANIFEST)
@@ -233,8 +269,8 @@ def _manifest_bytes(store: Store) -> bytes:
 
 def _samples_path(store: Store, copies: Cache | None, manifest: Manifest) -> Path:
     if copies is not None:
-        return copies.path(SAMPLES, sha256=manifest.samples_sha256)
-    path = store.local_path(SAMPLES)
+        return copies.path(manifest.samples, sha256=manifest.samples_sha256)
+    path = store.local_path(manifest.samples)
     if not path.is_file():
         raise ShardError(f"{path}: is missing; build the set again", exit_code=3)
     return path

@@ -22,10 +22,10 @@ from shards.cache import file_sha256
 from shards.errors import ShardError
 from shards.layout import STATE, index_line, index_name, key_of
 from shards.lock import LOCK_NAME
-from shards.manifest import MANIFEST, REJECTED, SAMPLES, SPLITS, ShardInfo, ids_hash
+from shards.manifest import MANIFEST, REJECTED, SAMPLES, SPLITS, ShardInfo, decode, ids_hash
 from shards.read import ShardSet, open_set
 from shards.sample_table import described_row, group_key
-from shards.splits.split import load_split
+from shards.splits.split import load_split, read_split
 from shards.tar import Member, read_members
 from shards.text import bounded_message, printable, redact_url
 
@@ -47,6 +47,7 @@ Kind = Literal[
 ]
 CODECS = ("jpg", "png", "bmp", "webp")
 _NONE = object()
+_LABELS = frozenset({"mos", "mos_std", "group", "distortion", "level", "subset", "part"})
 _TOLERANCE = 1e-4
 _MOST_PER_KIND = 20
 
@@ -145,10 +146,17 @@ class _Check:
         for index, shard in enumerate(self._set.manifest.shards):
             self._step("tar", shard.name, functools.partial(self._shard, index, shard))
         self._step("label", SAMPLES, self._labels)
-        self._step("leftover", "", self._leftovers)
-        self._step("split", SPLITS, self._splits)
+        if self._is_newest():
+            self._step("leftover", "", self._leftovers)
+            self._step("split", SPLITS, self._splits)
         if self._deep:
             self._step("duplicate", SAMPLES, self._duplicates)
+
+    def _is_newest(self) -> bool:
+        """Files of later versions, and their splits, are nothing that an earlier one can judge."""
+        store = self._set.store
+        newest = decode(store.read(MANIFEST), where=f"{store.root}/{MANIFEST}")
+        return newest.version == self._set.manifest.version
 
     def _step(self, kind: Kind, where: str, step: Callable[[], None]) -> None:
         """One part of the check; what it stumbles over is a finding, and the next one is made."""
@@ -195,7 +203,15 @@ class _Check:
         has_none = (table.shard == -1) & (table.offset == -1) & (table.size == 0)
         self._no_row(ok & ~has_place, "has no place in a shard")
         self._no_row(ok & ~has_pixels, "has no size, or a codec that no image has")
-        self._no_row(~ok & ~has_none, "was rejected and has bytes all the same")
+        withdrawn = ~ok & has_place
+        self._no_row(~ok & ~has_none & ~withdrawn, "was rejected and has bytes all the same")
+        if int(withdrawn.sum()) != self._set.manifest.num_withdrawn:
+            self.add(
+                "manifest",
+                MANIFEST,
+                f"says {self._set.manifest.num_withdrawn:,} images were withdrawn, the table "
+                f"{int(withdrawn.sum()):,}",
+            )
         self._no_row(np.isinf(table.mos) | np.isinf(table.mos_std), "has an infinite score")
         groups, first, inverse = np.unique(
             table.group.astype(str), return_index=True, return_inverse=True
@@ -345,7 +361,13 @@ class _Check:
         if not isinstance(fields, dict):
             self.add("member", where, "its JSON member is no object; build again")
             return
-        wrong = [name for name, value in expected.items() if fields.get(name, _NONE) != value]
+        # An update changes labels in the table alone: shards keep those they were packed with.
+        free = _LABELS if self._set.manifest.version > 1 else frozenset[str]()
+        wrong = [
+            name
+            for name, value in expected.items()
+            if name not in free and fields.get(name, _NONE) != value
+        ]
         if wrong:
             self.add(
                 "member",
@@ -425,7 +447,16 @@ class _Check:
             try:
                 load_split(self._set, name)
             except ShardError as error:
-                self.add("split", name, str(error))
+                self.add("split", name, str(error), is_error=not self._is_of_earlier(name))
+
+    def _is_of_earlier(self, name: str) -> bool:
+        """Whether a split is whole, and of a version that this one has replaced."""
+        try:
+            split, _ = read_split(self._set, name)
+        except ShardError:
+            return False
+        history = self._set.manifest.history[:-1]
+        return any(version.ids_sha256 == split.ids_sha256 for version in history)
 
     def _duplicates(self) -> None:
         table = self._set.samples

@@ -85,6 +85,7 @@ COVERED_BY = {
     "shards/splits/test_draw.py": "shards/datasets: unlabelled",
     "shards/test_cli.py": "shards: datasets/registry errors limits",
     "pipeline/test_decode.py": "pipeline: backends/row_decoder",
+    "shards/build/test_update.py": "shards: splits/extend",
     "shards/test_read.py": "shards: layout sample",
     "shards/datasets/test_formats_agree.py": "shards/datasets: parquet rows",
     "shards/test_info.py": "shards: png",

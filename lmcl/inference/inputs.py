@@ -485,6 +485,8 @@ def _from_set(root: Path | str) -> Iterator[Item]:
     table = shard_set.samples
     for index in range(len(table)):
         name = text_of_name(f"{shown}/{table.path[index]}")
+        if not table.ok[index] and table.shard[index] >= 0:
+            continue  # withdrawn
         if not table.ok[index]:
             yield _absent(name, "rejected when the set was built (rejected.jsonl)")
             continue

@@ -338,6 +338,7 @@ def protocol(a: Analysis, refused: Sequence[str] = ()) -> Section:
     method = next((i.method for i in e.intervals.values()), "none")
     measured = {
         "Data set": a.run.set_name,
+        "Version of the set": p.get("set_version", ""),
         "Split": p.get("split", ""),
         "Split hash": p.get("split_hash", ""),
         "Protocol": p.get("protocol", ""),

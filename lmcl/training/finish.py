@@ -127,6 +127,8 @@ def _write_protocol(trainer: Trainer, epoch: int) -> None:
     )
     tree = {
         "set": trainer.shard_set.name,
+        "set_version": trainer.shard_set.manifest.version,
+        "set_sha256": trainer.shard_set.manifest.samples_sha256,
         "split": trainer.config.data.split,
         "split_hash": split.hash,
         "protocol": split.protocol,

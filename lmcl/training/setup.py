@@ -168,7 +168,7 @@ def plan(config: Config, output: Path) -> str:
     _check_required(config.runtime, choice, loss)
     return (
         f"{engines_line(device, choice.line, str(loss or 'no contrastive loss'))}\n"
-        f"set {shard_set.name} in {shard_set.root}, split {split.name}: {counts}\n"
+        f"set {shard_set.named_version} in {shard_set.root}, split {split.name}: {counts}\n"
         f"{config.train.epochs} epochs x {steps} steps x {config.train.batch_size} images x "
         f"{views} crops of {crops.size} px\n"
         f"encoder {config.encoder.name}, weights "
@@ -643,6 +643,7 @@ def _describe(trainer: Trainer, loss: LossPlan | None) -> None:
     if not trainer.context.is_main:
         return
     logger.info("%s", trainer.engines)
+    logger.info("set %s, split %s", trainer.shard_set.named_version, trainer.split.name)
     found = describe_environment(
         device,
         world_size=trainer.context.world_size,

@@ -208,7 +208,8 @@ def _finished(store: Store, plan: Plan, dataset: DataSet, *, overwrite: bool) ->
     raise ShardError(
         f"{store.root}: holds a finished set {manifest.name!r} of {manifest.num_samples:,} images "
         f"made from another source or with other options: {describe_difference(store, dataset)}; "
-        "choose another `--output`, or replace it with `--overwrite`",
+        "choose another `--output`, replace it with `--overwrite`, or give it other labels and "
+        f"more images by `lmcl-shard update {store.shown} TABLE`",
         exit_code=3,
     )
 
@@ -261,12 +262,12 @@ def _finish(dataset: DataSet, plan: Plan, store: Store, records: Sequence[ShardR
             f"{rejected[0].error}",
             exit_code=3,
         )
-    labels = _Labels()
+    labels = Labels()
     sha256 = _write_samples(store, dataset.name, records, labels)
     _write_rejected(store, rejected)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        producer=f"lmcl {_version()}",
+        producer=f"lmcl {version_text()}",
         name=dataset.name,
         score=dataset.score,
         num_samples=sum(shard.samples for shard in shards),
@@ -286,7 +287,7 @@ def _finish(dataset: DataSet, plan: Plan, store: Store, records: Sequence[ShardR
     return manifest
 
 
-class _Labels:
+class Labels:
     """Running statistics of the raw scores of usable images."""
 
     def __init__(self) -> None:
@@ -295,6 +296,7 @@ class _Labels:
         self._low, self._high = math.inf, -math.inf
 
     def add(self, table: pa.Table) -> None:
+        """Look at some rows."""
         mos = table.column("mos").to_numpy()[table.column("ok").to_numpy()]
         mos = mos[np.isfinite(mos)]
         if mos.size == 0:
@@ -306,6 +308,7 @@ class _Labels:
         self._high = max(self._high, float(mos.max()))
 
     def stats(self) -> LabelStats | None:
+        """What was seen; None if nothing is labelled."""
         if self._count == 0:
             return None
         mean = self._sum / self._count
@@ -315,7 +318,7 @@ class _Labels:
         )
 
 
-def _write_samples(store: Store, name: str, records: Sequence[ShardRecord], labels: _Labels) -> str:
+def _write_samples(store: Store, name: str, records: Sequence[ShardRecord], labels: Labels) -> str:
     def tables() -> Iterator[pa.Table]:
         position = 0
         for index, record in enumerate(records):
@@ -360,7 +363,8 @@ def _write_rejected(store: Store, rejected: Sequence[Rejected]) -> None:
     store.write(REJECTED, b"".join(msgspec.json.encode(line) + b"\n" for line in rejected))
 
 
-def _version() -> str:
+def version_text() -> str:
+    """The installed version of this program."""
     try:
         return importlib.metadata.version("lmcl")
     except importlib.metadata.PackageNotFoundError:

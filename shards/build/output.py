@@ -19,7 +19,7 @@ from shards.errors import ShardError
 from shards.files import remove_stale_temporaries
 from shards.layout import STATE, index_name
 from shards.lock import lock_at, lock_folder
-from shards.manifest import MANIFEST, REJECTED, SAMPLES, Count, ShardInfo, decode
+from shards.manifest import MANIFEST, REJECTED, SAMPLES, VERSIONS, Count, ShardInfo, decode
 from shards.store import Store
 
 _PLAN = f"{STATE}/plan.json"
@@ -29,6 +29,7 @@ _STATE_FILE = re.compile(
 )
 # Headers, the JSON member, padding and the row, for an estimate.
 _BYTES_BESIDE_IMAGE = 2500
+_VERSION_FILE = re.compile(re.escape(VERSIONS) + r"/v\d+\.(json|parquet)")
 
 
 @contextlib.contextmanager
@@ -71,6 +72,9 @@ def begin(store: Store, plan: Plan, *, check_space: bool) -> None:
     # From here on the folder is an unfinished build, even if nothing else is ever written to it.
     store.write(_STARTED, plan.source_sha256.encode())
     store.remove(MANIFEST)
+    for file in store.names(VERSIONS):
+        if _VERSION_FILE.fullmatch(file):
+            store.remove(file)
 
 
 def begin_again(store: Store, starts: tuple[int, ...]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -134,7 +134,7 @@ def make_plan(
         size_bytes=sum(sizes),
         labelled=labelled,
         groups=int(np.unique(np.frombuffer(groups, np.int64)).size),
-        starts=_cuts(sizes, size) if starts is None or starts[-1] >= rows else starts,
+        starts=cut_into_shards(sizes, size) if starts is None or starts[-1] >= rows else starts,
         missing=tuple(missing),
         num_missing=num_missing,
         problems=tuple(problems),
@@ -146,7 +146,7 @@ def make_plan(
     )
 
 
-def _cuts(sizes: "array.array[int]", limit: ShardSize) -> tuple[int, ...]:
+def cut_into_shards(sizes: Sequence[int], limit: ShardSize) -> tuple[int, ...]:
     """First ids of the shards."""
     cuts, in_shard, held = [0], 0, 0
     most = limit.samples_of(len(sizes))
@@ -183,13 +183,14 @@ def jobs_of(
             first_id=start,
             samples=taken,
             options=options,
-            fingerprint=_fingerprint(taken, start, options),
+            fingerprint=fingerprint(taken, start, options),
             pixels_at_once=pixels_at_once,
             budget=budget,
         )
 
 
-def _fingerprint(samples: tuple[Sample, ...], first_id: int, options: PackOptions) -> str:
+def fingerprint(samples: tuple[Sample, ...], first_id: int, options: PackOptions) -> str:
+    """Hash of what a shard is made from: samples, file sizes and times, options."""
     found = hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, first_id, options)))
     for sample in samples:
         try:

@@ -7,6 +7,7 @@ member.score.from_unit(mos)`). Images that two sets share by content are in one 
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from shards.sample_table import NO_LEVEL, SampleRow
 from shards.score_scale import ScoreScale
 from shards.splits.split import load_split, write_split
 from shards.store import Store
+
+logger = logging.getLogger(__name__)
 
 UNIT = ScoreScale(kind="mos", low=0.0, high=1.0, higher_is_better=True)
 
@@ -62,7 +65,7 @@ def reshard(
                 exit_code=2,
             )
     dataset = _again(sets[0], name) if len(sets) == 1 else _merged(sets, name)
-    options = PackOptions(on_error="skip" if sets[0].manifest.num_rejected else "fail")
+    options = PackOptions(on_error="skip" if _has_gaps(sets[0]) else "fail")
     manifest = build(
         dataset,
         output,
@@ -78,14 +81,24 @@ def reshard(
     return manifest
 
 
+def _has_gaps(one: ShardSet) -> bool:
+    return one.manifest.num_rejected + one.manifest.num_withdrawn > 0
+
+
 def _copy_splits(one: ShardSet, output: str | Path, name: str) -> None:
     """The same ids under the new set's name; images, and so hashes of splits, are the same."""
     target = Store(output)
     for file in one.store.names(SPLITS):
+        try:
+            split = load_split(one, Path(file).stem)
+        except ShardError as error:
+            # Of another version of the set: its ids mean nothing in this one.
+            logger.warning("%s is left behind: %s", file, error)
+            continue
         if name == one.name:
             target.write(file, one.store.read(file))
         else:
-            write_split(output, dataclasses.replace(load_split(one, Path(file).stem), set=name))
+            write_split(output, dataclasses.replace(split, set=name))
 
 
 def _again(one: ShardSet, name: str | None) -> DataSet:

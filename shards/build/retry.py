@@ -23,6 +23,12 @@ def keep_good_shards(store: Store, dataset: DataSet) -> tuple[int, ...]:
         ShardError: If the source no longer lists the same images.
     """
     manifest = decode(store.read(MANIFEST), where=f"{store.root}/{MANIFEST}")
+    if manifest.version > 1:
+        raise ShardError(
+            f"{store.root}: was updated (version {manifest.version}), and a build would lose that; "
+            f"add repaired images with `lmcl-shard update {store.shown} TABLE`",
+            exit_code=2,
+        )
     names = ids_hash()
     for sample in dataset.samples():
         names.update(sample.path.encode("utf-8", "surrogateescape") + b"\n")

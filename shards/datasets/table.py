@@ -47,10 +47,11 @@ from shards.sample import DataSet, Embedded, Facts, Sample
 from shards.sample_table import group_key
 from shards.score_scale import ScoreScale
 from shards.side_files import PathFilter
+from shards.source_files import text_lines
 from shards.text import printable
 
 ExtraFiles = Literal["error", "ignore"]
-MissingFiles = Literal["error", "later"]
+MissingFiles = Literal["error", "later", "ignore"]
 
 _WANTED = "give the table with the columns path and score"
 _PICTURES = (".parquet", ".arrow")
@@ -97,7 +98,7 @@ def open_table(
         title: Full name.
         columns: Names of columns, where they are not the usual ones.
         missing: `error` refuses a table that names images which are not there; `later` leaves
-            them to the build.
+            them to the build, unless all are missing; `ignore` does not look.
         files: Which images are looked at; rows that name others are left out.
 
     Raises:
@@ -137,6 +138,19 @@ def table_paths(labels: Path, columns: ColumnNames | None = None) -> list[str]:
         for path in spellings(name_text(row.get(column), where=f"{labels}: row {number}"))
         if path and not is_absolute(path) and not leads_out(path)
     ]
+
+
+def list_of_paths(file: Path) -> list[str]:
+    """Names of images in a list: a table with a column of paths, or a text with one a line.
+
+    Raises:
+        ShardError: If it cannot be read.
+    """
+    need_file(file, what="give a list with one image a line")
+    if file.suffix.lower() != ".txt":
+        return [next(iter(spellings(path))) for path in table_paths(file)]
+    lines = (line.strip() for line in text_lines(file))
+    return [next(iter(spellings(line))) for line in lines if line]
 
 
 def parse_part(text: object, *, where: str) -> str:
@@ -307,7 +321,8 @@ def _first_pass(
             yield sample.path
 
     def refuse() -> None:
-        if absent.count and (missing == "error" or absent.count == absent.rows):
+        is_all = absent.count == absent.rows and missing != "ignore"
+        if absent.count and (missing == "error" or is_all):
             raise absent.error()
 
     if extra_files == "ignore" or reading.finder is None:

@@ -224,6 +224,31 @@ def load_split(shard_set: ShardSet, name: str | Path) -> Split:
     return _kept(files, digest, content) or split
 
 
+def read_split(shard_set: ShardSet, name: str | Path) -> tuple[Split, str]:
+    """A split that may be of an earlier version of the set, and where it lies; only its hash holds.
+
+    Raises:
+        ShardError: If there is no such split (exit code 4), or it was edited (exit code 3).
+    """
+    where, data = _split_bytes(shard_set, name)
+    try:
+        split = _from_file(msgspec.json.decode(data, type=_File), where)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise _no_split_file(where, error) from error
+    if not _same_ids(split):
+        raise ShardError(
+            f"{where}: its ids do not match its hash, so it was edited; draw it again", exit_code=3
+        )
+    rows = len(shard_set.samples)
+    if any(ids.size and not 0 <= ids.min() <= ids.max() < rows for ids in _parts(split)):
+        raise ShardError(f"{where}: ids outside 0 .. {rows - 1}", exit_code=3)
+    return split, where
+
+
+def _parts(split: Split) -> tuple[Ids, Ids, Ids]:
+    return split.train, split.val, split.test
+
+
 def _keep(files: ColumnFiles, name: str, ids: Ids) -> None:
     files.make(name, np.int64, ids.shape, lambda: (ids,))
 
@@ -262,7 +287,8 @@ def check_split(shard_set: ShardSet, split: Split, *, where: str) -> Split:
     if split.ids_sha256 != shard_set.manifest.ids_sha256:
         raise ShardError(
             f"{where}: was drawn for the set {split.set!r} with other images than "
-            f"{shard_set.root} holds; draw it again with `lmcl-shard split {shard_set.root}`",
+            f"{shard_set.root} holds; draw it again with `lmcl-shard split {shard_set.root}`"
+            + _of_earlier_version(shard_set, split),
             exit_code=3,
         )
     if not _same_ids(split):
@@ -274,6 +300,16 @@ def check_split(shard_set: ShardSet, split: Split, *, where: str) -> Split:
     _check_ids(shard_set, split, where)
     _check_groups(shard_set, split, where)
     return split
+
+
+def _of_earlier_version(shard_set: ShardSet, split: Split) -> str:
+    for version in shard_set.manifest.history[:-1]:
+        if version.ids_sha256 == split.ids_sha256:
+            return (
+                f"; it is of version {version.version}: take it over with `--extend {split.name}`, "
+                f"or open {shard_set.store.shown}@v{version.version}"
+            )
+    return ""
 
 
 def _check_ids(shard_set: ShardSet, split: Split, where: str) -> None:
@@ -288,7 +324,8 @@ def _check_ids(shard_set: ShardSet, split: Split, where: str) -> None:
     rejected = every[~shard_set.samples.ok[every]]
     if rejected.size:
         raise ShardError(
-            f"{where}: sample {rejected[0]} was rejected when the set was built; draw it again",
+            f"{where}: sample {rejected[0]} was rejected when the set was built, or withdrawn "
+            f"since; draw it again, or take it over with `--extend {split.name}`",
             exit_code=3,
         )
 

@@ -116,6 +116,7 @@ def make_run():
             json.dumps(
                 {
                     "set": "demo",
+                    "set_version": 3,
                     "split": split,
                     "split_hash": "3f2a" * 8,
                     "protocol": "70-10-20",

@@ -78,6 +78,12 @@ def test_the_page_needs_nothing_but_the_predictions(tmp_path: Path, run: Path) -
         assert f"{name} is missing" in page
 
 
+def test_the_page_says_which_version_of_the_set_the_run_saw(run: Path) -> None:
+    assert re.search(
+        r"Version of the set\s*</\w+>\s*<\w+[^>]*>\s*3\b", (run / "report.html").read_text()
+    )
+
+
 def test_two_reports_of_one_run_are_the_same_bytes(tmp_path: Path, run: Path) -> None:
     first, second = (write_report([run], tmp_path / n).read_bytes() for n in ("a", "b"))
     assert first == second
