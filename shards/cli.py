@@ -278,8 +278,8 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
     """Show what a packed set holds."""
     import msgspec
 
-    from shards.files import atomic_write
-    from shards.info import contact_sheet, describe_set
+    from shards.files import atomic_write, check_own
+    from shards.info import SHEET_MARK, contact_sheet, describe_set
     from shards.read import open_set
 
     shard_set = open_set(root)
@@ -288,6 +288,7 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
     else:
         click.echo(describe_set(shard_set))
     if sheet is not None:
+        check_own(sheet, SHEET_MARK)
         picture = contact_sheet(shard_set)
         with atomic_write(sheet) as out:
             out.write(picture)

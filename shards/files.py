@@ -29,11 +29,15 @@ from typing import Annotated, Any, BinaryIO, Literal, TextIO, overload
 
 import msgspec
 
+from shards.errors import ShardError
+from shards.source_files import open_regular
+
 Durable = Literal["nothing", "bytes", "name"]
 """What survives a power failure right after a write: nothing for certain, the bytes if the name
 does, or both."""
 
 _LONGEST_LABEL = 120
+_HEAD_BYTES = 1 << 16
 _NEW = ".lmcl-new"
 """In a folder of `atomic_folder` until it has its name: tells it from one that it replaced."""
 _TEMPORARY = re.compile(
@@ -174,13 +178,39 @@ def atomic_path(path: str | Path, *, durable: Durable = "name") -> Iterator[Path
             sync(temporary)
         os.replace(temporary, target)
     except OSError as error:
-        if error.filename is None:
+        if error.filename in (None, str(temporary), temporary):
             error.filename = str(target)  # a full disk does not say which file it was
         raise
     finally:
         temporary.unlink(missing_ok=True)
     if durable == "name":
         sync(target.parent)
+
+
+def check_own(path: str | Path, mark: bytes) -> None:
+    """Refuse to replace a file that the same command has not written.
+
+    Outputs that are named by hand are easily mistyped: `--sheet photo.jpg`, overlays into the
+    folder of the photographs.
+
+    Args:
+        path: What is to be written; nothing need be there.
+        mark: Bytes that stand near the beginning of every file the command writes.
+
+    Raises:
+        ShardError: If something else is there; exit code 2.
+    """
+    if not os.path.lexists(path):
+        return
+    head = b""
+    with contextlib.suppress(ShardError), open_regular(path, limit_bytes=1 << 40) as file:
+        head = file.read(_HEAD_BYTES)
+    if mark not in head:
+        raise ShardError(
+            f"{path}: is there already and was not written by this command, so it is not replaced; "
+            "choose another name, or move it away",
+            exit_code=2,
+        )
 
 
 @contextmanager

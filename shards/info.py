@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from shards.errors import ShardError
 from shards.image_formats import UNREADABLE, describe_damage, open_image
@@ -13,6 +14,8 @@ from shards.manifest import SPLITS
 from shards.read import ShardSet
 from shards.text import printable
 
+SHEET_MARK = b"lmcl-shard info"
+"""Stands at the beginning of every contact sheet."""
 _BINS = 12
 _BAR = 40
 _MOST_NAMES = 40
@@ -53,8 +56,14 @@ def contact_sheet(
         text = f"{id}" if np.isnan(mos) else f"{id}: {mos:.4g}"
         draw.text((x + 4, y + tile), text, fill="black", font=font)
     out = io.BytesIO()
-    sheet.save(out, "PNG")
+    sheet.save(out, "PNG", pnginfo=_marked())
     return out.getvalue()
+
+
+def _marked() -> PngInfo:
+    found = PngInfo()
+    found.add_text("Software", SHEET_MARK.decode())
+    return found
 
 
 def _upright(shard_set: ShardSet, id: int) -> Image.Image:

@@ -83,6 +83,10 @@ def is_below(row: Row, below: float) -> bool:
     return row.quality is not None and row.quality < below
 
 
+SHEET_MARK = b"<title>Contact sheet</title>"
+"""Stands at the beginning of every page that `write_sheet` writes."""
+
+
 def write_sheet(
     rows: Sequence[Row | None], items: Sequence[Item], output: Path, *, scale: str
 ) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from lmcl.errors import LmclError
@@ -25,7 +26,11 @@ from lmcl.utils.files import make_output_folder, write_atomic
 from pipeline.boxes import CropConfig, scaled_sizes
 from pipeline.decode import resize_rgb
 from pipeline.normalize import normalize
+from shards.files import check_own
 from shards.text import printable, spreadsheet_cell
+
+_MARK, _TABLE_MARK = b"lmcl saliency", b"path,picture,box_y,"
+"""Stand at the beginning of every overlay and of the table."""
 
 _HEAT = np.array([[0, 0, 0], [120, 0, 40], [230, 60, 0], [255, 170, 0], [255, 255, 190]], float)
 """Colours from no attention to the most, evenly spaced."""
@@ -73,10 +78,14 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
         How many were drawn.
 
     Raises:
+        ShardError: If an overlay would replace a file that is none (exit code 2).
         LmclError: If some cannot be read, after the others were drawn; names them (exit code 3,
             or 4 if all of those are not there).
     """
     make_output_folder(output)
+    check_own(output / "saliency.csv", _TABLE_MARK)
+    marked = PngInfo()
+    marked.add_text("Software", _MARK.decode())
     released = load_model(model_folder_of(model_folder))
     rows: list[tuple[object, ...]] = []
     problems: list[str] = []
@@ -91,7 +100,8 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
             continue
         name = _free_name(PurePath(item.path).stem, taken)
         buffer = io.BytesIO()
-        overlay(seen).save(buffer, "PNG")
+        overlay(seen).save(buffer, "PNG", pnginfo=marked)
+        check_own(output / name, _MARK)
         write_atomic(output / name, buffer.getvalue())
         rows.append((item.path, name, *seen.box, *seen.window_box, round(seen.share, 4)))
     _write_table(output / "saliency.csv", rows)

@@ -30,6 +30,7 @@ from pipeline.decode import decode_rgb
 from shards.datasets.rows import open_rows
 from shards.datasets.values import NumberMarks
 from shards.errors import ShardError
+from shards.files import check_own
 from shards.source_files import read_regular
 from shards.text import plain_cell, printable, spreadsheet_cell
 
@@ -334,6 +335,8 @@ def write_duels(
         cells = [spreadsheet_cell(text) for text in (duel.attacker, duel.defender, *names)]
         writer.writerow([*cells[:2], duel.level, *cells[2:], *gaps])
     page = output if output.suffix.lower() in (".html", ".htm") else output / "gmad.html"
+    check_own(page, b"Group maximum differentiation")
+    check_own(page.with_suffix(".csv"), b"attacker,defender,level,")
     write_atomic(page.with_suffix(".csv"), out.getvalue().encode())
     html = render_page(
         Header(

@@ -33,7 +33,7 @@ from tests.conftest import SafetyTally
 BEFORE = Path(__file__).resolve().parents[1] / "data" / "before_move"
 CASES = max(40, int(os.environ.get("LMCL_FUZZ_CASES", "500")) // 5)
 EXIT_CODES = {0, 1, 2, 3, 4, 5}
-HANG_S = 120.0
+HANG_S = 600.0
 SECRET = "canary-4f1d8a2b"
 _ABSURD: list[Any] = [
     None, True, -1, 0, 1e308, float("nan"), 2**70, "", "x" * 70_000, "../../outside/secret.txt",
@@ -159,7 +159,7 @@ def spoil(target: Path, chance: random.Random, outside: Path) -> str:
         if way == "cut":
             data = data[: chance.randrange(len(data) + 1)]
         elif way == "flip":
-            for _ in range(chance.choice([1, 1, 3, 40])):
+            for _ in range(chance.choice([1, 1, 3, 40]) if data else 0):
                 data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         elif way == "noise":
             data = bytearray(chance.randbytes(4000))

@@ -53,6 +53,9 @@ def test_the_road_from_a_table_to_a_checked_split_set(
     shown = shard("info", out, "--sheet", tmp_path / "new" / "sheet.png")
     assert "20 in 1 shards" in shown.stdout
     assert (tmp_path / "new" / "sheet.png").stat().st_size > 1000
+    manifest = out / "manifest.json"
+    refused = shard("info", out, "--sheet", manifest)
+    assert (refused.returncode, "was not written by this command" in refused.stderr) == (2, True)
     assert json.loads(shard("info", out, "--json").stdout)["name"] == "mine"
     (out / "mine-000000.tar").unlink()
     damaged = shard("verify", out)

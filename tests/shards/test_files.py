@@ -13,10 +13,12 @@ from typing import BinaryIO
 import pytest
 
 import shards.files as files
+from shards.errors import ShardError
 from shards.files import (
     atomic_folder,
     atomic_path,
     atomic_write,
+    check_own,
     is_temporary,
     remove_stale_temporaries,
     temporary_beside,
@@ -274,3 +276,23 @@ def test_a_folder_after_a_kill_is_what_it_would_have_been(
     assert os.listdir(tmp_path) == ["model"]
     held = {path.name: path.read_text() for path in target.iterdir() if path.is_file()}
     assert held == {"model": "newest"} | ({} if is_first else {"mine.txt": "mine"})
+
+
+@pytest.mark.parametrize("there", ["nothing", "ours", "theirs", "empty", "a folder", "a FIFO"])
+def test_only_what_carries_the_mark_may_be_replaced(tmp_path: Path, there: str) -> None:
+    path = tmp_path / "sheet.png"
+    make: dict[str, Callable[[], object]] = {
+        "nothing": lambda: None,
+        "ours": lambda: path.write_bytes(b"head lmcl mark " + bytes(100_000)),
+        "theirs": lambda: path.write_bytes(bytes(100_000) + b"lmcl mark"),
+        "empty": lambda: path.write_bytes(b""),
+        "a folder": path.mkdir,
+        "a FIFO": lambda: os.mkfifo(path),
+    }
+    make[there]()
+    if there in ("nothing", "ours"):
+        check_own(path, b"lmcl mark")
+        return
+    with pytest.raises(ShardError, match="is there already") as caught:
+        check_own(path, b"lmcl mark")
+    assert caught.value.exit_code == 2

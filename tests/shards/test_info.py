@@ -7,7 +7,8 @@ from PIL import Image
 
 from shards.build.build import build
 from shards.datasets.unlabelled import open_unlabelled
-from shards.info import contact_sheet, describe_set
+from shards.files import check_own
+from shards.info import SHEET_MARK, contact_sheet, describe_set
 from shards.read import ShardSet, open_set
 from shards.sample import DataSet
 
@@ -41,3 +42,8 @@ def test_the_sheet_shows_as_many_images_as_fit(packed: ShardSet) -> None:
 
 def test_the_sheet_is_the_same_every_time(packed: ShardSet) -> None:
     assert contact_sheet(packed) == contact_sheet(packed)
+
+
+def test_a_sheet_is_known_by_its_mark(packed: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "sheet.png").write_bytes(contact_sheet(packed))
+    check_own(tmp_path / "sheet.png", SHEET_MARK)

@@ -15,7 +15,7 @@ from lmcl.inference.batch_job import (
     list_on_all_ranks,
     score_held,
 )
-from lmcl.inference.filter import is_below, plan_moves, write_sheet
+from lmcl.inference.filter import SHEET_MARK, is_below, plan_moves, write_sheet
 from lmcl.inference.inputs import Item, TableOptions, list_items
 from lmcl.inference.interruption import stop_on_signals
 from lmcl.inference.moves import (
@@ -30,6 +30,7 @@ from lmcl.inference.scorer import Precision, Scorer, open_scorer
 from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
 from lmcl.training.launcher import end_with_launcher
 from pipeline.decode_config import DecodeConfig, DecodeName
+from shards.files import check_own
 from shards.lock import lock_path
 from shards.processes import usable_cores
 from shards.text import printable
@@ -70,6 +71,8 @@ def run(
         raise click.UsageError("Missing option '--model'.")
     if (move_to is None) != (below is None) and (move_to is not None or dry_run):
         raise click.UsageError("--move-to and --dry-run need --below, the quality to sort out by")
+    if sheet is not None:
+        check_own(sheet, SHEET_MARK)
     end_with_launcher()
     options = ScoringOptions(
         output=output,

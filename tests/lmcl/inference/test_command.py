@@ -17,6 +17,7 @@ from PIL import Image
 from lmcl.cli.main import main
 from lmcl.cli.score import command
 from lmcl.inference.scores_file import read_rows
+from shards.errors import ShardError
 
 REPO = Path(__file__).resolve().parents[3]
 ODD = os.fsdecode(b"caf\xe9.jpg")
@@ -205,3 +206,18 @@ def test_min_side_refuses_in_the_row_and_by_the_exit_code(model_folder, tmp_path
     assert done.exit_code == 3
     assert {name for name, error in errors.items() if error} == {"dot.png", "line.png"}
     assert "2 x 2 pixels, with a side below the 40 of `--min-side`" in errors["dot.png"]
+
+
+def test_a_sheet_replaces_a_sheet_and_no_photograph(
+    model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    photo, page = photos / "img.00.jpg", tmp_path / "sheet.html"
+    before, options = photo.read_bytes(), {"model": model_folder, "catch_exceptions": True}
+    refused = score(photo, "--sheet", photo, output=tmp_path / "s.csv", **options)
+    assert isinstance(refused.exception, ShardError)
+    assert "was not written by this command" in str(refused.exception)
+    assert photo.read_bytes() == before
+    assert not (tmp_path / "s.csv").exists()
+    for name in ("s.csv", "t.csv"):
+        done = score(photo, "--sheet", page, output=tmp_path / name, **options)
+        assert done.exit_code == 0, done.output

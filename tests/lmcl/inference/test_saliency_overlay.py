@@ -19,6 +19,7 @@ from lmcl.models.quality_model import DecoderConfig
 from lmcl.models.saliency import SaliencyConfig
 from pipeline.boxes import CropConfig
 from shards import ScoreScale
+from shards.errors import ShardError
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +156,14 @@ def test_a_pattern_without_a_match_is_missing_input(model: Path, tmp_path: Path)
     with pytest.raises(LmclError, match="no file matches") as error:
         draw_all([str(tmp_path / "*.jpg")], model, tmp_path / "out", progress=False)
     assert error.value.exit_code == 4
+
+
+def test_an_overlay_replaces_overlays_and_no_photograph(model: Path, photo: Path) -> None:
+    """With the folder of the photographs as output, an overlay has a photograph's name."""
+    before = photo.read_bytes()
+    with pytest.raises(ShardError, match="was not written by this command") as caught:
+        draw_all([str(photo)], model, photo.parent, progress=False)
+    assert caught.value.exit_code == 2
+    assert photo.read_bytes() == before
+    for _ in range(2):
+        assert draw_all([str(photo)], model, photo.parent / "out", progress=False) == 1
