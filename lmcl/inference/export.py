@@ -116,10 +116,13 @@ def export(
 
     Raises:
         LmclError: If a package is missing (4), or the file differs by more than `TOLERANCE` (3);
-            then it is not kept.
+            then it is not kept. If `output` is there and no export wrote it (2).
     """
     if format == "safetensors":
         return _copy(folder, output)
+    figures = output.with_name(f"{output.name}.parity.json")
+    if os.path.lexists(output) and not figures.is_file():
+        raise _in_the_way(output)
     temporary = Path(f"{temporary_beside(output)}{output.suffix}")
     output.parent.mkdir(parents=True, exist_ok=True)
     write, open_runtime = _FORMATS[format]
@@ -144,12 +147,13 @@ def export(
                 "file was not kept, use another format or another version of the exporter",
                 exit_code=3,
             )
+        report = json.dumps(_finite(dataclasses.asdict(parity)), indent=2) + "\n"
+        # Before the file they are about: by them it is known as an export, which may be replaced.
+        write_atomic(figures, report.encode())
+        write_atomic(output.with_name(f"{output.name}.md"), _card(folder, parity, scorer).encode())
         temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)
-    report = json.dumps(_finite(dataclasses.asdict(parity)), indent=2) + "\n"
-    write_atomic(output.with_name(f"{output.name}.parity.json"), report.encode())
-    write_atomic(output.with_name(f"{output.name}.md"), _card(folder, parity, scorer).encode())
     return parity
 
 
@@ -387,9 +391,13 @@ def _compare(
     )
 
 
+def _in_the_way(output: Path) -> LmclError:
+    return LmclError(f"{printable(output)}: exists; choose another --output", exit_code=2)
+
+
 def _copy(folder: Path, output: Path) -> Parity:
     if os.path.lexists(output):
-        raise LmclError(f"{printable(output)}: exists; choose another --output", exit_code=2)
+        raise _in_the_way(output)
     with atomic_folder(output) as new:
         # Of a folder from elsewhere, these three and nothing that a link leads to.
         for name in ("config.json", "model.safetensors", "README.md"):

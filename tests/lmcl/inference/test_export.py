@@ -233,3 +233,13 @@ def _shifted(scorer: Scorer):
     with torch.no_grad():
         model.panel.head.weight.mul_(1.5).add_(0.1)
     return ReleasedModel(model=model, card=scorer.card)
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx", "safetensors"])
+def test_what_no_export_wrote_is_not_replaced(folder, tmp_path, format) -> None:
+    scorer, output = open_scorer(folder, device="cpu"), tmp_path / "labels.csv"
+    output.write_text("precious")
+    with pytest.raises(LmclError, match="exists; choose another --output") as caught:
+        export(scorer, folder, output, format=format, compared=NO_IMAGES)
+    assert caught.value.exit_code == 2
+    assert output.read_text() == "precious"
