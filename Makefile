@@ -1,7 +1,7 @@
 # Everything runs inside .venv, which is made on the first call; nothing else is needed but
 # python3 (3.11 or newer), make and a compiler.
 .DEFAULT_GOAL := help
-.PHONY: help setup hooks demo quick test test-slow test-gpu check fix smoke bench clean
+.PHONY: help setup hooks demo starter quick test test-slow test-gpu check fix smoke bench clean
 
 # What a change most often breaks: the arithmetic and the files of every room, who may import whom,
 # and one small run that goes on, is judged, reported and scores (test_before_move.py).
@@ -38,6 +38,10 @@ hooks: $(STAMP) ## formatting and lint before every commit, from .githooks
 
 demo: $(STAMP) ## the whole method on an embedded synthetic set; leaves runs/demo/report.html
 	$(BIN)/lmcl demo
+
+STARTER_DATA ?= ../shared/data/biq2021
+starter: $(STAMP) ## lmcl/starter again, from the photographs of biq2021 in STARTER_DATA
+	$(BIN)/python scripts/make_starter.py --images $(STARTER_DATA)
 
 quick: $(STAMP) ## what a change most often breaks, in about a minute on two cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu" $(QUICK)

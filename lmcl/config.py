@@ -73,8 +73,9 @@ class TrainConfig:
     clip: float = 5.0
     """Gradient norm beyond which gradients are scaled down [family]; 0 = never."""
     start_from: str = ""
-    """A model folder (`<run>/model`) whose weights the student starts from; empty: those of
-    `encoder.weights`. On the set it was trained on, the split must be its own (decision 0010)."""
+    """A model folder (`<run>/model`), or `starter`, whose weights the student starts from; empty:
+    those of `encoder.weights`. On the set it was trained on, the split must be its own (decision
+    0010)."""
     stem_lr_scale: float = 1.0
     """Learning rate of a convolutional stem relative to the rest; below 1 for pretrained stems."""
     seed: int = 0

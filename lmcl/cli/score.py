@@ -17,16 +17,19 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
 
 
 @click.command(
-    epilog="EXAMPLES: lmcl score photos --model runs/x/model --output scores.csv · "
+    epilog="EXAMPLES: lmcl score photos --output scores.csv · "
+    "lmcl score photos --model runs/x/model --resume · "
     "lmcl score photos --model runs/x --below 0.3 --move-to rejected --dry-run · "
     "accelerate launch -m lmcl score shards --model runs/x --output scores.parquet"
 )
 @click.argument("paths", nargs=-1, metavar="PATH...")
 @click.option(
     "--model",
-    "model_folder",
-    type=click.Path(path_type=Path),
-    help="Model folder, or a run that holds one.",
+    "model",
+    default="starter",
+    show_default=True,
+    metavar="MODEL",
+    help="Model folder, or a run that holds one; starter comes with the project.",
 )
 @click.option(
     "--output",

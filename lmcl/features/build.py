@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -132,8 +133,8 @@ class FeatureCacheBuilder:
     stem: LevelStem
     crops: CropConfig
     saliency: SaliencyConfig
-    has_centre: bool
-    """Whether crops in the middle are wanted (`objective.hub = "centre"`)."""
+    hub: Literal["salient", "random", "centre"]
+    """Which crops are wanted beside the random ones (`objective.hub`)."""
     preprocessing: Preprocessing
     context: RankContext
 
@@ -152,13 +153,13 @@ class FeatureCacheBuilder:
         ) -> NDArray[np.int32]:
             size = self.crops.size
             drawn = pool_boxes(ids, frames, size=size, pool=self.crops.pool or 1)
-            salient = possible_salient_boxes(
-                self._extent(ids), grid=grid, saliency=self.saliency, size=size
-            )
-            places = [drawn, salient]
-            if self.has_centre:
-                places.append(centre_boxes(frames, size=size)[:, None])
-            return np.concatenate(places, axis=1)
+            if self.hub == "centre":
+                return np.concatenate([drawn, centre_boxes(frames, size=size)[:, None]], axis=1)
+            if self.hub == "random" or not self.crops.salient:
+                return drawn
+            extent, saliency = self._extent(ids), self.saliency
+            salient = possible_salient_boxes(extent, grid=grid, saliency=saliency, size=size)
+            return np.concatenate([drawn, salient], axis=1)
 
         plans = [
             self._plan("eval", np.unique(train), self.crops, places),

@@ -25,7 +25,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lmcl.errors import LmclError
-from lmcl.models.pretrained import ReleasedModel, load_model, model_folder_of
+from lmcl.models.named import STARTER, find_model
+from lmcl.models.pretrained import ReleasedModel, load_model
 from lmcl.models.quality_model import to_bfloat16
 from lmcl.models.saliency import best_window, window_to_box
 from pipeline.backends.torch_backend import TorchBackend
@@ -322,7 +323,7 @@ class Scorer:
 
 
 def load(
-    path: str | Path,
+    path: str | Path = STARTER,
     *,
     device: str = "auto",
     precision: Precision = "float32",
@@ -331,7 +332,8 @@ def load(
     """Open a released model folder, or a run folder that holds one; nothing is downloaded.
 
     Args:
-        path: Folder with config.json and model.safetensors.
+        path: Folder with config.json and model.safetensors; `starter` (the default): the model
+            that comes with the project (docs/starter.md).
         device: `auto` takes a GPU if there is one.
         precision: `bfloat16` is faster where the processor knows it; scores move by some
             thousandths of the range (docs/scoring.md).
@@ -340,22 +342,22 @@ def load(
     Raises:
         LmclError: If the folder is missing (4) or damaged (5).
     """
-    return open_scorer(Path(path), device=device, precision=precision, decode=decode)
+    return open_scorer(path, device=device, precision=precision, decode=decode)
 
 
 def open_scorer(
-    folder: Path,
+    model: str | Path,
     *,
     device: str = "auto",
     precision: Precision = "float32",
     decode: DecodeConfig = DEFAULT_DECODE,
 ) -> Scorer:
-    """Open a model folder (or a run folder that holds one).
+    """Open a model folder (or a run folder that holds one), or `starter`.
 
     Raises:
         LmclError: If it is missing (4) or damaged (5), or there is no such device or decoder (2).
     """
-    folder = model_folder_of(folder)
+    folder = find_model(model)
     released = load_model(folder)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     _check_device(chosen)

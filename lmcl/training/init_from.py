@@ -5,10 +5,10 @@ a frozen stem goes on together with it (docs/decisions/0010).
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from lmcl.config import Config
 from lmcl.errors import ConfigError
+from lmcl.models.named import find_model
 from lmcl.models.normalization import find_normalization
 from lmcl.models.pretrained import ModelCard, load_model
 from lmcl.models.quality_model import QualityModel
@@ -29,7 +29,7 @@ def start_from_model(
     asked = config.train.start_from
     if not asked:
         return
-    released = load_model(Path(asked))
+    released = load_model(find_model(asked))
     _check_architecture(released.card, config)
     _check_unseen(released.card, config, shard_set=shard_set, split=split)
     student.load_state_dict(released.model.state_dict())

@@ -400,7 +400,7 @@ def _make_data(
         stem=stem,
         crops=config.crops,
         saliency=config.saliency,
-        has_centre=config.objective.hub == "centre",
+        hub=config.objective.hub,
         preprocessing=_make_preprocessing(config),
         context=context,
     )

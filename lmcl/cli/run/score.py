@@ -28,6 +28,7 @@ from lmcl.inference.moves import (
 )
 from lmcl.inference.scorer import Precision, Scorer, open_scorer
 from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
+from lmcl.models.named import STARTER
 from lmcl.training.launcher import end_with_launcher
 from pipeline.decode_config import DecodeConfig, DecodeName
 from shards.files import check_own
@@ -42,7 +43,7 @@ _LONGEST_LINE = 1 << 16
 def run(
     *,
     paths: tuple[str, ...],
-    model_folder: Path | None,
+    model: str,
     output: Path,
     path_column: str | None,
     images: Path | None,
@@ -63,12 +64,10 @@ def run(
 ) -> None:
     """Score what `lmcl score` was asked to; ends the process with 3 if an image failed."""
     if undo is not None:
-        _undo(undo, others=bool(paths or model_folder or move_to))
+        _undo(undo, others=bool(paths or move_to or model != STARTER))
         return
     if not paths:
         raise click.UsageError("Missing argument 'PATH...'.")
-    if model_folder is None:
-        raise click.UsageError("Missing option '--model'.")
     if (move_to is None) != (below is None) and (move_to is not None or dry_run):
         raise click.UsageError("--move-to and --dry-run need --below, the quality to sort out by")
     if sheet is not None:
@@ -88,7 +87,7 @@ def run(
     )
     with stop_on_signals(way_on):
         scorer = open_scorer(
-            model_folder,
+            model,
             device=_device(device),
             precision=precision,
             decode=DecodeConfig(decode=decode, threads=threads),

@@ -221,3 +221,13 @@ def test_a_sheet_replaces_a_sheet_and_no_photograph(
     for name in ("s.csv", "t.csv"):
         done = score(photo, "--sheet", page, output=tmp_path / name, **options)
         assert done.exit_code == 0, done.output
+
+
+def test_without_a_model_the_starter_scores(photos, tmp_path) -> None:
+    output = tmp_path / "s.csv"
+    asked = [str(photos / "img.00.jpg"), "--output", str(output), "--device", "cpu"]
+    done = CliRunner().invoke(command, [*asked, "--no-progress"])
+    assert done.exit_code == 0, done.output
+    assert "scale biq2021 mos 0..1, higher is better" in done.output
+    (row,) = csv.DictReader(output.read_text(encoding="utf-8").splitlines())
+    assert 0 < float(row["quality"]) < 1
