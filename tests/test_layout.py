@@ -50,7 +50,7 @@ COVERED_BY = {
     "lmcl/training/test_ranks.py": "lmcl: distributed",
     "lmcl/training/test_trainer.py": (
         "lmcl: evaluation/predict evaluation/results training/finish "
-        "training/run_dir training/seeding training/setup training/signals utils/environment"
+        "training/seeding training/setup training/signals utils/environment"
     ),
     "lmcl/features/test_cache.py": "lmcl/features: build partial",
     "lmcl/inference/test_command.py": "lmcl: cli/score cli/run/score",

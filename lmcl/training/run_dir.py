@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lmcl.config import Config, binding_differences, dump_config, load_run_confi
 from lmcl.errors import ConfigError, LmclError
 from lmcl.training.checkpoint import list_checkpoints
 from lmcl.utils.files import write_atomic
+from shards.source_files import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -71,19 +73,24 @@ class RunDir:
             out.write(json.dumps(entry, allow_nan=True) + "\n")
 
     def rewind_log(self, *, epoch: int, step: int) -> None:
-        """Drop log lines at or after a position: they will be written again."""
+        """Drop log lines at or after a position: they will be written again.
+
+        Lines that are torn or damaged are left out and counted in a warning.
+
+        Raises:
+            ShardError: If the log is no regular file.
+        """
         if not self.log.exists():
             return
-        kept = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line being written when the process was killed
-            at = (entry["epoch"], entry.get("step", float("inf")))
-            if at < (epoch, step):
-                kept.append(line + "\n")
-        write_atomic(self.log, "".join(kept))
+        lines = read_regular(self.log).splitlines()
+        places = [_position_of(line) for line in lines]
+        pairs = zip(lines, places, strict=True)
+        kept = [line + b"\n" for line, at in pairs if at is not None and at < (epoch, step)]
+        if None in places:
+            logger.warning(
+                "%s: %d torn or damaged lines are left out", self.log, places.count(None)
+            )
+        write_atomic(self.log, b"".join(kept))
 
     def _check_same(self, config: Config) -> None:
         theirs = load_run_config(self.config)
@@ -95,3 +102,14 @@ class RunDir:
                 f"{self.config}",
                 exit_code=5,
             )
+
+
+def _position_of(line: bytes) -> tuple[int, float] | None:
+    """Epoch and step of a line of the log; the end of the epoch if it names no step."""
+    try:
+        entry = json.loads(line)
+        epoch, step = entry["epoch"], entry.get("step", math.inf)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    is_place = isinstance(epoch, int) and isinstance(step, int | float)
+    return (epoch, step) if is_place else None

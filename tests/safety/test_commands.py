@@ -85,8 +85,8 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         _opened.append(f"{event} {arguments!r}"[:200])
     if event in ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec"):
         words = " ".join(map(str, arguments[1] if len(arguments) > 1 else arguments))
-        # The commit for environment.json; torch looks for its libraries when it is imported.
-        if words.split()[:1] not in (["git"], ["/sbin/ldconfig"]):
+        # The commit and the processor for environment.json; torch looks for its libraries.
+        if words.split()[:1] not in (["git"], ["uname"], ["/sbin/ldconfig"]):
             _opened.append(f"{event} {words}"[:200])
 
 
