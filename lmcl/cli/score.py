@@ -52,6 +52,12 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     show_default=True,
     help="Score no image with a shorter side, in pixels; its row says so.",
 )
+@click.option(
+    "--include", multiple=True, metavar="PATTERN", help="Score these files only: '*.jpg'."
+)
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Leave these files or folders out."
+)
 @click.option("--boxes", is_flag=True, help="Add the salient crop as y, x, h, w.")
 @click.option("--crop-scores", is_flag=True, help="Add the score of every crop.")
 @click.option(

@@ -14,6 +14,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from lmcl.errors import LmclError
 from shards.datasets.paths import DiskFinder
@@ -23,17 +24,33 @@ from shards.datasets.rows import TABLE_ENDINGS, LabelTable, open_rows
 from shards.datasets.table import table_paths
 from shards.datasets.values import name_text
 from shards.errors import ShardError
+from shards.image_kinds import HEAD_BYTES, kind_of
 from shards.manifest import MANIFEST
 from shards.read import open_set
 from shards.remote import local_copy, local_folder, shown_url, split_url, url_suffix
 from shards.sample import Embedded
+from shards.side_files import (
+    OTHER_ENDINGS,
+    PICTURE_ENDINGS,
+    LeftOut,
+    PathFilter,
+    is_side_file,
+    is_side_folder,
+    is_side_path,
+)
 from shards.source_files import MAX_TABLE_BYTES, open_regular, read_regular
 from shards.store import Store, is_url
-from shards.tar import iterate_members
+from shards.tar import Member, iterate_members
+from shards.tar_sources import (
+    COMPRESSED_TARS,
+    compression_of,
+    expand_names,
+    plain_twin,
+    unpack_command,
+)
 from shards.text import printable, redact_url, spreadsheet_path
 
-_IN_TARS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
-_TARS = (".tar", ".tar.gz", ".tgz")
+_TARS = (".tar", *COMPRESSED_TARS)
 _OWN = (".origin.json", ".sources.jsonl")
 """Ends of the files that `lmcl score` writes beside its output."""
 MOVES_NAME = "moves.csv"
@@ -42,9 +59,9 @@ MOVES_COLUMNS = ("old", "new", "score", "size", "mtime_ns", "link")
 _TABLES = tuple(sorted(TABLE_ENDINGS))
 _PLAIN_LIST = "; a plain list of paths is read by `lmcl score - < LIST`"
 _MOST_TAR_BYTES = 1 << 62
+_DOTS = frozenset({".", ".."})
 _MOST_NAME = 1 << 16
 _WRITTEN = (".csv", ".jsonl", ".parquet", ".json")
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +130,8 @@ def list_items(
     stdin: Iterator[str] | None = None,
     left_out: Sequence[Path] = (),
     tables: TableOptions | None = None,
+    files: PathFilter | None = None,
+    others: LeftOut | None = None,
 ) -> list[Item]:
     """All images, each once, in the order of the arguments and sorted inside each.
 
@@ -121,16 +140,23 @@ def list_items(
         stdin: Lines for `-`.
         left_out: Files and folders that are passed over: what the job itself writes.
         tables: How tables are read.
+        files: Which of them are taken, by their paths below the argument.
+        others: Counts what is passed over because it is no image.
 
     Raises:
         ShardError: If a shard set cannot be used as one.
     """
-    is_left_out = _LeftOut(left_out, tables or TableOptions())
+    others, chosen = others or LeftOut(), files or PathFilter()
+    is_left_out = _LeftOut(left_out, tables or TableOptions(), others)
     resolve = resolver()
     found: dict[tuple[str, int, str], Item] = {}
     for argument in arguments:
         expanded = _from_stdin(stdin or iter(()), is_left_out)
+        above = text_of_name(Path(argument).as_posix()) + "/"
         for item in expanded if argument == "-" else _expand(argument, is_left_out):
+            if not chosen.takes(item.path.removeprefix(above)):
+                others.add_by_pattern()
+                continue
             # The same bytes under another spelling are the same image; a link is its own.
             place = resolve(item.file)
             found.setdefault(
@@ -186,17 +212,25 @@ def _named_apart(items: list[Item]) -> list[Item]:
 
 
 class _LeftOut:
-    """Whether a path is one of some places or lies below one; and how tables are read."""
+    """Whether a path is one of some places or lies below one; how tables are read; what else is."""
 
-    def __init__(self, places: Sequence[Path], tables: TableOptions) -> None:
+    def __init__(self, places: Sequence[Path], tables: TableOptions, others: LeftOut) -> None:
         self._resolve = resolver()
         self._roots = tuple(os.path.join(self._resolve(str(place)), "") for place in places)
         self.tables = tables
+        self._others = others
+        self._counted = set[str]()
 
     def __call__(self, path: Path) -> bool:
         if not self._roots:
             return False
         return os.path.join(self._resolve(str(path)), "").startswith(self._roots)
+
+    def count_other(self, path: str) -> None:
+        """Count a file of another kind, once however often it is reached."""
+        if path not in self._counted:
+            self._counted.add(path)
+            self._others.add(path)
 
 
 def _from_stdin(lines: Iterator[str], is_left_out: _LeftOut) -> Iterator[Item]:
@@ -225,18 +259,32 @@ def _expand(argument: str, is_left_out: _LeftOut) -> Iterator[Item]:
     if os.path.lexists(path) or _is_denied(path):
         items = _from_place(path, is_left_out)
     else:
-        items = _from_pattern(argument, is_left_out)
+        items = _from_names(argument, is_left_out)
     first = next(items, None)
     yield first or _absent(path, "holds no image")
     yield from items
+
+
+def _from_names(argument: str, is_left_out: _LeftOut) -> Iterator[Item]:
+    """What a text stands for that is no file: braces, `A::B`, `@list.txt`, a pattern."""
+    try:
+        names = list(expand_names(argument))
+    except ShardError as error:
+        yield _absent(argument, str(error))
+        return
+    for name in names:
+        if name != argument and os.path.lexists(name):
+            yield from _from_place(Path(name), is_left_out)
+        else:
+            yield from _from_pattern(name, is_left_out)
 
 
 def _from_place(path: Path, is_left_out: _LeftOut, *, tables: bool = True) -> Iterator[Item]:
     """What one name stands for, a folder or a file; a table is opened only if one was asked for."""
     if os.path.isdir(path):
         yield from _from_folder(path, is_left_out)
-    elif path.name.endswith(_TARS) and os.path.isfile(path):
-        yield from _from_tar(path)
+    elif path.name.lower().endswith(_TARS) and os.path.isfile(path):
+        yield from _from_tar(path, is_left_out)
     elif path.suffix.lower() not in _TABLES or not os.path.isfile(path):
         yield _single(path)
     elif tables:
@@ -246,7 +294,7 @@ def _from_place(path: Path, is_left_out: _LeftOut, *, tables: bool = True) -> It
 
 
 def _from_folder(folder: Path, is_left_out: _LeftOut) -> Iterator[Item]:
-    """Every file that is not hidden; what is no image becomes a row that says so."""
+    """Every file that may be an image; what is none after all becomes a row that says so."""
     if os.path.isfile(folder / MANIFEST):
         yield from _from_set(folder)
         return
@@ -257,16 +305,33 @@ def _from_folder(folder: Path, is_left_out: _LeftOut) -> Iterator[Item]:
         return
     for entry in entries:
         path = folder / entry.name
-        if entry.name.startswith(".") or is_left_out(path) or _is_scores_file(path):
+        if _is_system_entry(entry) or is_left_out(path) or _is_scores_file(path):
+            continue
+        if _is_other(entry.name) and not entry.is_dir():
+            is_left_out.count_other(str(path))
+            continue
+        if (twin := plain_twin(path)) is not None and twin.exists():
+            # The same tar, which was unpacked beside itself.
             continue
         # A link to a folder may lead back up: links are followed to files only.
         if entry.is_symlink() and os.path.isdir(path):
             yield _single(path)
-        elif entry.is_file(follow_symlinks=False) and not entry.name.endswith((*_TARS, ".csv")):
+        elif entry.is_file(follow_symlinks=False) and not entry.name.lower().endswith(_TARS):
             # Asking the system about every file again would be slow on a network drive.
             yield Item(path=text_of_name(path.as_posix()), file=str(path))
         else:
             yield from _from_place(path, is_left_out, tables=False)
+
+
+def _is_system_entry(entry: os.DirEntry[str]) -> bool:
+    """Whether a file or a folder is the system's own: hidden, thumbnails, resource forks."""
+    return is_side_file(entry.name) or (is_side_folder(entry.name) and entry.is_dir())
+
+
+def _is_other(name: str) -> bool:
+    """Whether a file among images is none, by its ending: a text, a table, a video."""
+    ending = os.path.splitext(name)[1].lower()
+    return ending in OTHER_ENDINGS and not name.lower().endswith(_TARS)
 
 
 def _is_scores_file(path: Path) -> bool:
@@ -332,10 +397,21 @@ def _unreadable_folder(folder: Path, error: OSError) -> Item:
 
 def _from_pattern(argument: str, is_left_out: _LeftOut) -> Iterator[Item]:
     matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
+    # `photos/*.txt` means these files; `photos/*` means images.
+    is_open = not os.path.splitext(argument)[1] or glob.has_magic(os.path.splitext(argument)[1])
+    asked = frozenset(Path(argument).parts) | _DOTS
     for path in matches:
-        if not is_left_out(path) and not _is_scores_file(path):
-            # `photos/*` means images, whatever table lies among them; `lists/*.csv` means tables.
-            yield from _from_place(path, is_left_out, tables=argument.lower().endswith(_TABLES))
+        if is_left_out(path) or _is_scores_file(path):
+            continue
+        if is_open and any(
+            is_side_file(p) or is_side_folder(p) for p in path.parts if p not in asked
+        ):
+            continue
+        if is_open and _is_other(path.name) and not path.is_dir():
+            is_left_out.count_other(str(path))
+            continue
+        # `photos/*` means images, whatever table lies among them; `lists/*.csv` means tables.
+        yield from _from_place(path, is_left_out, tables=argument.lower().endswith(_TABLES))
     # glob passes over folders it may not open; what they hold would be missing without a word.
     closed = list(_closed_folders(argument))
     yield from closed
@@ -432,7 +508,9 @@ def _from_url(url: str, left_out: _LeftOut) -> Iterator[Item]:
             return
         if url_suffix(url):
             here = local_copy(url)
-            items = _from_tar(here) if here.name.endswith(_TARS) else iter([_single(here)])
+            items = (
+                _from_tar(here, left_out) if here.name.endswith(_TARS) else iter([_single(here)])
+            )
         else:
             here = local_folder(url, tell=left_out.tables.tell)
             items = _from_folder(here, left_out)
@@ -454,21 +532,21 @@ def _from_remote_table(url: str, options: TableOptions) -> Iterator[Item]:
         yield dataclasses.replace(item, path=path, is_copy=options.images is None)
 
 
-def _from_tar(file: Path) -> Iterator[Item]:
+def _from_tar(file: Path, is_left_out: _LeftOut) -> Iterator[Item]:
     try:
         with open_regular(file, limit_bytes=_MOST_TAR_BYTES) as opened:
-            begin = opened.read(8)
-            for magic, kind in _COMPRESSED.items():
-                if begin.startswith(magic):
-                    yield _absent(
-                        file,
-                        f"{kind}-compressed; members are read in place, so unpack it to a plain "
-                        "tar",
-                    )
-                    return
+            if kind := compression_of(opened.read(8)):
+                how = unpack_command([file])
+                reason = f"{kind}-compressed; members are read in place, so unpack it first"
+                yield _absent(file, f"{reason}: `{how}`")
+                return
             size_bytes = os.fstat(opened.fileno()).st_size
             for member in iterate_members(opened, size_bytes=size_bytes, where=str(file)):
-                if PurePosixPath(member.name).suffix.lower() in _IN_TARS:
+                if is_side_path(member.name):
+                    continue
+                if not _is_picture(opened, member):
+                    is_left_out.count_other(f"{file}/{member.name}")
+                else:
                     yield Item(
                         path=text_of_name(f"{file.as_posix()}/{member.name}"),
                         file=str(file),
@@ -477,6 +555,16 @@ def _from_tar(file: Path) -> Iterator[Item]:
                     )
     except (ShardError, OSError) as error:
         yield _absent(file, f"the tar cannot be read: {error}")
+
+
+def _is_picture(stream: BinaryIO, member: Member) -> bool:
+    """Whether a member of a tar is an image: by its ending, or by its content if that is odd."""
+    ending = PurePosixPath(member.name).suffix.lower()
+    if ending in PICTURE_ENDINGS or ending in OTHER_ENDINGS:
+        return ending in PICTURE_ENDINGS
+    stream.seek(member.offset)
+    kind = kind_of(stream.read(min(member.size, HEAD_BYTES)))
+    return kind is not None and kind.is_picture
 
 
 def _from_set(root: Path | str) -> Iterator[Item]:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -34,6 +34,7 @@ from pipeline.decode_config import DecodeConfig, DecodeName
 from shards.files import check_own
 from shards.lock import lock_path
 from shards.processes import usable_cores
+from shards.side_files import LeftOut, PathFilter
 from shards.text import printable
 
 _FAILED = 3
@@ -49,6 +50,8 @@ def run(
     images: Path | None,
     resume: bool,
     min_side: int,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     boxes: bool,
     crop_scores: bool,
     below: float | None,
@@ -94,9 +97,19 @@ def run(
         )
         after = _Filter(below=below, move_to=move_to, dry_run=dry_run, sheet=sheet)
         tables = TableOptions(path_column=path_column, images=images, tell=_note)
-        failed = _score(scorer, paths, options, after, tables)
+        listing = _Listing(tables=tables, files=PathFilter(include=include, exclude=exclude))
+        failed = _score(scorer, paths, options, after, listing)
     if failed:
         sys.exit(_FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listing:
+    """How paths become images, and what was passed over."""
+
+    tables: TableOptions
+    files: PathFilter
+    others: LeftOut = field(default_factory=LeftOut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +131,7 @@ def _score(
     paths: Sequence[str],
     options: ScoringOptions,
     after: _Filter,
-    tables: TableOptions,
+    listing: _Listing,
 ) -> int:
     """Score, report and filter; how many images could not be scored."""
     output = options.output
@@ -126,12 +139,21 @@ def _score(
     written += [place for place in (after.sheet, after.move_to) if place]
     items = list_on_all_ranks(
         scorer,
-        lambda: list_items(paths, stdin=_stdin_lines(), left_out=written, tables=tables),
+        lambda: list_items(
+            paths,
+            stdin=_stdin_lines(),
+            left_out=written,
+            tables=listing.tables,
+            files=listing.files,
+            others=listing.others,
+        ),
     )
     with hold_output(scorer, output):
         summary = score_held(scorer, items, options)
         if int(os.environ.get("RANK", "0")) == 0:
             _report(scorer, output, summary)
+            for sentence in listing.others.sentences():
+                click.echo(sentence)
             if after.sheet is not None or after.below is not None:
                 _filter(scorer, items, _rows_of(output, summary), output, after)
     return summary.failed

@@ -76,7 +76,7 @@ def test_every_good_image_is_scored_and_every_bad_one_is_a_row(scorer, mixed, tm
     rows = table(tmp_path / "s.csv")
     assert {Path(r["path"]).name for r in rows if r["error"]} == bad
     assert all(r["score"] and not r["error"] for r in rows if Path(r["path"]).name not in bad)
-    assert (summary.rows, summary.failed) == (len(rows), len(bad)) == (23, 5)
+    assert (summary.rows, summary.failed) == (len(rows), len(bad)) == (22, 4)
     assert list(rows[0])[:5] == ["path", "score", "scale", "higher_is_better", "error"]
     assert (rows[0]["scale"], rows[0]["higher_is_better"]) == ("demo mos 0..100", "true")
 

@@ -1,14 +1,17 @@
 """What is named becomes items: nothing is lost, nothing is read as what it is not."""
 
 import gzip
+import io
 import os
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from lmcl.inference.inputs import Item, TableOptions, list_items
+from shards.side_files import LeftOut, PathFilter
 
 ODD = os.fsdecode(b"caf\xe9.jpg")
 
@@ -156,9 +159,9 @@ def test_tars_in_folders_and_patterns_are_opened(photos, tmp_path) -> None:
 def test_a_pattern_for_tables_opens_them_and_a_folder_does_not(photos) -> None:
     _table(photos / "l.csv", b"path\nimg.00.jpg\nimg.01.jpg\n")
     assert [i.path for i in listed(photos / "*.csv")] == ["img.00.jpg", "img.01.jpg"]
-    (told,) = [i for i in listed(photos) if i.problem]
-    assert told.path == f"{photos}/l.csv"
-    assert "a table; name it" in told.problem
+    others = LeftOut()
+    assert not [i for i in listed(photos, others=others) if i.path.endswith(".csv")]
+    assert others.sentences() == ("1 file of other kinds left out: 1 .csv",)
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tgz"])
@@ -167,6 +170,9 @@ def test_a_compressed_tar_is_refused_and_not_read_at_wrong_places(photos, tmp_pa
     (tmp_path / name).write_bytes(gzip.compress(plain))
     (item,) = listed(tmp_path / name)
     assert "compressed; members are read in place, so unpack it" in item.problem
+    subprocess.run(item.problem.rpartition(": ")[2].strip("`"), shell=True, check=True)
+    (item,) = listed(tmp_path / "x.tar")
+    assert item.read() == (photos / "img.00.jpg").read_bytes()
 
 
 def test_what_holds_no_image_is_a_row(tmp_path) -> None:
@@ -195,3 +201,62 @@ def test_what_is_left_out_is_not_listed_however_it_is_reached(photos, tmp_path) 
 def _table(file: Path, data: bytes) -> Path:
     file.write_bytes(data)
     return file
+
+
+SYSTEM = ("@eaDir/a.jpg", "sub/__MACOSX/._a.jpg", "Thumbs.db", "._a.jpg", "sub/desktop.ini")
+OTHERS = ("a.xmp", "sub/b.XMP", "labels.csv", "clip.mp4", "readme.md")
+
+
+@pytest.mark.parametrize("how", ["{}", "{}/**", "{}/*"])
+def test_what_lies_beside_images_is_no_error_and_is_said(photos, how) -> None:
+    before = [item.path for item in listed(how.format(photos))]
+    for name in (*SYSTEM, *OTHERS):
+        (photos / name).parent.mkdir(exist_ok=True, parents=True)
+        (photos / name).write_bytes(b"none")
+    others = LeftOut()
+    found = listed(how.format(photos), others=others)
+    assert [item.path for item in found if not item.problem] == before
+    sentence = "5 files of other kinds left out: 2 .xmp, 1 .csv, 1 .md, 1 .mp4"
+    assert others.sentences() == (sentence,)
+    (asked,) = listed(photos / "*.mp4")
+    assert asked.path.endswith("clip.mp4")
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "count"),
+    [(["*.jpg"], [], 6), ([], ["a b"], 6), ([], ["*.png", "img.00*"], 5), (["a b/*"], [], 6)],
+)
+def test_patterns_choose_below_the_argument(photos, include, exclude, count) -> None:
+    files = PathFilter(include=include, exclude=exclude)
+    assert len(listed(photos, files=files)) == count
+    tar = tar_of(photos.parent / "x.tar", *sorted(photos.rglob("*.*g")))
+    assert len(listed(tar, files=PathFilter(include=["*.jpg"]))) == 6
+
+
+@pytest.mark.parametrize("text", ["{0}/{{a,b}}.tar", "{0}/a.tar::{0}/b.tar", "@{0}/list.txt"])
+def test_several_names_in_one_argument(photos, tmp_path, text) -> None:
+    tar_of(tmp_path / "a.tar", photos / "img.00.jpg")
+    tar_of(tmp_path / "b.tar", photos / "img.01.jpg")
+    (tmp_path / "list.txt").write_text("a.tar\nb.tar\n")
+    named = [item.path for item in listed(text.format(tmp_path))]
+    assert named == [f"{tmp_path}/a.tar/img.00.jpg", f"{tmp_path}/b.tar/img.01.jpg"]
+
+
+def test_a_missing_list_is_a_row(tmp_path) -> None:
+    (item,) = listed(f"@{tmp_path}/gone.txt")
+    assert "after @ stands the name of a text file" in item.problem
+
+
+def test_members_of_a_tar_are_images_by_ending_or_content(photos, tmp_path) -> None:
+    whole = (photos / "img.00.jpg").read_bytes()
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in ("d/", "d/a.img", "d/b.jpe", "d/._b.jpe", "d/c.json", "d/e.bin", "d/f.heic"):
+            info = tarfile.TarInfo(name.rstrip("/"))
+            info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            info.size = 0 if name.endswith("/") else len(whole)
+            data = b"\0" * len(whole) if name.endswith(".bin") else whole
+            archive.addfile(info, io.BytesIO(data))
+    others = LeftOut()
+    named = [Path(item.path).name for item in listed(tmp_path / "x.tar", others=others)]
+    assert named == ["a.img", "b.jpe", "f.heic"]
+    assert others.sentences() == ("2 files of other kinds left out: 1 .bin, 1 .json",)
