@@ -7,16 +7,18 @@ cannot read, and for images that need padding, comes from here too.
 import numpy as np
 import torch
 from jaxtyping import UInt8, UInt16
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn import functional
 
 from pipeline.errors import PipelineError
 from pipeline.png16 import decode_png16, is_png16, round_16_bits
+from shards.decoder_notes import decoder_notes
 from shards.errors import ShardError
-from shards.image_formats import UNREADABLE, describe_damage, open_image
+from shards.image_formats import UNREADABLE, describe_damage, open_image, orientation_of, upright
 from shards.png import find_png_damage
 
 _STRIP_ROWS = 256
+_PHOTOMETRIC = 262
 
 
 def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -33,6 +35,21 @@ def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         PipelineError: If the bytes are no image, or a damaged one.
     """
+    return _decode(data)
+
+
+def decode_noted(data: bytes) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[str, ...]]:
+    """`decode_rgb`, and what the decoder remarked on: damage that it decoded over.
+
+    Raises:
+        PipelineError: As `decode_rgb`.
+    """
+    with decoder_notes() as notes:
+        pixels = _decode(data)
+    return pixels, notes.all()
+
+
+def _decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with open_image(data) as opened:
             if opened.format == "PNG":
@@ -41,9 +58,9 @@ def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
                     raise PipelineError(f"not a readable image ({damage})", exit_code=3)
                 if is_png16(data):
                     return _narrow_png16(data, opened)
-            # In place: otherwise Pillow copies the image even if nothing is to be turned.
-            ImageOps.exif_transpose(opened, in_place=True)
-            return to_rgb(opened)
+            if is_white_zero(opened):
+                return _upright_pixels(to_rgb(opened), opened)
+            return to_rgb(upright(opened))
     except (PipelineError, ShardError) as error:
         raise PipelineError(str(error), exit_code=3) from error
     except UNREADABLE as error:
@@ -62,13 +79,21 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.array(image.convert("RGB"))
 
 
+def is_white_zero(image: Image.Image) -> bool:
+    """Whether zero is white in a TIFF of 16 bits: Pillow turns those of 1 to 8 bits, but not it."""
+    tags = getattr(image, "tag_v2", {}) if image.mode.startswith("I;16") else {}
+    return bool(tags) and tags.get(_PHOTOMETRIC) == 0
+
+
 def _narrow_grey(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     """Grey of 16 bits, a strip at a time: wider numbers take ten times a picture's memory."""
-    narrow = np.empty((image.height, image.width, 3), np.uint8)
+    narrow, is_negative = np.empty((image.height, image.width, 3), np.uint8), is_white_zero(image)
     for top in range(0, image.height, _STRIP_ROWS):
         rows = slice(top, min(image.height, top + _STRIP_ROWS))
         wide = np.asarray(image.crop((0, rows.start, image.width, rows.stop))).astype(np.int32)
         grey = wide.clip(0, 0xFFFF).astype(np.uint16)
+        if is_negative:
+            grey = 0xFFFF - grey
         narrow[rows] = round_16_bits(*_bytes_of(grey))[..., None]
     return narrow
 
@@ -80,16 +105,18 @@ def _bytes_of(
 
 
 def _narrow_png16(data: bytes, opened: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    return _orient(decode_png16(data), opened)
+    return _upright_pixels(decode_png16(data), opened)
 
 
-def _orient(pixels: UInt8[np.ndarray, "h w 3"], opened: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
-    orientation = opened.getexif().get(0x0112, 1)
+def _upright_pixels(
+    pixels: UInt8[np.ndarray, "h w 3"], opened: Image.Image
+) -> UInt8[np.ndarray, "y x 3"]:
+    orientation = orientation_of(opened)
     if orientation == 1:
         return pixels
     carrier = Image.fromarray(pixels)
     carrier.getexif()[0x0112] = orientation
-    return np.array(ImageOps.exif_transpose(carrier))
+    return np.array(upright(carrier))
 
 
 def resize_rgb(

@@ -125,6 +125,13 @@ def cli() -> None:
     help="Refuse larger images.",
 )
 @click.option(
+    "--min-side",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Refuse images with a shorter side, in pixels.",
+)
+@click.option(
     "--megapixels-at-once",
     type=click.IntRange(1),
     default=PIXELS_AT_ONCE // 1_000_000,
@@ -164,6 +171,7 @@ def build(
     retry_failed: bool,
     bmp_to_png: bool,
     max_pixels: int,
+    min_side: int,
     megapixels_at_once: int,
     shard_mb: float,
     shard_samples: int | None,
@@ -206,7 +214,9 @@ def build(
         seed=seed,
         workers=workers or default_workers(),
     )
-    options = PackOptions(on_error=on_error, bmp_to_png=bmp_to_png, max_pixels=max_pixels)
+    options = PackOptions(
+        on_error=on_error, bmp_to_png=bmp_to_png, max_pixels=max_pixels, min_side=min_side
+    )
     size = _shard_size(shard_mb, shard_samples)
     here, given = fetch_source(
         name, _source_folder(name, source, output), given, images=images, tell=_note
@@ -237,6 +247,7 @@ def build(
         f"{redact_url(output)}: {manifest.num_samples:,} images in {len(manifest.shards)} shards"
     )
     _tell_left_out(dataset)
+    _tell_noted(output)
     if manifest.num_rejected:
         click.echo(
             f"{manifest.num_rejected:,} images were left out: {redact_url(output)}/rejected.jsonl"
@@ -631,6 +642,18 @@ def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> "S
         high=high,
         higher_is_better=not lower_is_better,
     )
+
+
+def _tell_noted(output: str) -> None:
+    from shards.build.pack import read_noted
+    from shards.store import Store
+
+    noted = read_noted(Store(output))
+    for line in noted[:_SHOWN]:
+        click.echo(f"note: {printable(line.path)}: {printable(line.note)}")
+    if noted:
+        plural = "s have" if len(noted) > 1 else " has"
+        click.echo(f"{len(noted):,} image{plural} a note: {redact_url(output)}/noted.jsonl")
 
 
 def _stdin_lines() -> Iterator[str]:

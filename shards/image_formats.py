@@ -6,6 +6,7 @@ project, never starts a process, and refuses by the header what would cost more 
 its pixels are worth. Pillow's global settings are left alone, so threads and callers are safe.
 """
 
+import importlib
 import io
 import os
 import struct
@@ -15,16 +16,20 @@ from typing import Final
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from shards.decoder_notes import note_later, route_warnings
 from shards.errors import ShardError
+from shards.image_kinds import HEIC, RAW, kind_of
+from shards.jpeg import JpegFeed
 from shards.limits import MAX_PIXELS
+from shards.png import strip_metadata
 from shards.source_files import MAX_FILE_BYTES, read_regular
 from shards.text import printable
 
 PACKED_FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP")
 """Formats that a shard set holds."""
 
-READABLE_FORMATS: Final = (*PACKED_FORMATS, "GIF", "TIFF", "AVIF", "PPM")
-"""Formats that are scored and drawn."""
+READABLE_FORMATS: Final = (*PACKED_FORMATS, "GIF", "TIFF", "AVIF", "PPM", "HEIF")
+"""Formats that are scored and drawn; HEIF where `pillow-heif` is installed."""
 
 UNREADABLE: Final = (
     OSError,
@@ -53,6 +58,17 @@ _TILE_ROOM = 1 << 20
 """Pixels that a tile of a TIFF may have beyond four times its image's."""
 
 _MOST_FRAMES = 100
+_ORIENTATION = 0x0112
+_NEW_SUBFILE, _SUB_IFDS, _DNG_VERSION = 254, 330, 50706
+_TRANSPOSES: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_image(
@@ -86,6 +102,21 @@ def open_image(
         raise ShardError(f"{printable(source)}: {error}", exit_code=error.exit_code) from error
 
 
+def orientation_of(image: Image.Image) -> int:
+    """How an image is turned, 1 to 8, by its EXIF; 1 if that says nothing or cannot be read."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except UNREADABLE:
+        return 1
+    return orientation if orientation in _TRANSPOSES else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF says; itself if there is nothing to turn."""
+    method = _TRANSPOSES.get(orientation_of(image))
+    return image if method is None else image.transpose(method)
+
+
 def describe_damage(error: BaseException) -> str:
     """Why an image cannot be decoded; without a buffer's address, which differs in every run."""
     said = printable(str(error).partition(" <_io")[0]) or type(error).__name__
@@ -116,12 +147,17 @@ def _open(data: bytes, formats: Collection[str], max_pixels: int) -> ImageFile.I
     if not data:
         raise ShardError("not a readable image (the file is empty, 0 bytes)", exit_code=3)
     _refuse_by_bytes(data, max_pixels)
+    route_warnings()
+    data = strip_metadata(data)
     try:
         image = _identify(data, formats)
     except UNREADABLE as error:
         raise ShardError(f"not a readable image ({describe_damage(error)})", exit_code=3) from error
     try:
         _refuse_by_header(image, data, max_pixels)
+        if image.format in ("JPEG", "MPO") and isinstance(image.fp, JpegFeed):
+            image.fp.arm(data)
+            note_later(image.fp.find_note)
     except BaseException:
         image.close()
         raise
@@ -137,7 +173,12 @@ def _identify(data: bytes, formats: Collection[str]) -> ImageFile.ImageFile:
     if unknown:
         raise ValueError(f"formats {sorted(unknown)} are not among {READABLE_FORMATS}")
     failure: BaseException | None = None
+    kind = kind_of(data)
     for name in formats:
+        if name == "HEIF":
+            if kind is HEIC and (opened := _open_heif(data)) is not None:
+                return opened
+            continue
         if name not in Image.OPEN:
             Image.preinit()
         if name not in Image.OPEN:
@@ -146,13 +187,26 @@ def _identify(data: bytes, formats: Collection[str]) -> ImageFile.ImageFile:
         if factory is None or (accept is not None and accept(data[:16]) is not True):
             continue
         try:
-            return factory(io.BytesIO(data), "")
+            return factory(JpegFeed(data) if name == "JPEG" else io.BytesIO(data), "")
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             # As in Pillow: it may be another format that begins alike.
             failure = error
+    if failure is None and kind is not None:
+        others = ", ".join(formats)
+        raise UnidentifiedImageError(f"it is {kind.name}, none of {others}; {kind.way_out}")
     raise failure or UnidentifiedImageError(
         f"{len(data):,} bytes that start with {data[:8].hex(' ')} are none of {', '.join(formats)}"
     )
+
+
+def _open_heif(data: bytes) -> ImageFile.ImageFile | None:
+    """A HEIC image; None where `pillow-heif` is not installed."""
+    try:
+        plugin = importlib.import_module("pillow_heif.as_plugin")
+    except ImportError:
+        return None
+    opened: ImageFile.ImageFile = plugin.HeifImageFile(io.BytesIO(data), "")
+    return opened
 
 
 def _refuse_by_bytes(data: bytes, max_pixels: int) -> None:
@@ -166,6 +220,7 @@ def _refuse_by_bytes(data: bytes, max_pixels: int) -> None:
 def _refuse_by_header(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:
     _refuse_size(*image.size, max_pixels)
     if image.format == "TIFF":
+        _refuse_raw(image)
         _refuse_tiles(image)
     elif image.format in ("JPEG", "MPO") and _has_scans(image, data):
         _refuse_scans(data)
@@ -201,6 +256,14 @@ def _refuse_scans(data: bytes) -> None:
             "a decompression bomb, save it again",
             exit_code=3,
         )
+
+
+def _refuse_raw(image: ImageFile.ImageFile) -> None:
+    """A camera's raw file begins like a TIFF, and its first picture is a thumbnail."""
+    tags = getattr(image, "tag_v2", {})
+    is_reduced = isinstance(tags.get(_NEW_SUBFILE), int) and tags[_NEW_SUBFILE] & 1
+    if _DNG_VERSION in tags or (is_reduced and _SUB_IFDS in tags):
+        raise ShardError(f"not a readable image (it is {RAW.name}; {RAW.way_out})", exit_code=3)
 
 
 def _refuse_tiles(image: ImageFile.ImageFile) -> None:

@@ -24,7 +24,7 @@ class Kind:
     """Whether a shard set holds it."""
 
 
-_PILLOW = "convert it: `python -c \"from PIL import Image; Image.open('IN').save('OUT.png')\"`"
+_PILLOW = "convert it: `python -c \"from PIL import Image as I; I.open('IN').save('OUT.png')\"`"
 
 
 def _picture(name: str, way_out: str) -> Kind:
@@ -41,14 +41,14 @@ _JPEG, _PNG, _BMP, _WEBP = (
 )
 _GIF, _TIFF, _PNM = (_picture(f"a {name} image", _PILLOW) for name in ("GIF", "TIFF", "PNM"))
 _AVIF = _picture("an AVIF image", _PILLOW)
-_HEIC = _picture(
+HEIC = _picture(
     "a HEIC image",
     "scoring reads it after `pip install 'lmcl[heif]'`; to pack it, convert it: "
     "`heif-convert -q 100 IN OUT.png`",
 )
 _JXL = _picture("a JPEG XL image", "convert it: `djxl IN OUT.png`")
 _JP2 = _picture("a JPEG 2000 image", "convert it: `opj_decompress -i IN -o OUT.png`")
-_RAW = _picture(
+RAW = _picture(
     "a camera's raw file", "develop it: `darktable-cli IN OUT.png`, or take the camera's JPEG"
 )
 _SVG = _picture("an SVG drawing", "draw it: `rsvg-convert -o OUT.png IN`")
@@ -81,13 +81,13 @@ _STARTS: Final = (
     (b"MM\0*", _TIFF),
     (b"II+\0", _TIFF),
     (b"MM\0+", _TIFF),
-    (b"IIRO", _RAW),
-    (b"IIRS", _RAW),
-    (b"MMOR", _RAW),
-    (b"IIU\0", _RAW),
-    (b"FUJIFILMCCD-RAW", _RAW),
-    (b"\0MRM", _RAW),
-    (b"FOVb", _RAW),
+    (b"IIRO", RAW),
+    (b"IIRS", RAW),
+    (b"MMOR", RAW),
+    (b"IIU\0", RAW),
+    (b"FUJIFILMCCD-RAW", RAW),
+    (b"\0MRM", RAW),
+    (b"FOVb", RAW),
     (b"\xff\x0a", _JXL),
     (b"\0\0\0\x0cJXL \r\n\x87\n", _JXL),
     (b"\0\0\0\x0cjP  ", _JP2),
@@ -112,10 +112,8 @@ _STARTS: Final = (
 )
 _BRANDS: Final = {
     **dict.fromkeys((b"avif", b"avis"), _AVIF),
-    **dict.fromkeys(
-        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), _HEIC
-    ),
-    b"crx ": _RAW,
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), HEIC),
+    b"crx ": RAW,
 }
 _RIFF: Final = {b"WEBP": _WEBP, b"AVI ": _VIDEO, b"WAVE": _SOUND}
 
@@ -130,7 +128,7 @@ def kind_of(head: bytes | memoryview) -> Kind | None:
     if begin[:1] == b"P" and begin[1:2] in b"123456" and begin[2:3].isspace():
         return _PNM
     if begin.startswith((b"II*\0", b"MM\0*")) and begin[8:10] == b"CR":
-        return _RAW
+        return RAW
     for start, kind in _STARTS:
         if begin.startswith(start):
             return kind

@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 REJECTED = "rejected.jsonl"
+NOTED = "noted.jsonl"
 SPLITS = "splits"
 VERSIONS = "versions"
 """Folder of the manifests and tables of a set that was updated."""

@@ -22,7 +22,7 @@ from shards.cache import file_sha256
 from shards.errors import ShardError
 from shards.layout import STATE, index_line, index_name, key_of
 from shards.lock import LOCK_NAME
-from shards.manifest import MANIFEST, REJECTED, SAMPLES, SPLITS, ShardInfo, decode, ids_hash
+from shards.manifest import MANIFEST, NOTED, REJECTED, SAMPLES, SPLITS, ShardInfo, decode, ids_hash
 from shards.read import ShardSet, open_set
 from shards.sample_table import described_row, group_key
 from shards.splits.split import load_split, read_split
@@ -428,7 +428,7 @@ class _Check:
 
     def _leftovers(self) -> None:
         store = self._set.store
-        known = {MANIFEST, SAMPLES, REJECTED, LOCK_NAME}
+        known = {MANIFEST, SAMPLES, REJECTED, NOTED, LOCK_NAME}
         for shard in self._set.manifest.shards:
             known |= {shard.name, index_name(shard.name)}
         self._strange(known)

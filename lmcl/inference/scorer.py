@@ -36,6 +36,7 @@ from pipeline.decode_config import DEFAULT_DECODE, DecodeConfig
 from pipeline.errors import PipelineError
 from pipeline.file_batches import FileDecoder
 from pipeline.normalize import normalize
+from shards.decoder_notes import decoder_notes
 from shards.errors import ShardError
 from shards.image_formats import UNREADABLE, count_frames, describe_damage, open_image
 from shards.picture_notes import shape_note
@@ -197,7 +198,9 @@ class Scorer:
             return prepared
         large = isinstance(image, bytes) and _count_pixels(image) > _LARGE
         with self._one_large if large else contextlib.nullcontext():
-            return self._cut(*_pixels(image), salient=salient)
+            with decoder_notes() as notes:
+                pixels, key = _pixels(image)
+            return self._cut(pixels, key, salient=salient, notes=notes.all())
 
     def prepare_files(
         self, files: Sequence[bytes], *, salient: bool = False
@@ -231,7 +234,14 @@ class Scorer:
         side = self.card.saliency.view
         return np.ascontiguousarray(resize_rgb(_pixels(data)[0], side, side))
 
-    def _cut(self, pixels: UInt8[np.ndarray, "h w 3"], key: int, *, salient: bool) -> PreparedImage:
+    def _cut(
+        self,
+        pixels: UInt8[np.ndarray, "h w 3"],
+        key: int,
+        *,
+        salient: bool,
+        notes: tuple[str, ...] = (),
+    ) -> PreparedImage:
         crops = self.card.crops
         height, width = pixels.shape[:2]
         heights, widths = np.array([height]), np.array([width])
@@ -251,7 +261,7 @@ class Scorer:
             view=whole,
             size=(tall, wide),
             full_size=(height, width),
-            notes=_notes(width, height),
+            notes=(*notes, *_notes(width, height)),
         )
 
     def predict(self, prepared: Sequence[PreparedImage]) -> list[ImageScore]:

@@ -35,6 +35,7 @@ from shards.build.output import (
     remove_leftovers,
 )
 from shards.build.pack import (
+    Noted,
     PackOptions,
     Rejected,
     ShardJob,
@@ -51,6 +52,7 @@ from shards.limits import PIXELS_AT_ONCE
 from shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
+    NOTED,
     REJECTED,
     SAMPLES,
     LabelStats,
@@ -264,7 +266,8 @@ def _finish(dataset: DataSet, plan: Plan, store: Store, records: Sequence[ShardR
         )
     labels = Labels()
     sha256 = _write_samples(store, dataset.name, records, labels)
-    _write_rejected(store, rejected)
+    _write_lines(store, REJECTED, rejected)
+    _write_lines(store, NOTED, [line for record in records for line in record.noted])
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         producer=f"lmcl {version_text()}",
@@ -356,11 +359,11 @@ class _Hashing(io.RawIOBase):
         return self._out.tell()
 
 
-def _write_rejected(store: Store, rejected: Sequence[Rejected]) -> None:
-    if not rejected:
-        store.remove(REJECTED)
+def _write_lines(store: Store, name: str, lines: Sequence[Rejected | Noted]) -> None:
+    if not lines:
+        store.remove(name)
         return
-    store.write(REJECTED, b"".join(msgspec.json.encode(line) + b"\n" for line in rejected))
+    store.write(name, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
 def version_text() -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from shards.build.decode_budget import Decoding, unbounded
+from shards.decoder_notes import decoder_notes
 from shards.errors import ShardError
 from shards.image_formats import (
     PACKED_FORMATS,
@@ -19,7 +20,9 @@ from shards.image_formats import (
     count_frames,
     describe_damage,
     open_image,
+    orientation_of,
 )
+from shards.image_kinds import kind_of
 from shards.limits import MAX_PIXELS
 from shards.png import find_png_damage
 from shards.text import printable
@@ -30,7 +33,6 @@ BMP_TO_PNG_PICTURES = 4
 # "MPO" is what Pillow calls a multi-picture JPEG once its JPEG plugin has opened it.
 _CODECS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp"}
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "I;16L"})
-_ORIENTATION = 0x0112
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 
 
@@ -44,6 +46,8 @@ class ImageInfo:
     """Pixels, as displayed (EXIF orientation applied)."""
     height: int
     """Pixels, as displayed (EXIF orientation applied)."""
+    notes: tuple[str, ...] = ()
+    """What its decoder remarked on, though it is accepted (`shards.decoder_notes`)."""
 
 
 def inspect(
@@ -63,7 +67,10 @@ def inspect(
     if _is_no_image(data):
         raise ShardError(_not_an_image(data, where), exit_code=3)
     try:
-        with open_image(data, formats=PACKED_FORMATS, max_pixels=max_pixels) as image:
+        with (
+            decoder_notes() as notes,
+            open_image(data, formats=PACKED_FORMATS, max_pixels=max_pixels) as image,
+        ):
             refuse_by_header(image, where, max_pixels)
             # Pillow would decode over it; the OSError becomes the sentence below.
             if image.format == "PNG" and (damage := find_png_damage(data)):
@@ -72,7 +79,7 @@ def inspect(
             width, height = image.size
             with decoding(width * height):
                 image.load()
-                orientation = image.getexif().get(_ORIENTATION, 1)
+                orientation = orientation_of(image)
                 # Its pixels are freed while they still count.
                 image.close()
     except ShardError as error:
@@ -85,7 +92,7 @@ def inspect(
         ) from error
     if orientation in _SWAPS_SIDES:
         width, height = height, width
-    return ImageInfo(codec=codec, width=width, height=height)
+    return ImageInfo(codec=codec, width=width, height=height, notes=notes.all())
 
 
 def bmp_to_png(data: bytes, *, where: str) -> bytes:
@@ -153,8 +160,11 @@ def _is_no_image(data: bytes) -> bool:
 
 
 def _not_an_image(data: bytes, where: str) -> str:
-    what = "is empty" if not data else f"starts with {data[:8].hex(' ')}"
+    what, kind = "is empty" if not data else f"starts with {data[:8].hex(' ')}", kind_of(data)
+    way_out = "convert it"
+    if kind is not None:
+        what, way_out = f"it is {kind.name}", kind.way_out
     return (
         f"{printable(where)}: not a JPEG, PNG, BMP or WebP image ({len(data):,} bytes, {what}); "
-        "convert it, or leave it out with `--on-error skip`"
+        f"{way_out}, or leave it out with `--on-error skip`"
     )

@@ -19,7 +19,7 @@ from shards.errors import ShardError
 from shards.files import remove_stale_temporaries
 from shards.layout import STATE, index_name
 from shards.lock import lock_at, lock_folder
-from shards.manifest import MANIFEST, REJECTED, SAMPLES, VERSIONS, Count, ShardInfo, decode
+from shards.manifest import MANIFEST, NOTED, REJECTED, SAMPLES, VERSIONS, Count, ShardInfo, decode
 from shards.store import Store
 
 _PLAN = f"{STATE}/plan.json"
@@ -98,9 +98,10 @@ def refuse_foreign(store: Store, name: str) -> None:
             manifest = decode(store.read(MANIFEST), where=f"{store.root}/{MANIFEST}")
         except ShardError:
             return  # damaged, and it was asked to be replaced
-        known = {SAMPLES, REJECTED, *(shard.name for shard in manifest.shards)}
+        known = {SAMPLES, REJECTED, NOTED, *(shard.name for shard in manifest.shards)}
         known |= {index_name(shard.name) for shard in manifest.shards}
-    taken = re.compile(rf"{_shard_files(name)}|{re.escape(SAMPLES)}|{re.escape(REJECTED)}")
+    ours = "|".join(map(re.escape, (SAMPLES, REJECTED, NOTED)))
+    taken = re.compile(rf"{_shard_files(name)}|{ours}")
     foreign = [file for file in store.names() if taken.fullmatch(file) and file not in known]
     if foreign:
         raise ShardError(

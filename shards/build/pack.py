@@ -5,6 +5,7 @@ of a shard do not depend on the number of workers, the engine or the machine.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -27,7 +28,8 @@ from shards.datasets.pictures import read_picture
 from shards.errors import ShardError
 from shards.layout import STATE, index_line, key_of, shard_stem
 from shards.limits import MAX_PIXELS
-from shards.manifest import ShardInfo
+from shards.manifest import NOTED, ShardInfo
+from shards.picture_notes import join_notes, too_small
 from shards.sample import Sample
 from shards.sample_table import NO_LEVEL, SampleRow, described_row, group_key, to_arrow
 from shards.source_files import read_regular
@@ -53,6 +55,14 @@ class PackOptions:
     """Store BMP files as PNG, checked pixel for pixel."""
     max_pixels: int = MAX_PIXELS
     """Refuse larger images without decoding them."""
+    min_side: int = 0
+    """Refuse images with a shorter side, pixels."""
+
+
+def hashed(options: PackOptions) -> dict[str, object]:
+    """Options as they go into hashes: what earlier versions did not know is there if it is used."""
+    fields = dataclasses.asdict(options)
+    return {name: fields[name] for name in fields if name != "min_side" or fields[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +105,18 @@ class Rejected:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Noted:
+    """One line of `noted.jsonl`: an image that was packed and should be looked at."""
+
+    id: int
+    path: str
+    note: str
+
+
+_NOTED = msgspec.json.Decoder(Noted)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardRecord:
     """What is remembered about a finished shard until the manifest is written."""
 
@@ -105,6 +127,7 @@ class ShardRecord:
     shard: ShardInfo | None
     """None if every image was rejected: no empty shard is ever written."""
     rejected: tuple[Rejected, ...]
+    noted: tuple[Noted, ...] = ()
 
 
 def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord:
@@ -121,6 +144,7 @@ def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord
     rows: list[SampleRow] = []
     rejected: list[Rejected] = []
     failed: list[ShardError] = []
+    noted: list[Noted] = []
     index_lines: list[str] = []
     budget = PixelBudget(lock_file(job.budget), pixels=job.pixels_at_once)
     with contextlib.closing(budget), store.writing(f"{job.stem}.tar", durable="bytes") as out:
@@ -143,11 +167,16 @@ def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord
                 row, line = _add(tar, job, id, sample, data, info)
                 rows.append(row)
                 index_lines.append(line)
+                if info.notes:
+                    noted.append(Noted(id=id, path=sample.path, note=join_notes(info.notes)))
             progress(1)
         if failed:
             raise _all_of(failed)
         sha256 = tar.close()
-    return _record(store, job, rows, rejected, index_lines, (tar.size_bytes, sha256))
+    record = _record(store, job, rows, rejected, index_lines, (tar.size_bytes, sha256))
+    record = dataclasses.replace(record, noted=tuple(noted))
+    write_record(store, job.stem, record, to_arrow(rows))
+    return record
 
 
 def several_problems(problems: Sequence[str], count: int, *, what: str) -> ShardError:
@@ -208,6 +237,16 @@ def read_record(store: Store, stem: str) -> ShardRecord | None:
     return record if store.size_bytes(record.shard.name) == record.shard.size_bytes else None
 
 
+def read_noted(store: Store) -> tuple[Noted, ...]:
+    """The lines of `noted.jsonl`; none where there is no such file, or no readable one."""
+    if not store.exists(NOTED):
+        return ()
+    try:
+        return tuple(_NOTED.decode_lines(store.read(NOTED)))
+    except (msgspec.DecodeError, ShardError, ValueError):
+        return ()
+
+
 def rejected_row(id: int, sample: Sample) -> SampleRow:
     """The row of an image that was left out: its labels, and no bytes."""
     empty = ImageInfo(codec="", width=0, height=0)
@@ -234,10 +273,12 @@ def _read_checked(
         ) from error
     where = str(sample.file) if sample.size is None else f"{sample.file}: {sample.path}"
     info = inspect(data, where=where, max_pixels=options.max_pixels, decoding=decoding)
+    if problem := too_small(info.width, info.height, options.min_side):
+        raise ShardError(f"{printable(where)}: {problem}", exit_code=3)
     if options.bmp_to_png and info.codec == "bmp":
         with decoding(BMP_TO_PNG_PICTURES * info.width * info.height):
             data = bmp_to_png(data, where=where)
-        info = ImageInfo(codec="png", width=info.width, height=info.height)
+        info = dataclasses.replace(info, codec="png")
     return data, info
 
 
@@ -322,12 +363,10 @@ def _record(
         )
     else:
         store.remove(f"{job.stem}.tar")
-    record = ShardRecord(
+    return ShardRecord(
         fingerprint=job.fingerprint,
         first_id=job.first_id,
         rows=len(rows),
         shard=shard,
         rejected=tuple(rejected),
     )
-    write_record(store, job.stem, record, to_arrow(rows))
-    return record

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from shards.build.pack import PackOptions, ShardJob
+from shards.build.pack import PackOptions, ShardJob, hashed
 from shards.build.score_check import ScoreCheck
 from shards.errors import ShardError
 from shards.manifest import FORMAT_VERSION, ids_hash
@@ -100,7 +100,10 @@ def make_plan(
     """
     check = ScoreCheck(dataset.score) if dataset.score and dataset.is_checked else None
     parts = collections.Counter[str]()
-    names, source = ids_hash(), hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, options)))
+    names, source = (
+        ids_hash(),
+        hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, hashed(options)))),
+    )
     missing = list[str]()
     problems = list[str]()
     rows = labelled = num_missing = num_problems = 0
@@ -191,7 +194,7 @@ def jobs_of(
 
 def fingerprint(samples: tuple[Sample, ...], first_id: int, options: PackOptions) -> str:
     """Hash of what a shard is made from: samples, file sizes and times, options."""
-    found = hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, first_id, options)))
+    found = hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, first_id, hashed(options))))
     for sample in samples:
         try:
             status = os.stat(sample.file)

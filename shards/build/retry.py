@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.build.pack import ShardRecord, write_record
+from shards.build.pack import ShardRecord, read_noted, write_record
 from shards.errors import ShardError
 from shards.layout import shard_stem
 from shards.manifest import MANIFEST, SAMPLES, Manifest, decode, ids_hash
@@ -39,7 +39,7 @@ def keep_good_shards(store: Store, dataset: DataSet) -> tuple[int, ...]:
             exit_code=3,
         )
     table = pq.read_table(pa.BufferReader(store.read(SAMPLES)))
-    starts = _starts(manifest)
+    starts, noted = _starts(manifest), read_noted(store)
     by_start = {shard.first_id: shard for shard in manifest.shards}
     for index, start in enumerate(starts):
         shard = by_start.get(start)
@@ -47,7 +47,12 @@ def keep_good_shards(store: Store, dataset: DataSet) -> tuple[int, ...]:
         if shard is None or shard.samples != shard.rows or shard.name != f"{stem}.tar":
             continue
         record = ShardRecord(
-            fingerprint=None, first_id=start, rows=shard.rows, shard=shard, rejected=()
+            fingerprint=None,
+            first_id=start,
+            rows=shard.rows,
+            shard=shard,
+            rejected=(),
+            noted=tuple(line for line in noted if start <= line.id < start + shard.rows),
         )
         write_record(store, stem, record, table.slice(start, shard.rows))
     return starts

@@ -1,14 +1,17 @@
 """`lmcl score` and its neighbours as people call them: what goes wrong is a sentence."""
 
 import csv
+import io
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -231,3 +234,66 @@ def test_without_a_model_the_starter_scores(photos, tmp_path) -> None:
     assert "scale biq2021 mos 0..1, higher is better" in done.output
     (row,) = csv.DictReader(output.read_text(encoding="utf-8").splitlines())
     assert 0 < float(row["quality"]) < 1
+
+
+def tiff_of_16_bits(pixels: np.ndarray, *, white_is_zero: bool) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "TIFF")
+    data = bytearray(out.getvalue())
+    (directory,) = struct.unpack("<I", data[4:8])
+    for at in range(directory + 2, directory + 2 + 12 * data[directory], 12):
+        if data[at : at + 2] == struct.pack("<H", 262):
+            data[at + 8] = not white_is_zero
+    return bytes(data)
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """One picture in files that are whole, damaged, or something else than their names say."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    small = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((128, 96))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=92)
+    whole = out.getvalue()
+    middle = len(whole) * 2 // 3
+    (folder / "whole.jpg").write_bytes(whole)
+    (folder / "no-end.jpg").write_bytes(whole[:-2])
+    (folder / "half.jpg").write_bytes(whole[:middle])
+    (folder / "end-inside.jpg").write_bytes(whole[:middle] + b"\xff\xd9" + whole[middle + 2 :])
+    (folder / "page.jpg").write_bytes(b"<!DOCTYPE html><html><head></head></html>")
+    (folder / "film.jpg").write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isomiso2" + bytes(99))
+    (folder / "drawn.png").write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "a.jxl").write_bytes(b"\xff\x0a" + bytes(99))
+    image.save(folder / "a.avif")
+    wide = np.asarray(image.convert("L")).astype(np.uint16) * 257
+    (folder / "black0.tif").write_bytes(tiff_of_16_bits(wide, white_is_zero=False))
+    (folder / "white0.tif").write_bytes(tiff_of_16_bits(0xFFFF - wide, white_is_zero=True))
+    return folder
+
+
+def test_damage_is_a_note_and_what_is_no_image_is_named(model_folder, odd, tmp_path, capfd) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.open(odd / "whole.jpg")).save(odd / "a.heic", quality=95)
+    done = score(odd, model=model_folder, output=tmp_path / "s.csv")
+    rows = {Path(row.path).name: row for row in read_rows(tmp_path / "s.csv")}
+    assert done.exit_code == 3
+    assert {name: row.note for name, row in rows.items() if row.note} == {
+        "no-end.jpg": "JPEG without its end marker, every row is there",
+        "end-inside.jpg": "damaged JPEG: picture data ends before the last rows",
+    }
+    errors = {name: row.error for name, row in rows.items() if row.error}
+    for name, what in {
+        "page.jpg": "a web page (HTML)",
+        "film.jpg": "a video",
+        "drawn.png": "an SVG drawing",
+        "a.jxl": "a JPEG XL image",
+        "half.jpg": "image file is truncated",
+    }.items():
+        assert what in errors.pop(name)
+    assert errors == {}
+    assert rows["no-end.jpg"].score == rows["whole.jpg"].score
+    assert rows["white0.tif"].score == rows["black0.tif"].score
+    assert abs(rows["a.heic"].quality - rows["whole.jpg"].quality) < 0.05
+    assert "Warning" not in capfd.readouterr().err

@@ -1,14 +1,19 @@
 import io
+import json
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from shards.build.image import bmp_to_png, inspect, refuse_by_header
+from shards.cli import cli
 from shards.errors import ShardError
+from shards.verify import verify
 
 
 def encode(image: Image.Image, format: str, **options: object) -> bytes:
@@ -118,3 +123,37 @@ def test_bmp_to_png_keeps_every_pixel(picture: Callable[..., bytes]) -> None:
     again = Image.open(io.BytesIO(bmp_to_png(data, where="x")))
     assert again.format == "PNG"
     np.testing.assert_array_equal(np.asarray(again), np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_damage_that_decoders_repair_is_counted_by_a_build(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG")
+    whole = out.getvalue()
+    middle = len(whole) * 2 // 3
+    (folder / "a.jpg").write_bytes(whole)
+    (folder / "b.jpg").write_bytes(whole[:-2])
+    (folder / "c.jpg").write_bytes(whole[:middle] + b"\xff\xd9" + whole[middle + 2 :])
+    line = ["build", "unlabelled", str(folder), "--output", str(tmp_path / "out"), "--workers", "1"]
+    done = CliRunner().invoke(cli, [*line, "--no-progress"])
+    assert done.exit_code == 0, done.output
+    assert "2 images have a note" in done.output
+    assert "note: b.jpg: JPEG without its end marker, every row is there" in done.output
+    noted = [json.loads(text) for text in (tmp_path / "out/noted.jsonl").read_text().splitlines()]
+    assert [(one["id"], one["path"]) for one in noted] == [(1, "b.jpg"), (2, "c.jpg")]
+    assert verify(tmp_path / "out", deep=True).findings == ()
+
+
+def test_a_build_refuses_sides_below_the_least_one(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, size in (("a.png", (40, 40)), ("b.png", (200, 39))):
+        Image.new("L", size).save(folder / name)
+    line = ["build", "unlabelled", str(folder), "--output", str(tmp_path / "out"), "--workers", "1"]
+    line += ["--no-progress", "--min-side", "40"]
+    refused = CliRunner().invoke(cli, line)
+    assert "b.png: 200 x 39 pixels, with a side below the 40" in str(refused.exception)
+    done = CliRunner().invoke(cli, [*line, "--on-error", "skip"])
+    assert "1 images were left out" in done.output

@@ -1,0 +1,80 @@
+"""Damage that libjpeg decodes over is noticed; whole files of every kind are left in peace."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, JpegImagePlugin
+
+from shards.jpeg import LEFT_OVER, NO_END, TOO_SHORT, JpegFeed, find_scan
+
+KINDS = {
+    "4:2:0": {},
+    "4:4:4": {"subsampling": 0},
+    "low": {"quality": 10},
+    "high": {"quality": 98},
+    "optimised": {"optimize": True},
+    "restarts": {"restart_marker_rows": 1},
+    "progressive": {"progressive": True},
+}
+
+
+def jpeg(seed: int, *, width: int = 120, height: int = 90, mode: str = "RGB", **how) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize((width, height)).convert(mode)
+    out = io.BytesIO()
+    image.save(out, "JPEG", **how)
+    return out.getvalue()
+
+
+def note_of(data: bytes) -> str:
+    feed = JpegFeed(data)
+    with JpegImagePlugin.jpeg_factory(feed, "") as image:
+        assert isinstance(image, ImageFile.ImageFile)
+        feed.arm(data)
+        image.load()
+    return feed.find_note()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_whole_files_have_no_note_and_their_own_pixels(kind: str, mode: str) -> None:
+    for seed in range(12):
+        data = jpeg(seed, width=9 + 17 * seed, height=8 + 11 * seed, mode=mode, **KINDS[kind])
+        assert note_of(data) == ""
+        assert note_of(data + b"a trailer of a phone" * 9) == ""
+        feed = JpegFeed(data)
+        with JpegImagePlugin.jpeg_factory(feed, "") as image:
+            feed.arm(data)
+            with Image.open(io.BytesIO(data)) as plain:
+                assert np.array_equal(np.asarray(image), np.asarray(plain))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "progressive"])
+def test_ends_in_the_middle_and_missing_ends_are_noticed(kind: str) -> None:
+    for seed in range(8):
+        data = jpeg(seed, **KINDS[kind])
+        start, _ = find_scan(data)
+        at = start + 20 + (len(data) - start - 120) * seed // 8
+        assert note_of(data[:at] + b"\xff\xd9" + data[at + 2 :]) == TOO_SHORT
+        assert note_of(data[:-2]) == NO_END
+        with pytest.raises(OSError, match="truncated"):
+            note_of(data[:at])
+
+
+def test_overwritten_bytes_are_mostly_noticed() -> None:
+    found = []
+    for seed in range(40):
+        data = bytearray(jpeg(seed, quality=90))
+        start, _ = find_scan(bytes(data))
+        at = start + 200 + 20 * seed
+        data[at : at + 40] = np.random.default_rng(seed).bytes(40).replace(b"\xff", b"\xfe")
+        found.append(note_of(bytes(data)))
+    assert set(found) <= {LEFT_OVER, TOO_SHORT, ""}
+    # Forty bytes may happen to hold as many blocks as those they replace.
+    assert sum(bool(note) for note in found) >= 30
+
+
+@pytest.mark.parametrize("data", [b"\xff\xd8", b"\xff\xd8\xff\xda\0\2", b"\xff\xd8" + b"\xff" * 50])
+def test_what_has_no_scan_has_none(data: bytes) -> None:
+    assert find_scan(data) == (0, 0)
