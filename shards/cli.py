@@ -273,6 +273,8 @@ def verify(root: str, deep: bool, as_json: bool, no_progress: bool) -> None:
         else:
             weight = "error" if finding.is_error else "note"
             click.echo(f"{weight}: {finding.kind}: {finding.where}: {finding.text}")
+    for remark in found.remarks if not as_json else ():
+        click.echo(f"look at: {remark}")
     if not found.ok:
         wrong = sum(finding.is_error for finding in found.findings)
         raise ShardError(f"{root}: {wrong} errors; see the lines above", exit_code=3)

@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from shards.build.pack import read_noted
 from shards.errors import ShardError
 from shards.image_formats import UNREADABLE, describe_damage, open_image
-from shards.manifest import SPLITS
+from shards.manifest import NOTED, SPLITS
+from shards.picture_counts import PictureCounts, size_sentences
 from shards.read import ShardSet
 from shards.text import printable
 
@@ -19,6 +21,7 @@ SHEET_MARK = b"lmcl-shard info"
 _BINS = 12
 _BAR = 40
 _MOST_NAMES = 40
+_MOST_OPENED = 2_000
 
 
 def describe_set(shard_set: ShardSet) -> str:
@@ -124,6 +127,8 @@ def _lines(shard_set: ShardSet) -> Iterator[str]:
             listed = [f"{printable(name, 60) or '(none)'} {n:,}" for name, n in pairs]
             more = f" and {names.size - _MOST_NAMES:,} more" if names.size > _MOST_NAMES else ""
             yield f"  {title:<11} " + ", ".join(listed) + more
+    yield from _subset_scores(shard_set, ids)
+    yield from (f"  look at     {sentence}" for sentence in _remarks(shard_set, ids))
     for name in shard_set.store.names(SPLITS):
         yield f"  split       {printable(name)}"
     for name, text in (("licence", manifest.facts.licence), ("page", manifest.facts.page)):
@@ -152,6 +157,36 @@ def _scores(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]:
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         bar = "#" * round(_BAR * count / max(counts.max(), 1))
         yield f"              {low:8.3g} .. {high:<8.3g} {count:7,} {bar}"
+
+
+def _subset_scores(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]:
+    """Scores of each subset where there are several: they need not be on one level."""
+    table = shard_set.samples
+    mos, subset = table.mos[ids], table.subset[ids].astype(str)
+    names = np.unique(subset[np.isfinite(mos)])
+    for name in names[:_MOST_NAMES].tolist() if names.size > 1 else ():
+        scores = mos[(subset == name) & np.isfinite(mos)]
+        yield (
+            f"  subset      {printable(name, 60) or '(none)'}: {scores.size:,} labelled, "
+            f"{scores.min():g} .. {scores.max():g}, mean {scores.mean():.4g}, standard deviation "
+            f"{scores.std():.4g}"
+        )
+
+
+def _remarks(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]:
+    """What should be known about the pictures, and is no error."""
+    table = shard_set.samples
+    yield from size_sentences(table.width[ids].tolist(), table.height[ids].tolist())
+    hashes = np.unique(np.asarray(table.sha256[ids]).reshape(len(ids), -1), axis=0)
+    if len(hashes) < len(ids):
+        yield f"{len(ids) - len(hashes):,} are copies of others, bit for bit"
+    if noted := read_noted(shard_set.store):
+        yield f"{len(noted):,} were damaged and packed as decoders repair them (see {NOTED})"
+    counts = PictureCounts()
+    for id in ids[np.linspace(0, len(ids) - 1, min(_MOST_OPENED, len(ids))).astype(int)].tolist():
+        counts.add(shard_set.read_bytes(id))
+    share = f", of {counts.seen:,} that were opened" if counts.seen < len(ids) else ""
+    yield from (f"{sentence}{share}" for sentence in counts.sentences())
 
 
 def _sizes(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from shards.errors import ShardError
 from shards.layout import STATE, index_line, index_name, key_of
 from shards.lock import LOCK_NAME
 from shards.manifest import MANIFEST, NOTED, REJECTED, SAMPLES, SPLITS, ShardInfo, decode, ids_hash
+from shards.picture_counts import PictureCounts
 from shards.read import ShardSet, open_set
 from shards.sample_table import described_row, group_key
 from shards.splits.split import load_split, read_split
@@ -76,6 +77,8 @@ class Verification:
     """Samples of the set, 0 if it could not be opened."""
     findings: tuple[Finding, ...]
     """In the order they were found; at most twenty of a kind."""
+    remarks: tuple[str, ...] = ()
+    """Of a deep check: what should be known about the pictures, and is no damage."""
 
     @property
     def ok(self) -> bool:
@@ -115,7 +118,12 @@ def verify(
         check.run()
     finally:
         shard_set.close()
-    return Verification(deep=deep, samples=len(shard_set), findings=tuple(check.findings))
+    return Verification(
+        deep=deep,
+        samples=len(shard_set),
+        findings=tuple(check.findings),
+        remarks=tuple(check.remarks()),
+    )
 
 
 class _Check:
@@ -126,6 +134,7 @@ class _Check:
         self._deep = deep
         self._progress = progress
         self._counts: dict[Kind, int] = {}
+        self._pictures = PictureCounts()
         self.findings: list[Finding] = []
 
     def add(self, kind: Kind, where: str, text: str, *, is_error: bool = True) -> None:
@@ -138,6 +147,10 @@ class _Check:
                 is_error=is_error,
             )
             self.findings.append(shown)
+
+    def remarks(self) -> Iterator[str]:
+        """What should be known about the pictures that were looked at."""
+        yield from self._pictures.sentences()
 
     def run(self) -> None:
         self._step("sample-table", SAMPLES, self._sample_table)
@@ -342,6 +355,7 @@ class _Check:
         if hashlib.sha256(data).digest() != table.sha256[id].tobytes():
             self.add("image", where, "its bytes were changed (sha256 differs); build again")
             return
+        self._pictures.add(data)
         try:
             info = inspect(data, where=where)
         except ShardError as error:

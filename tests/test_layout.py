@@ -88,7 +88,6 @@ COVERED_BY = {
     "shards/build/test_update.py": "shards: splits/extend",
     "shards/test_read.py": "shards: layout sample",
     "shards/datasets/test_formats_agree.py": "shards/datasets: parquet rows",
-    "shards/test_info.py": "shards: png",
 }
 """Modules without a test file of their own name, under the file that covers them."""
 
