@@ -33,6 +33,7 @@ from shards.layout import index_name
 from shards.limits import PIXELS_AT_ONCE
 from shards.manifest import (
     MANIFEST,
+    NOTED,
     REJECTED,
     SAMPLES,
     Manifest,
@@ -315,9 +316,8 @@ def _write(
     write_parquet(pa.PythonFile(data, "w"), [every])
     content = data.getvalue()
     manifest = dataclasses.replace(manifest, samples_sha256=hashlib.sha256(content).hexdigest())
-    rejected = [line for record in records for line in record.rejected]
-    if rejected:
-        _add_rejected(store, rejected)
+    _add_lines(store, REJECTED, [line for record in records for line in record.rejected])
+    _add_lines(store, NOTED, [line for record in records for line in record.noted])
     store.write(manifest.samples, content)
     store.settle(index_name(shard.name) for shard in shards)
     store.write(MANIFEST, encode(manifest))
@@ -326,11 +326,13 @@ def _write(
     return manifest
 
 
-def _add_rejected(store: Store, rejected: Sequence[Any]) -> None:
+def _add_lines(store: Store, name: str, lines: Sequence[Any]) -> None:
     import msgspec
 
-    held = store.read(REJECTED) if store.exists(REJECTED) else b""
-    store.write(REJECTED, held + b"".join(msgspec.json.encode(line) + b"\n" for line in rejected))
+    if not lines:
+        return
+    held = store.read(name) if store.exists(name) else b""
+    store.write(name, held + b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
 def _keep_version(store: Store, old: ShardSet) -> Manifest:
