@@ -219,7 +219,7 @@ def _scores(place: Place, crops: torch.Tensor) -> np.ndarray:
         scorer = make_scorer(place.encoder, place.device)
     else:
         scorer = open_scorer(place.model, device=place.device)
-    found = [scorer.forward(part) for part in crops.split(scorer.batch_images)]
+    found = [scorer.forward(part).quality for part in crops.split(scorer.batch_images)]
     return np.concatenate(found).mean(axis=1)
 
 

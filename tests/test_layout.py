@@ -46,6 +46,7 @@ COVERED_BY = {
     ),
     "lmcl/test_demo.py": "lmcl: cli/demo",
     "lmcl/cli/test_eval.py": "lmcl: cli/run/eval evaluation/evaluate_run evaluation/scope",
+    "lmcl/evaluation/test_calibrate.py": "lmcl: cli/calibrate",
     "lmcl/evaluation/metrics/test_evaluate.py": "lmcl/evaluation/metrics: bootstrap",
     "lmcl/training/test_ranks.py": "lmcl: distributed",
     "lmcl/training/test_trainer.py": (
@@ -53,6 +54,7 @@ COVERED_BY = {
         "training/seeding training/setup training/signals utils/environment"
     ),
     "lmcl/features/test_cache.py": "lmcl/features: build partial",
+    "lmcl/inference/test_calibration.py": "lmcl/inference: describe",
     "lmcl/inference/test_command.py": "lmcl: cli/score cli/run/score",
     "lmcl/inference/test_batch_job.py": "lmcl/inference: filter scores_file",
     "lmcl/inference/test_export.py": "lmcl: cli/export",
@@ -63,6 +65,8 @@ COVERED_BY = {
     "lmcl/report/test_gmad.py": "lmcl: cli/gmad",
     "lmcl/report/test_discrimination.py": "lmcl: cli/report",
     "lmcl/report/test_compare.py": "lmcl/report: compare_page matrix",
+    "lmcl/report/test_intervals.py": "lmcl/report: weakness",
+    "lmcl/report/test_threshold.py": "lmcl: cli/threshold",
     "lmcl/report/test_write.py": (
         "lmcl/report: analysis figures formatting page pictures published run run_page "
         "sections svg templates text"

@@ -10,6 +10,7 @@ from lmcl.utils.malloc import keep_freed_memory
 from shards.exit_codes import report_errors
 
 _ELSEWHERE = {
+    "calibrate": ("lmcl.cli.calibrate", "What a run's scores mean: intervals, percentiles."),
     "demo": ("lmcl.cli.demo", "The whole method on a synthetic set, and its report."),
     "eval": ("lmcl.cli.eval", "Judge a run's model on a part or on another set."),
     "export": (
@@ -22,6 +23,7 @@ _ELSEWHERE = {
     "saliency": ("lmcl.cli.saliency", "Draw where a model looks in photographs."),
     "show-config": ("lmcl.cli.show_config", "The whole effective configuration of a file."),
     "sweep": ("lmcl.cli.sweep", "The 10-split protocol, seeds, ladders of configurations."),
+    "threshold": ("lmcl.cli.threshold", "Choose what is sorted out by what it costs."),
     "train": ("lmcl.cli.train", "Train a student and its teacher, evaluate, report."),
 }
 _BENCHES = {

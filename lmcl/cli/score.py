@@ -20,6 +20,7 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     epilog="EXAMPLES: lmcl score photos --output scores.csv · "
     "lmcl score photos --model runs/x/model --resume · "
     "lmcl score photos --model runs/x --below 0.3 --move-to rejected --dry-run · "
+    "lmcl score photos --model runs/x --crops adaptive --describe · "
     "accelerate launch -m lmcl score shards --model runs/x --output scores.parquet"
 )
 @click.argument("paths", nargs=-1, metavar="PATH...")
@@ -60,6 +61,29 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
 )
 @click.option("--boxes", is_flag=True, help="Add the salient crop as y, x, h, w.")
 @click.option("--crop-scores", is_flag=True, help="Add the score of every crop.")
+@click.option(
+    "--confidence",
+    type=float,
+    help="Of the interval in the columns lower and upper [0.9, where the model is calibrated].",
+)
+@click.option(
+    "--population",
+    type=click.Path(path_type=Path),
+    help="Scores file of this model to take percentiles in [the model's training images].",
+)
+@click.option(
+    "--crops",
+    type=click.Choice(["all", "adaptive"]),
+    default="all",
+    show_default=True,
+    help="adaptive: as few crops of each image as keep the order.",
+)
+@click.option("--describe", is_flag=True, help="Print tenths of the scores with sample images.")
+@click.option(
+    "--keep",
+    metavar="RULE",
+    help="Name what a rule of `lmcl threshold` rejects, as --below with its cut.",
+)
 @click.option(
     "--below",
     type=float,

@@ -336,13 +336,7 @@ def _mapping(
 
 
 def _some(judged: PartPredictions, ids: NDArray[np.int64]) -> PartPredictions:
-    keep = np.isin(judged.ids, ids)
-    return dataclasses.replace(
-        judged,
-        ids=judged.ids[keep],
-        score=judged.score[keep],
-        embedding=judged.embedding[keep],
-    )
+    return judged.take(np.isin(judged.ids, ids))
 
 
 def _with_boxes(table: Predictions, path: Path) -> Predictions:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -102,8 +102,20 @@ class PartPredictions:
     """[n] mean over the evaluation crops, [0, 1] units, higher = better."""
     embedding: NDArray[np.float32]
     """[n, d] unit-length mean over the crops."""
+    crops: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    """[n, v] quality of every crop, in the order of `evaluation_boxes`; empty if not known."""
     decode: str = ""
     """The decode recipe (docs/loader.md); two scores are comparable if it is the same for both."""
+
+    def take(self, keep: NDArray[np.bool_]) -> "PartPredictions":
+        """Some of the images, by a mask."""
+        return replace(
+            self,
+            ids=self.ids[keep],
+            score=self.score[keep],
+            embedding=self.embedding[keep],
+            crops=self.crops[keep] if len(self.crops) else self.crops,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +160,17 @@ def predict(
     with closing(batches) as loader:
         for batch, output in _outputs(model, loader, preprocessing, context, title):
             images = len(batch.ids)
-            score = output.score.double().reshape(images, -1).mean(dim=1)
+            crop_scores = output.score.double().reshape(images, -1)
+            score = crop_scores.mean(dim=1)
             mean = output.embedding.float().reshape(images, -1, output.embedding.shape[-1]).mean(1)
             embedding = torch.nn.functional.normalize(mean, dim=-1)
-            rows = (batch.ids, score, embedding)
+            rows = (batch.ids, score, embedding, crop_scores)
             found.append(tuple(column[batch.valid].cpu().numpy() for column in rows))
         recipe = loader.recipe
-    part_ids, scores, embeddings = _gather(found, ids, context, title)
-    return PartPredictions(ids=part_ids, score=scores, embedding=embeddings, decode=recipe)
+    part_ids, scores, embeddings, crop_table = _gather(found, ids, context, title)
+    return PartPredictions(
+        ids=part_ids, score=scores, embedding=embeddings, crops=crop_table, decode=recipe
+    )
 
 
 def compute_saliency(

@@ -39,6 +39,8 @@ COLUMNS = (
     "height",
     "width",
 )
+INTERVAL_COLUMNS = ("lower", "upper")
+"""Written after the others where the run's calibration gives intervals."""
 _REQUIRED = ("id", "path", "mos", "prediction")
 _NUMBERS = ("mos", "mos_std", "prediction", "prediction_unit")
 _PLACE = ("y", "x", "h", "w", "height", "width")
@@ -49,6 +51,10 @@ _LARGEST = 1e30
 
 def _unknown() -> NDArray[np.int64]:
     return np.zeros(0, dtype=np.int64)
+
+
+def _unknown_real() -> NDArray[np.float64]:
+    return np.zeros(0, dtype=np.float64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +95,10 @@ class Predictions:
     """Height of the upright image the box lies in, pixels; -1 if unknown."""
     width: NDArray[np.int64] = dataclasses.field(default_factory=_unknown)
     """Its width."""
+    lower: NDArray[np.float64] = dataclasses.field(default_factory=_unknown_real)
+    """Lower end of the prediction interval, in the scale of `mos`; NaN if there is none."""
+    upper: NDArray[np.float64] = dataclasses.field(default_factory=_unknown_real)
+    """Its upper end."""
 
     def __post_init__(self) -> None:
         """Fill what is unknown; refuse columns of different length and repeated ids.
@@ -100,6 +110,9 @@ class Predictions:
         for name in _PLACE:
             if len(getattr(self, name)) == 0:
                 object.__setattr__(self, name, np.full(n, NO_LEVEL, dtype=np.int64))
+        for name in INTERVAL_COLUMNS:
+            if len(getattr(self, name)) == 0:
+                object.__setattr__(self, name, np.full(n, math.nan))
         for field in dataclasses.fields(self):
             length = len(getattr(self, field.name))
             if length != n:
@@ -129,15 +142,18 @@ class Predictions:
         """Write all columns; numbers keep every digit, what is unknown is an empty field."""
         out = io.StringIO(newline="")
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        ends = INTERVAL_COLUMNS if np.any(np.isfinite(self.lower)) else ()
+        writer.writerow((*COLUMNS, *ends))
         numbers = [getattr(self, name).tolist() for name in _NUMBERS]
+        intervals = [getattr(self, name).tolist() for name in ends]
         places = [self.level.tolist(), *(getattr(self, name).tolist() for name in _PLACE)]
         for i, key in enumerate(self.id.tolist()):
             kind = (self.group[i], self.distortion[i], _field(places[0][i]))
             values = (_real(column[i]) for column in numbers)
             place = (_field(column[i]) for column in places[1:])
+            interval = (_real(column[i]) for column in intervals)
             writer.writerow(
-                [key, self.path[i], *kind, self.subset[i], self.part[i], *values, *place]
+                [key, self.path[i], *kind, self.subset[i], self.part[i], *values, *place, *interval]
             )
         write_atomic(path, out.getvalue().encode())
 
@@ -157,6 +173,8 @@ def make_predictions(
     part: str | Sequence[str] | NDArray[Any] = "",
     size: ArrayLike | None = None,
     box: ArrayLike | None = None,
+    lower: ArrayLike | None = None,
+    upper: ArrayLike | None = None,
 ) -> Predictions:
     """Predictions from columns in any numeric type; what is not given is marked as unknown.
 
@@ -182,6 +200,8 @@ def make_predictions(
         "part": parts,
         **dict(zip(_PLACE[:4], _whole(box, (n, 4)).T, strict=True)),
         **dict(zip(_PLACE[4:], _whole(size, (n, 2)).T, strict=True)),
+        "lower": _number(lower, n),
+        "upper": _number(upper, n),
     }
     order = np.argsort(ids, kind="stable")
     equal = {name: c[order] if len(c) == n else c for name, c in columns.items()}
@@ -320,6 +340,8 @@ def _from_rows(rows: list[dict[str, str]], path: Path) -> Predictions:
         part=texts("part"),
         size=np.array([wholes("height"), wholes("width")], dtype=np.int64).T,
         box=np.array([wholes(c) for c in ("y", "x", "h", "w")], dtype=np.int64).T,
+        lower=reals("lower"),
+        upper=reals("upper"),
     )
 
 

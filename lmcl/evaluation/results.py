@@ -9,6 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lmcl.evaluation.calibration import (
+    CONFIDENCE,
+    Calibration,
+    prediction_interval,
+    spread_of,
+)
 from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate
 from lmcl.evaluation.predict import PartPredictions, SaliencyMaps
 from lmcl.evaluation.predictions import Predictions, make_predictions
@@ -28,9 +34,15 @@ def make_prediction_table(
     looked: SaliencyMaps | None,
     *,
     crops: CropConfig,
+    calibration: Calibration | None = None,
 ) -> Predictions:
-    """A part's predictions beside what the set knows of its images."""
+    """A part's predictions beside what the set knows of its images, with intervals if known."""
     rows, samples, score = judged.ids, shard_set.samples, shard_set.score
+    lower, upper = None, None
+    if calibration is not None and score is not None:
+        lower, upper = prediction_interval(
+            calibration, score, judged.score, spread_of(judged.crops), confidence=CONFIDENCE
+        )
     return make_predictions(
         id=rows,
         path=samples.path[rows],
@@ -45,6 +57,8 @@ def make_prediction_table(
         prediction_unit=judged.score,
         size=scaled_sizes(samples.height[rows], samples.width[rows], crops),
         box=looked.boxes if looked else None,
+        lower=lower,
+        upper=upper,
     )
 
 
@@ -120,10 +134,7 @@ def _by_portion(
 ) -> dict[str, dict[str, Any]]:
     found = {}
     for name in sorted({str(name) for name in names} - {""}):
-        keep = names == name
-        portion = PartPredictions(
-            ids=judged.ids[keep], score=judged.score[keep], embedding=judged.embedding[keep]
-        )
+        portion = judged.take(names == name)
         found[name] = evaluate_predictions(shard_set, portion, mapping=mapping).to_json()
     return found
 

@@ -89,6 +89,8 @@ class Summary:
     """Rows of an earlier job whose images were not named this time; they stay."""
     noted: int = 0
     """Rows with a note: the score should be doubted."""
+    crop_share: float = 1.0
+    """Share of the images' crops that were looked at; 1 unless that is up to the image."""
     names: tuple[str, ...] = ()
     """The row of each item; empty where there is none of the file as it is now. Rank 0 only."""
 
@@ -156,6 +158,8 @@ def _write_output(
         box=options.box,
         crops=options.crops,
         decoder=scorer.decodes_on_gpu,
+        meaning=scorer.interpreter is not None,
+        crops_used=scorer.adaptive is not None,
     )
     after = JournalRows(options.output)
     order = plan.order(after)
@@ -191,21 +195,30 @@ def _write_output(
         reused=len(plan.keys) - len(plan.todo),
         others=order.others,
         noted=noted.notes,
+        crop_share=noted.crop_share(scorer.card.crops.evaluation),
         names=tuple("" if key in absent else by_key[key] for key in plan.keys),
     )
 
 
 class _Counted:
-    """Rows as they pass, with a count of those that have a note."""
+    """Rows as they pass, with a count of those that have a note, and of the crops looked at."""
 
     def __init__(self, rows: Iterator[Row]) -> None:
         self._rows = rows
         self.notes = 0
+        self.crops = 0
+        self.scored = 0
 
     def __iter__(self) -> Iterator[Row]:
         for row in self._rows:
             self.notes += bool(row.note)
+            self.crops += row.crops_used or 0
+            self.scored += row.crops_used is not None
             yield row
+
+    def crop_share(self, every: int) -> float:
+        """Share of the crops of the scored images that were looked at."""
+        return self.crops / (self.scored * every) if self.scored else 1.0
 
 
 def _follows(item: Item, moves: Mapping[str, str]) -> bool:
@@ -287,7 +300,7 @@ def _rows(
         if isinstance(decoded.image, str):
             yield _failed(item, decoded.image, decoded.source)
         else:
-            yield _row(item, next(scored), options, decoded.source)
+            yield _row(item, next(scored), options, decoded.source, scorer.adaptive is not None)
 
 
 def _large_enough(decoded: _Decoded, min_side: int) -> _Decoded:
@@ -303,7 +316,9 @@ def _failed(item: Item, error: str, source: Source) -> Row:
     return Row(path=item.path, score=None, quality=None, error=error, source=source)
 
 
-def _row(item: Item, found: ImageScore, options: ScoringOptions, source: Source) -> Row:
+def _row(
+    item: Item, found: ImageScore, options: ScoringOptions, source: Source, is_adaptive: bool
+) -> Row:
     if found.problem:
         return _failed(item, found.problem, source)
     return Row(
@@ -317,6 +332,8 @@ def _row(item: Item, found: ImageScore, options: ScoringOptions, source: Source)
         note=join_notes(found.notes),
         width=found.full_size[1],
         height=found.full_size[0],
+        **dataclasses.asdict(found.meaning),
+        crops_used=len(found.crops) if is_adaptive else None,
         source=source,
     )
 
@@ -393,6 +410,19 @@ def _note(scorer: Scorer, options: ScoringOptions) -> dict[str, str]:
         "precision": scorer.precision,
         "decode": scorer.recipe,
         "columns": json.dumps({"box": options.box, "crops": options.crops}),
+        **_meaning_note(scorer),
+    }
+
+
+def _meaning_note(scorer: Scorer) -> dict[str, str]:
+    """What the columns of a calibrated model depend on; empty texts without one, as in 0.1."""
+    interpreter, rule = scorer.interpreter, scorer.adaptive
+    population = interpreter.population if interpreter else None
+    return {
+        "calibration": interpreter.meaning.digest if interpreter else "",
+        "confidence": f"{interpreter.confidence:g}" if interpreter else "",
+        "population": population.label if population else "",
+        "crops used": rule.description if rule else "",
     }
 
 

@@ -20,11 +20,29 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Int32, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from lmcl.errors import LmclError
+from lmcl.evaluation.adaptive import AdaptiveRule
+from lmcl.evaluation.calibration import spread_of
+from lmcl.inference.adaptive_scoring import (
+    CropOutputs,
+    SeenCrops,
+    look_adaptively,
+    look_at_all,
+)
+from lmcl.inference.calibration import (
+    DEFAULT_READING,
+    NOTHING,
+    Interpretation,
+    Interpreter,
+    Reading,
+    adaptive_rule,
+    make_interpreter,
+    uncalibrated,
+)
 from lmcl.models.named import STARTER, find_model
 from lmcl.models.pretrained import ReleasedModel, load_model
 from lmcl.models.quality_model import to_bfloat16
@@ -84,7 +102,7 @@ class ImageScore:
     quality: float
     """In [0, 1], higher = better; may leave the interval."""
     crops: tuple[float, ...]
-    """Score of every crop, in the scale of the training set."""
+    """Score of every crop that was looked at, in the scale of the training set."""
     boxes: tuple[tuple[int, int, int, int], ...]
     """Where the crops lie: y, x, h, w."""
     salient: tuple[int, int, int, int] | None
@@ -95,6 +113,8 @@ class ImageScore:
     """Whether the GPU decoded the image; otherwise it has the pixels of the CPU recipes."""
     notes: tuple[str, ...] = ()
     """What is unusual about the image, and the score should be doubted for; empty for most."""
+    meaning: Interpretation = NOTHING
+    """Percentile, interval and whether the image is unusual, where the model is calibrated."""
 
     @property
     def problem(self) -> str:
@@ -118,8 +138,17 @@ class Scorer:
         fingerprint: str = "",
         precision: Precision = "float32",
         decode: DecodeConfig = DEFAULT_DECODE,
+        interpreter: Interpreter | None = None,
+        what_scores_mean: str = "",
+        adaptive: AdaptiveRule | None = None,
     ) -> None:
         self.card = released.card
+        self.interpreter = interpreter
+        """Says what scores mean; None where the model has no calibration."""
+        self.what_scores_mean = interpreter.sentence if interpreter else what_scores_mean
+        """What percentiles and intervals are about, or what is missing, in one sentence."""
+        self.adaptive = adaptive
+        """When to stop looking at an image's crops; None: all are looked at."""
         self.precision = precision
         self.device = torch.device(device)
         # Channels-last changes which convolution is picked; it must be the same on every day.
@@ -269,17 +298,26 @@ class Scorer:
         found: list[ImageScore] = []
         for start in range(0, len(prepared), self.batch_images):
             batch = prepared[start : start + self.batch_images]
-            crops = self.forward(self._stacked([p.crops for p in batch]))
-            found += [self._scored(p, row) for p, row in zip(batch, crops.tolist(), strict=True)]
+            seen = self._look(batch)
+            found += [self._scored(p, one) for p, one in zip(batch, seen, strict=True)]
         return found
+
+    def _look(self, batch: Sequence[PreparedImage]) -> list[SeenCrops]:
+        crops = [p.crops for p in batch]
+        if self.adaptive is None:
+            return look_at_all(self.forward(self._stacked(crops)))
+        boxes = [p.boxes for p in batch]
+        return look_adaptively(
+            self.adaptive, crops, boxes, lambda shown: self.forward(self._stacked(shown))
+        )
 
     def _stacked(self, crops: Sequence[np.ndarray | Tensor]) -> UInt8[Tensor, "b v s s 3"]:
         if all(isinstance(one, np.ndarray) for one in crops):
             return torch.from_numpy(np.stack([np.asarray(one) for one in crops]))
         return torch.stack([torch.as_tensor(one, device=self.device) for one in crops])
 
-    def forward(self, crops: UInt8[Tensor, "b v s s 3"]) -> Float[np.ndarray, "b v"]:
-        """Quality of every crop, in [0, 1] units, higher = better.
+    def forward(self, crops: UInt8[Tensor, "b v s s 3"]) -> CropOutputs:
+        """Quality of every crop, in [0, 1] units, higher = better, and its embedding.
 
         Matrix products pick their algorithm by the shape of their input, and algorithms differ in
         the last bits: so a short batch is filled up, and every pass has one and the same shape.
@@ -291,9 +329,11 @@ class Scorer:
         card = self.card
         with torch.inference_mode(), self.autocast():
             flat = normalize(pixels, mean=card.mean, std=card.std, dtype=torch.float32)
-            quality = self.model(flat).score.double().cpu().numpy()
-        rows = quality.reshape(len(crops), -1)
-        return np.asarray(rows[: len(rows) - max(missing, 0)])
+            output = self.model(flat)
+        quality = output.score.double().cpu().numpy().reshape(len(crops), -1)
+        embedding = output.embedding.float().cpu().numpy().reshape(*quality.shape, -1)
+        kept = len(crops) - max(missing, 0)
+        return CropOutputs(quality=quality[:kept], embedding=embedding[:kept])
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The region the network runs in: products in bfloat16 if that was asked for."""
@@ -301,19 +341,28 @@ class Scorer:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def _scored(self, prepared: PreparedImage, crops: list[float]) -> ImageScore:
-        quality = float(np.mean(np.asarray(crops, dtype=np.float64)))
-        boxes = prepared.boxes.tolist()
+    def _scored(self, prepared: PreparedImage, seen: SeenCrops) -> ImageScore:
+        quality = float(np.mean(seen.quality))
+        meaning = self._meaning(quality, seen)
+        boxes = prepared.boxes[seen.places].tolist()
         return ImageScore(
             score=float(self.scale.from_unit(quality)),
             quality=quality,
-            crops=tuple(self.scale.from_unit(np.asarray(crops)).tolist()),
+            crops=tuple(self.scale.from_unit(seen.quality).tolist()),
             boxes=tuple((b[0], b[1], b[2], b[3]) for b in boxes),
             salient=self._salient(prepared) if prepared.view.size else None,
             full_size=prepared.full_size,
             gpu_decoded=prepared.gpu_decoded,
-            notes=prepared.notes,
+            notes=(*prepared.notes, *meaning.notes),
+            meaning=meaning,
         )
+
+    def _meaning(self, quality: float, seen: SeenCrops) -> Interpretation:
+        if self.interpreter is None:
+            return NOTHING
+        mean = seen.embedding.mean(axis=0)
+        unit = mean / max(float(np.linalg.norm(mean)), 1e-12)
+        return self.interpreter(quality, float(spread_of(seen.quality)), unit)
 
     def _salient(self, prepared: PreparedImage) -> tuple[int, int, int, int]:
         card = self.card
@@ -338,6 +387,7 @@ def load(
     device: str = "auto",
     precision: Precision = "float32",
     decode: DecodeConfig = DEFAULT_DECODE,
+    crops: Literal["all", "adaptive"] = "all",
 ) -> Scorer:
     """Open a released model folder, or a run folder that holds one; nothing is downloaded.
 
@@ -348,11 +398,13 @@ def load(
         precision: `bfloat16` is faster where the processor knows it; scores move by some
             thousandths of the range (docs/scoring.md).
         decode: Who decodes files: on a GPU the GPU, on a CPU Pillow, unless asked otherwise.
+        crops: `adaptive` looks at as few crops as keep the order (docs/scoring.md).
 
     Raises:
         LmclError: If the folder is missing (4) or damaged (5).
     """
-    return open_scorer(path, device=device, precision=precision, decode=decode)
+    reading = Reading(crops=crops)
+    return open_scorer(path, device=device, precision=precision, decode=decode, reading=reading)
 
 
 def open_scorer(
@@ -361,6 +413,7 @@ def open_scorer(
     device: str = "auto",
     precision: Precision = "float32",
     decode: DecodeConfig = DEFAULT_DECODE,
+    reading: Reading = DEFAULT_READING,
 ) -> Scorer:
     """Open a model folder (or a run folder that holds one), or `starter`.
 
@@ -378,13 +431,24 @@ def open_scorer(
     if torch.device(chosen).index is not None and torch.device(chosen).type == "cuda":
         # Kernels and DALI go to the current device; it must be the one that was named.
         torch.cuda.set_device(chosen)
+    fingerprint = digest.hexdigest()
+    interpreter = make_interpreter(
+        folder,
+        reading,
+        scale=released.card.score,
+        fingerprint=fingerprint,
+        width=released.model.encoder.width,
+    )
     try:
         return Scorer(
             released,
             device=chosen,
-            fingerprint=digest.hexdigest(),
+            fingerprint=fingerprint,
             precision=precision,
             decode=decode,
+            interpreter=interpreter,
+            what_scores_mean=uncalibrated(folder),
+            adaptive=adaptive_rule(folder, reading, interpreter),
         )
     except PipelineError as error:
         raise LmclError(str(error), exit_code=error.exit_code) from error

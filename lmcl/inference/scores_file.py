@@ -35,6 +35,7 @@ from shards.text import plain_cell, printable, spreadsheet_cell
 FORMATS = (".csv", ".jsonl", ".parquet")
 COLUMNS = ("path", "score", "scale", "higher_is_better", "error", "quality")
 _BOX = ("y", "x", "h", "w")
+_MEANING = ("percentile", "lower", "upper", "unusual")
 _LAST = ("note", "width", "height")
 _CHUNK = 10_000
 _UNREADABLE = (
@@ -93,6 +94,16 @@ class Row:
     """Pixels of the upright image; None if it was not read, or by a version that did not say."""
     height: int | None = None
     """Pixels of the upright image."""
+    percentile: float | None = None
+    """Share of a population, in %, that scores lower; None without a calibration."""
+    lower: float | None = None
+    """Lower end of the interval people's score lies in, in the scale of the training set."""
+    upper: float | None = None
+    """Its upper end."""
+    unusual: float | None = None
+    """Share of val images [0, 1] that lie nearer to the training images."""
+    crops_used: int | None = None
+    """Crops that were looked at, where that was up to the image."""
     source: Source | None = None
     """Which file it is about; None in files of earlier versions."""
 
@@ -107,6 +118,10 @@ class Layout:
     crops: bool
     decoder: bool = False
     """Whether images may have been decoded on a GPU, so that each row says whether it was."""
+    meaning: bool = False
+    """Whether the model is calibrated, so that each row says what its score means."""
+    crops_used: bool = False
+    """Whether each row says how many crops were looked at."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -114,7 +129,9 @@ class Layout:
         box = _BOX if self.box else ()
         crops = ("crop_scores",) if self.crops else ()
         decoder = ("decoder",) if self.decoder else ()
-        return (*COLUMNS, *box, *crops, *decoder, *_LAST)
+        meaning = _MEANING if self.meaning else ()
+        used = ("crops_used",) if self.crops_used else ()
+        return (*COLUMNS, *box, *crops, *decoder, *_LAST, *used, *meaning)
 
     def values(self, row: Row) -> dict[str, Any]:
         """A row as named values; what is unknown is None."""
@@ -132,7 +149,12 @@ class Layout:
             found["crop_scores"] = list(row.crops)
         if self.decoder:
             found["decoder"] = row.decoder
-        return found | {"note": row.note, "width": row.width, "height": row.height}
+        found |= {"note": row.note, "width": row.width, "height": row.height}
+        if self.crops_used:
+            found["crops_used"] = row.crops_used
+        if self.meaning:
+            found |= {name: getattr(row, name) for name in _MEANING}
+        return found
 
 
 class RowJournal:
@@ -417,9 +439,9 @@ def _typed(values: dict[str, str]) -> dict[str, Any]:
     for name in ("path", "error"):
         found[name] = plain_cell(values[name] or "")
     found["note"] = plain_cell(values.get("note") or "")
-    for name in ("score", "quality"):
+    for name in ("score", "quality", *_MEANING):
         found[name] = float(values[name]) if values.get(name) else None
-    for name in (*_BOX, "width", "height"):
+    for name in (*_BOX, "width", "height", "crops_used"):
         found[name] = int(values[name]) if values.get(name) else None
     found["crop_scores"] = json.loads(values["crop_scores"]) if values.get("crop_scores") else []
     return found
@@ -441,13 +463,18 @@ def _from_values(values: dict[str, Any]) -> Row:
         crops=tuple(float(value) for value in values.get("crop_scores") or ()),
         decoder=str(values.get("decoder") or ""),
         note=str(values.get("note") or ""),
-        width=_pixels(values.get("width")),
-        height=_pixels(values.get("height")),
+        width=_whole(values.get("width")),
+        height=_whole(values.get("height")),
+        percentile=_number(values.get("percentile")),
+        lower=_number(values.get("lower")),
+        upper=_number(values.get("upper")),
+        unusual=_number(values.get("unusual")),
+        crops_used=_whole(values.get("crops_used")),
     )
 
 
-def _pixels(value: object) -> int | None:
-    """Length of a side; None where a file of an earlier version has no such column."""
+def _whole(value: object) -> int | None:
+    """A whole number; None where a file of an earlier version has no such column."""
     number = _number(value)
     return None if number is None else int(number)
 
@@ -494,7 +521,8 @@ def _write_jsonl(rows: Iterator[Row], file: Path, layout: Layout) -> int:
 
 def _write_parquet(rows: Iterator[Row], file: Path, layout: Layout) -> int:
     types = {"score": pa.float64(), "quality": pa.float64(), "higher_is_better": pa.bool_()}
-    types |= dict.fromkeys((*_BOX, "width", "height"), pa.int32())
+    types |= dict.fromkeys((*_BOX, "width", "height", "crops_used"), pa.int32())
+    types |= dict.fromkeys(_MEANING, pa.float64())
     types |= {"crop_scores": pa.list_(pa.float64())}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in layout.columns])
     count = 0

@@ -13,6 +13,7 @@ from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate
 from lmcl.evaluation.predictions import NO_LEVEL, Predictions
 from lmcl.evaluation.scope import ON_THEMSELVES, Scope
 from lmcl.report.discrimination import PairAnalysis, analyse_pairs
+from lmcl.report.intervals import Coverage, coverages
 from lmcl.report.run import RunData
 
 FEW = 20
@@ -80,6 +81,8 @@ class Analysis:
     """Other parts, and other sets, of the same run."""
     pairs: PairAnalysis
     """Whether predictions tell apart what people can tell apart."""
+    coverages: tuple[Coverage, ...]
+    """How often people's scores lie in the intervals: over all images, then inside portions."""
     best: NDArray[np.int64]
     """Rows of the smallest absolute errors, smallest first."""
     worst: NDArray[np.int64]
@@ -104,12 +107,13 @@ def analyse(run: RunData, *, pictures: int = 16, ratings: int | None = None) -> 
     order = np.argsort(np.abs(residual), kind="stable").astype(np.int64)
     order = order[np.isfinite(residual[order])]
     xy, names = embedding_plane(run.embedding)
+    portions = (*_portions(p, "subset", mapping), *_portions(p, "distortion", mapping))
     return Analysis(
         run=dataclasses.replace(run, missing=(*run.missing, *_crowded(p))),
         evaluation=_evaluate(p, mapping),
         labelled=np.isfinite(p.mos),
         residual=residual,
-        portions=(*_portions(p, "subset", mapping), *_portions(p, "distortion", mapping)),
+        portions=portions,
         cells=tuple(_cells(p)),
         others=tuple(
             Other(name=name, evaluation=_evaluate(table, _fitted(scope)), scope=scope)
@@ -120,6 +124,7 @@ def analyse(run: RunData, *, pictures: int = 16, ratings: int | None = None) -> 
         pairs=analyse_pairs(p, run.set_name, ratings=ratings),
         best=spread_over_groups(order, p.group)[:pictures],
         worst=spread_over_groups(order[::-1], p.group)[:pictures],
+        coverages=tuple(coverages(p, [(q.kind, q.name) for q in portions])),
         map_xy=xy,
         map_axes=names,
     )

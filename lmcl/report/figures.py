@@ -8,6 +8,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from lmcl.evaluation.metrics import Interval
+from lmcl.evaluation.threshold import Curve
 from lmcl.report.analysis import Analysis
 from lmcl.report.run import Curves
 from lmcl.report.svg import (
@@ -148,6 +149,28 @@ def _epoch_means(
     means = np.bincount(place, weights=values[known]) / count
     middles = names.astype(np.float64) - 0.5
     return middles, np.asarray(means, dtype=np.float64)
+
+
+def threshold_chart(curve: Curve, cuts: Sequence[tuple[str, float]]) -> Markup:
+    """Precision, recall and share of the rejected over the cut, and the chosen cuts as lines."""
+    edges = np.array([*curve.cut, *(cut for _, cut in cuts)])
+    frame = Frame(x_range=padded(edges), y_range=(0.0, 1.0), height=320.0)
+    body = axes(frame, x_label="cut, quality as the model says it", y_label="share")
+    top, bottom = frame.top, frame.height - frame.bottom
+    for name, cut in cuts:
+        x = frame.x(cut)
+        body.append(line("zero", x1=x, x2=x, y1=top, y2=bottom))
+        body.append(text(x + 5, top + 11, name, "tick"))
+    series = (
+        ("precision", curve.precision),
+        ("recall", curve.recall),
+        ("share rejected", curve.rejected / max(curve.n, 1)),
+    )
+    body += [
+        polyline(frame, curve.cut, values, f"curve c{place}", title=title)
+        for place, (title, values) in enumerate(series)
+    ]
+    return drawing(frame, body, label="Precision, recall and share rejected over the cut")
 
 
 def global_steps(curves: Curves) -> NDArray[np.float64]:

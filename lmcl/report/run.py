@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lmcl.errors import LmclError
 from lmcl.evaluation.predictions import Predictions, read_predictions
 from lmcl.evaluation.scope import Scope, parse_scope
+from lmcl.evaluation.threshold import THRESHOLDS, ThresholdRule, parse_rules
 from lmcl.report.run_files import (
     MAX_TABLE_BYTES,
     RunFileError,
@@ -51,6 +52,8 @@ _LOGGED = (
 
 _MOST_TABLES = 100
 """Predictions files of a run."""
+_MOST_RULES = 8
+"""Thresholds that are drawn."""
 _MOST_SETTINGS = 2000
 _MOST_LIST_ITEMS = 100
 _DEEPEST = 20
@@ -100,6 +103,8 @@ class RunData:
     """Names of the files in `thumbs/`; `<id>.jpg` is an image's thumbnail."""
     attention: frozenset[str]
     """Names of the files in `attention/`; `<id>.png` is an image's attention map."""
+    rules: tuple[ThresholdRule, ...]
+    """Thresholds of the model folder."""
     missing: tuple[str, ...]
     """Sentences about what the folder does not hold, or holds and is not read."""
 
@@ -141,9 +146,23 @@ def read_run(root: Path) -> RunData:
         embedding=_read_embedding(root, predictions[part], missing),
         thumbs=_picture_names(root, "thumbs", missing),
         attention=_picture_names(root, "attention", missing),
+        rules=_read_rules(root, missing),
         missing=(),
     )
     return dataclasses.replace(run, missing=(*missing, *_missing_pictures(run)))
+
+
+def _read_rules(root: Path, missing: list[str]) -> tuple[ThresholdRule, ...]:
+    """The thresholds of the model folder; most runs have none."""
+    name = f"model/{THRESHOLDS}"
+    try:
+        return tuple(parse_rules(read_run_file(root, name)).values())[:_MOST_RULES]
+    except RunFileError as error:
+        if not error.is_missing:
+            missing.append(f"{name} {error.reason}: its thresholds cannot be shown")
+    except ValueError as error:
+        missing.append(f"{name} is damaged ({printable(error)}): its thresholds cannot be shown")
+    return ()
 
 
 def _prediction_names(root: Path, asked: str, missing: list[str]) -> list[str]:

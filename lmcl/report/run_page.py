@@ -5,6 +5,7 @@ from lmcl.report.formatting import format_figure, format_interval
 from lmcl.report.page import Header, render_page
 from lmcl.report.pictures import Pictures, hover_data
 from lmcl.report.sections import hero, run_sections
+from lmcl.report.weakness import weakness
 
 FOOTER = "Written by lmcl report from the run folder alone. The same figures stand in results.json."
 
@@ -13,7 +14,12 @@ def run_page(a: Analysis) -> str:
     """The page of one run."""
     pictures = Pictures(a.run)
     header = Header(
-        kicker=_origin(a), heading=a.run.name, lede=lede(a), warning=_warning(a), figures=hero(a)
+        kicker=_origin(a),
+        heading=a.run.name,
+        lede=lede(a),
+        note=weakness(a.run.headline, a.portions, a.run.scale),
+        warning=_warning(a),
+        figures=hero(a),
     )
     data = hover_data(a, pictures)
     sections = run_sections(a, pictures)

@@ -12,7 +12,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from lmcl.evaluation.calibration import CONFIDENCE
 from lmcl.evaluation.metrics import Evaluation, Interval
+from lmcl.evaluation.threshold import threshold_curve
 from lmcl.report import figures as draw
 from lmcl.report.analysis import FEW, MOST_OF_A_GROUP, Analysis, Cell, Other, Portion, mapping_words
 from lmcl.report.formatting import (
@@ -22,6 +24,7 @@ from lmcl.report.formatting import (
     format_interval,
     reason_of_no_interval,
 )
+from lmcl.report.intervals import Coverage
 from lmcl.report.page import HeroFigure, Section
 from lmcl.report.pictures import Pictures, shot
 from lmcl.report.published import Published, published_across, published_for
@@ -86,6 +89,16 @@ class PortionsView:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class IntervalsView:
+    """Coverage over all images and inside portions."""
+
+    promised: str
+    rows: Sequence[Coverage]
+    few: int
+    """Fewer images than this are grey."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingChart:
     """One small chart over the epochs."""
 
@@ -111,6 +124,8 @@ def run_sections(a: Analysis, pictures: Pictures) -> list[Section]:
         headline(a),
         agreement(a),
         portions(a),
+        intervals(a),
+        thresholds(a),
         discrimination(a),
         gallery(a, pictures),
         embedding(a),
@@ -244,6 +259,60 @@ def discrimination(a: Analysis) -> Section:
         f"are not: they are too narrow.{missing}",
         template="run/discrimination.html",
         view=rows,
+    )
+
+
+def intervals(a: Analysis) -> Section | None:
+    """Coverage of the prediction intervals; None if the run has none."""
+    if not a.coverages:
+        return None
+    promised = f"{100 * CONFIDENCE:g} %"
+    broken = [c.name for c in a.coverages[1:] if not c.keeps and c.covered.of >= FEW]
+    doubt = (
+        f" Inside {', '.join(broken)} it differs by more than chance: there the intervals are not "
+        "to be taken at their word."
+        if broken
+        else ""
+    )
+    return Section(
+        key="intervals",
+        title="Do the intervals hold?",
+        note=f"People's score should lie inside an image's interval for {promised} of the images. "
+        "The intervals come from errors on the val part alone, scaled by how far an image's crops "
+        f"disagree; images of one group count as independent here.{doubt}",
+        template="run/intervals.html",
+        view=IntervalsView(promised=promised, rows=a.coverages, few=FEW),
+    )
+
+
+def thresholds(a: Analysis) -> Section | None:
+    """What sorting out by a threshold costs; None if nothing can be said."""
+    run, p = a.run, a.run.headline
+    quality, truth = p.prediction_unit, run.scale.to_unit(p.mos)
+    known = np.isfinite(quality) & np.isfinite(truth)
+    if np.sum(known) < FEW:
+        return None
+    rules = run.rules
+    worst_quarter = float(np.quantile(truth[known], 0.25))
+    bad_below = rules[0].bad_below if rules else worst_quarter
+    same = [rule for rule in rules if rule.bad_below == bad_below]
+    curve = threshold_curve(quality[known], truth[known], bad_below=bad_below)
+    if not curve.bad:
+        return None
+    raw = format_figure(float(run.scale.from_unit(bad_below)), 2)
+    what = f"people score it below {bad_below:.3g} of quality ({raw} on the scale of the set)"
+    named = (
+        "The lines are the rules of the model folder."
+        if rules
+        else "That is the worst quarter of these images; `lmcl threshold` chooses a cut for "
+        "another limit and keeps it in the model folder."
+    )
+    return Section(
+        key="thresholds",
+        title="What sorting out would cost",
+        note=f"An image is bad if {what}: {curve.bad} of {curve.n}. {named}",
+        template="run/thresholds.html",
+        view=draw.threshold_chart(curve, [(rule.name, rule.cut) for rule in same]),
     )
 
 

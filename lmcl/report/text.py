@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from lmcl.evaluation.calibration import CONFIDENCE
 from lmcl.evaluation.metrics import Evaluation
 from lmcl.evaluation.metrics.evaluate import FIGURES
 from lmcl.evaluation.scope import SplitFigures
@@ -15,6 +16,7 @@ from lmcl.report.analysis import Analysis, mapping_words
 from lmcl.report.compare import Comparison
 from lmcl.report.published import published_for
 from lmcl.report.templates import markdown_environment
+from lmcl.report.weakness import weakness
 from shards.text import spreadsheet_cell, spreadsheet_path
 
 SCHEMA = "lmcl-report/1"
@@ -31,6 +33,7 @@ def markdown(a: Analysis) -> str:
             figures=FIGURES,
             published=published_for(a.run.set_name),
             mapping=mapping_words(a),
+            weakness=weakness(a.run.headline, a.portions, a.run.scale),
         )
     )
 
@@ -72,6 +75,20 @@ def _results(a: Analysis) -> dict[str, Any]:
             {"kind": p.kind, "name": p.name, "bias": p.bias, **p.evaluation.to_json()}
             for p in a.portions
         ],
+        "coverage": [
+            {
+                "kind": c.kind,
+                "name": c.name,
+                "confidence": CONFIDENCE,
+                "n": c.covered.of,
+                "inside": c.covered.value,
+                "low": c.covered.low,
+                "high": c.covered.high,
+                "mean_width": c.width,
+            }
+            for c in a.coverages
+        ],
+        "weakness": weakness(a.run.headline, a.portions, a.run.scale),
         "others": [
             {
                 "name": o.name,

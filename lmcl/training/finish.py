@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from lmcl.evaluation.calibrate import calibrate, predict_sample
+from lmcl.evaluation.calibration import Calibration, write_calibration
 from lmcl.evaluation.metrics import Evaluation
 from lmcl.evaluation.predict import PartPredictions, SaliencyMaps, compute_saliency, predict
 from lmcl.evaluation.results import (
@@ -49,6 +53,7 @@ def write_outcome(trainer: Trainer) -> Outcome:
     part = trainer.config.evaluation.part
     parts = dict.fromkeys([part, *(["val"] if len(trainer.split.part("val")) else [])])
     judged = {name: _predict(trainer, model, name) for name in parts}
+    calibration, neighbours = _calibrate(trainer, model, judged.get("val"))
     maps = _compute_saliency(trainer, model, part)
     evaluations = {
         name: evaluate_predictions(trainer.shard_set, found) for name, found in judged.items()
@@ -57,12 +62,18 @@ def write_outcome(trainer: Trainer) -> Outcome:
         for name, found in judged.items():
             boxes = maps if name == part else None
             table = make_prediction_table(
-                trainer.shard_set, found, name, boxes, crops=trainer.config.crops
+                trainer.shard_set,
+                found,
+                name,
+                boxes,
+                crops=trainer.config.crops,
+                calibration=calibration,
             )
             table.write_csv(trainer.run_dir.predictions / f"{name}.csv")
         _write_metrics(trainer, judged, evaluations)
         _write_protocol(trainer, epoch)
         save_model(trainer.run_dir.model, model, _card(trainer, evaluations[part]))
+        write_calibration(trainer.run_dir.model, calibration, neighbours)
         write_pictures(trainer.run_dir.root, trainer.shard_set, judged[part], maps)
         _write_report(trainer)
     trainer.accelerator.wait_for_everyone()
@@ -95,6 +106,22 @@ def _predict(trainer: Trainer, model: QualityModel, part: str) -> PartPrediction
         batch_size=trainer.config.evaluation.batch_size,
         title=f"evaluating the {part} part",
     )
+
+
+def _calibrate(
+    trainer: Trainer, model: QualityModel, val: PartPredictions | None
+) -> tuple[Calibration, NDArray[np.float32]]:
+    config = trainer.config
+    sample = predict_sample(
+        model,
+        trainer.shard_set,
+        trainer.split,
+        crops=config.crops,
+        preprocessing=trainer.preprocessing,
+        context=trainer.context,
+        batch_size=config.evaluation.batch_size,
+    )
+    return calibrate(trainer.shard_set, trainer.split, val=val, sample=sample, crops=config.crops)
 
 
 def _compute_saliency(trainer: Trainer, model: QualityModel, part: str) -> SaliencyMaps:

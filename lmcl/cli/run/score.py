@@ -5,9 +5,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import click
 
+from lmcl.evaluation.threshold import find_rule
 from lmcl.inference.batch_job import (
     ScoringOptions,
     Summary,
@@ -15,6 +17,8 @@ from lmcl.inference.batch_job import (
     list_on_all_ranks,
     score_held,
 )
+from lmcl.inference.calibration import Reading
+from lmcl.inference.describe import describe as describe_scores
 from lmcl.inference.filter import SHEET_MARK, is_below, plan_moves, write_sheet
 from lmcl.inference.inputs import Item, TableOptions, list_items
 from lmcl.inference.interruption import stop_on_signals
@@ -28,7 +32,7 @@ from lmcl.inference.moves import (
 )
 from lmcl.inference.scorer import Precision, Scorer, open_scorer
 from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
-from lmcl.models.named import STARTER
+from lmcl.models.named import STARTER, find_model
 from lmcl.training.launcher import end_with_launcher
 from pipeline.decode_config import DecodeConfig, DecodeName
 from shards.files import check_own
@@ -54,6 +58,11 @@ def run(
     exclude: tuple[str, ...],
     boxes: bool,
     crop_scores: bool,
+    confidence: float | None,
+    population: Path | None,
+    crops: Literal["all", "adaptive"],
+    describe: bool,
+    keep: str | None,
     below: float | None,
     move_to: Path | None,
     dry_run: bool,
@@ -71,8 +80,12 @@ def run(
         return
     if not paths:
         raise click.UsageError("Missing argument 'PATH...'.")
+    if keep is not None:
+        below = _cut(model, keep, below)
     if (move_to is None) != (below is None) and (move_to is not None or dry_run):
-        raise click.UsageError("--move-to and --dry-run need --below, the quality to sort out by")
+        raise click.UsageError(
+            "--move-to and --dry-run need --below, the quality to sort out by, or --keep"
+        )
     if sheet is not None:
         check_own(sheet, SHEET_MARK)
     end_with_launcher()
@@ -94,8 +107,11 @@ def run(
             device=_device(device),
             precision=precision,
             decode=DecodeConfig(decode=decode, threads=threads),
+            reading=Reading(confidence=confidence, population=population, crops=crops),
         )
-        after = _Filter(below=below, move_to=move_to, dry_run=dry_run, sheet=sheet)
+        after = _Filter(
+            below=below, move_to=move_to, dry_run=dry_run, sheet=sheet, describe=describe
+        )
         tables = TableOptions(path_column=path_column, images=images, tell=_note)
         listing = _Listing(tables=tables, files=PathFilter(include=include, exclude=exclude))
         failed = _score(scorer, paths, options, after, listing)
@@ -120,6 +136,19 @@ class _Filter:
     move_to: Path | None
     dry_run: bool
     sheet: Path | None
+    describe: bool
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the scores file is read again for it."""
+        return self.sheet is not None or self.below is not None or self.describe
+
+
+def _cut(model: str | Path, rule: str, below: float | None) -> float:
+    """The cut of a rule of the model folder."""
+    if below is not None:
+        raise click.UsageError("--keep and --below both name a cut; give one of them")
+    return find_rule(find_model(model), rule).cut
 
 
 def _note(line: str) -> None:
@@ -154,7 +183,7 @@ def _score(
             _report(scorer, output, summary)
             for sentence in listing.others.sentences():
                 click.echo(sentence)
-            if after.sheet is not None or after.below is not None:
+            if after.needs_rows:
                 _filter(scorer, items, _rows_of(output, summary), output, after)
     return summary.failed
 
@@ -166,6 +195,8 @@ def _filter(
     output: Path,
     after: _Filter,
 ) -> None:
+    for line in describe_scores(rows) if after.describe else ():
+        click.echo(line)
     if after.sheet is not None:
         # First: it needs the images where they are.
         count = write_sheet(rows, items, after.sheet, scale=scorer.scale_label)
@@ -195,6 +226,10 @@ def _report(scorer: Scorer, output: Path, summary: Summary) -> None:
         f"{summary.reused} kept{others}), "
         f"scale {printable(scorer.scale_label)}, {better} is better"
     )
+    if scorer.adaptive is not None:
+        click.echo(f"looked at {summary.crop_share:.0%} of the crops")
+    if summary.rows > summary.failed:
+        click.echo(scorer.what_scores_mean)
 
 
 def _rows_of(output: Path, summary: Summary) -> list[Row | None]:

@@ -1,0 +1,116 @@
+"""Intervals keep their promise: exact finite-sample coverage, whatever the model and the errors."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from lmcl.evaluation.conformal import Conformal, conformal_quantile, fit_conformal
+
+
+@pytest.mark.parametrize(
+    ("n", "confidence", "rank"),
+    [(9, 0.9, 9), (19, 0.9, 18), (99, 0.9, 90), (100, 0.9, 91), (199, 0.95, 190), (1, 0.5, 1)],
+)
+def test_the_quantile_is_the_exact_order_statistic(n: int, confidence: float, rank: int) -> None:
+    scores = np.random.default_rng(0).permutation(np.arange(1.0, n + 1))
+    assert conformal_quantile(scores, confidence) == rank
+
+
+@settings(deadline=None)
+@given(n=st.integers(0, 60), confidence=st.floats(0.01, 0.99))
+def test_too_few_images_promise_nothing_finite(n: int, confidence: float) -> None:
+    rank = math.ceil((n + 1) * confidence - 1e-9)
+    found = conformal_quantile(np.arange(1.0, n + 1), confidence)
+    assert found == (rank if rank <= n else math.inf)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, 2.0, math.nan])
+def test_what_is_no_confidence_is_refused(confidence: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        conformal_quantile([1.0], confidence)
+
+
+def heteroscedastic(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions with a bias, errors that grow with a spread which is seen with noise."""
+    quality, spread = rng.uniform(size=n), rng.gamma(2.0, 0.03, size=n)
+    truth = 0.1 + 0.8 * quality + rng.standard_t(3, size=n) * spread
+    return quality, truth, spread * rng.uniform(0.7, 1.4, size=n)
+
+
+@pytest.mark.parametrize(("n", "confidence"), [(39, 0.9), (120, 0.8), (450, 0.9)])
+def test_coverage_on_exchangeable_images_is_what_was_promised(n: int, confidence: float) -> None:
+    rng, covered, rounds, fresh = np.random.default_rng(n), 0, 250, 40
+    for _ in range(rounds):
+        quality, truth, spread = heteroscedastic(rng, n + fresh)
+        others = rng.uniform(size=200)
+        fitted = fit_conformal(quality[:n], truth[:n], spread[:n], floor=0.02, edges_from=others)
+        half = fitted.half_width(quality[n:], spread[n:], confidence=confidence)
+        covered += int(np.sum(np.abs(truth[n:] - quality[n:]) <= half))
+    share = covered / (rounds * fresh)
+    # Between the promise and 1 / (n + 1) of the smallest class above it, up to the noise of draws.
+    smallest = n / len(fitted.residuals) / 2
+    noise = 4 * math.sqrt(confidence * (1 - confidence) * (1 / (rounds * fresh) + 1 / (rounds * n)))
+    assert confidence - noise <= share <= confidence + 1 / smallest + noise
+
+
+def test_classes_of_quality_hold_the_promise_where_errors_depend_on_it() -> None:
+    rng = np.random.default_rng(3)
+    n = 4000
+    quality = rng.uniform(size=2 * n)
+    truth = quality + rng.normal(size=2 * n) * np.where(quality < 1 / 3, 0.2, 0.02)
+    flat = np.full(2 * n, 0.05)
+    fitted = fit_conformal(
+        quality[:n], truth[:n], flat[:n], floor=0.01, edges_from=rng.uniform(size=3000)
+    )
+    assert len(fitted.residuals) == 3
+    inside = np.abs(truth - quality) <= fitted.half_width(quality, flat, confidence=0.9)
+    for low in (quality[n:] < 0.3, quality[n:] > 0.4):
+        assert abs(np.mean(inside[n:][low]) - 0.9) < 0.03
+
+
+def test_few_images_make_one_class_and_unlabelled_ones_are_left_out() -> None:
+    quality = np.linspace(0, 1, 50)
+    truth = np.where(np.arange(50) % 5 == 0, math.nan, quality + 0.1)
+    fitted = fit_conformal(quality, truth, np.zeros(50), floor=0.5, edges_from=quality)
+    assert (len(fitted.residuals), fitted.n) == (1, 40)
+    assert fitted.half_width([0.5], [0.0], confidence=0.9) == pytest.approx([0.1])
+
+
+def test_an_image_whose_crops_disagree_has_a_wider_interval() -> None:
+    fitted = Conformal(floor=0.1, edges=(), residuals=(tuple(np.linspace(0, 1, 99).tolist()),))
+    near, far = fitted.half_width([0.5, 0.5], [0.0, 0.1], confidence=0.9)
+    assert far == pytest.approx(2 * near)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"floor": 0.0},
+        {"floor": math.nan},
+        {"edges": (0.5,)},
+        {"residuals": ((0.2, 0.1),)},
+        {"residuals": ((math.inf,),)},
+        {"residuals": ((-0.1, 0.1),)},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_what_no_training_has_written_is_refused(changes: dict[str, object]) -> None:
+    sound = {"floor": 0.1, "edges": (), "residuals": ((0.1, 0.2),)}
+    Conformal(**sound)
+    with pytest.raises(ValueError, match=r"floor|edges|residuals|classes"):
+        Conformal(**(sound | changes))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(20, 80))
+def test_the_rank_of_a_new_residual_is_uniform(seed: int, n: int) -> None:
+    """The law behind coverage: among n exchangeable others every rank is equally likely."""
+    rng = np.random.default_rng(seed)
+    draws = rng.exponential(size=(400, n + 1))
+    inside = [one[-1] <= conformal_quantile(one[:-1], 0.9) for one in draws]
+    expected = math.ceil((n + 1) * 0.9 - 1e-9) / (n + 1) if n >= 9 else 1.0
+    assert stats.binomtest(sum(inside), len(inside), expected).pvalue > 1e-7

@@ -1,0 +1,226 @@
+"""What scores mean, by the main command: percentile, interval, unusual, rules, adaptive crops."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+import lmcl
+from lmcl.cli.score import command
+from lmcl.errors import LmclError
+from lmcl.evaluation.adaptive import AdaptiveRule
+from lmcl.evaluation.calibration import Calibration, Distances, write_calibration
+from lmcl.evaluation.conformal import Conformal
+from lmcl.evaluation.threshold import ThresholdRule, judge, write_rule
+from lmcl.inference.calibration import Reading
+from lmcl.inference.scorer import open_scorer
+from lmcl.inference.scores_file import read_rows
+
+RESIDUALS = tuple(np.linspace(0.1, 2.0, 99).tolist())
+MEANING = ("percentile", "lower", "upper", "unusual")
+
+
+def score(*arguments: Path | str, model: Path, output: Path):
+    line = [*arguments, "--model", model, "--output", output, "--device", "cpu", "--no-progress"]
+    return CliRunner().invoke(command, [str(part) for part in line])
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    with output.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.fixture(scope="module")
+def calibrated(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random model with a calibration and a rule."""
+    folder = tmp_path_factory.mktemp("calibrated") / "model"
+    shutil.copytree(model_folder, folder)
+    embedding = np.random.default_rng(0).normal(size=(20, 48)).astype(np.float32)
+    calibration = Calibration(
+        training_set="demo",
+        split="s-00",
+        population=tuple(np.linspace(-1, 2, 200).tolist()),
+        intervals=Conformal(floor=0.05, edges=(), residuals=(RESIDUALS,)),
+        distances=Distances(k=5, of_val=(1e-6, 2e-6, 3e-6), sha256=""),
+        crops=AdaptiveRule(
+            half_width=0.05, usual_spread=0.01, first=2, step=1, agreement=0.998, share=0.5
+        ),
+    )
+    norm = np.linalg.norm(embedding, axis=1, keepdims=True)
+    write_calibration(folder, calibration, embedding / norm)
+    quality = np.linspace(0, 1, 30)
+    write_rule(
+        folder,
+        ThresholdRule(
+            name="half",
+            cut=0.5,
+            bad_below=0.5,
+            target="recall",
+            wanted=0.9,
+            split="s-00",
+            val=judge(quality, quality, cut=0.5, bad_below=0.5),
+        ),
+    )
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_every_row_says_what_its_score_means(
+    calibrated: Path, photos: Path, tmp_path: Path, suffix: str
+) -> None:
+    output = tmp_path / f"s{suffix}"
+    done = score(photos, model=calibrated, output=output)
+    assert done.exit_code == 0, done.output
+    found = list(read_rows(output))
+    population = np.linspace(-1, 2, 200)
+    for row in found:
+        assert row.percentile == pytest.approx(
+            stats.percentileofscore(population, row.quality, kind="mean")
+        )
+        assert row.lower is not None
+        assert row.lower <= np.clip(row.score, 0, 100) <= row.upper
+        # Random embeddings lie far from everything: further than every val image did.
+        assert row.unusual == 1.0
+        assert "unlike the training images" in row.note
+    assert f"{len(found)} with a note" in done.output
+    assert "percentile: among 200 training images of demo" in done.output
+
+
+def test_a_wider_confidence_is_a_wider_interval(
+    calibrated: Path, photos: Path, tmp_path: Path
+) -> None:
+    widths = {}
+    for confidence in ("0.5", "0.9", "0.99"):
+        output = tmp_path / f"{confidence}.csv"
+        assert not score(
+            photos, "--confidence", confidence, model=calibrated, output=output
+        ).exit_code
+        widths[confidence] = [float(r["upper"]) - float(r["lower"]) for r in rows(output)]
+    assert all(a <= b for a, b in zip(widths["0.5"], widths["0.9"], strict=True))
+    assert np.mean(widths["0.5"]) < np.mean(widths["0.9"]) < np.mean(widths["0.99"])
+
+
+def test_half_the_width_is_the_exact_quantile_times_the_crops_spread(
+    calibrated: Path, photos: Path
+) -> None:
+    opened = lmcl.load(calibrated, device="cpu")
+    found = opened.details(photos / "img.00.jpg")
+    quality = opened.scale.to_unit(np.array(found.crops))
+    half = RESIDUALS[89] * (float(np.std(quality)) + 0.05)
+    ends = np.clip([found.quality - half, found.quality + half], 0, 1) * 100
+    assert (found.meaning.lower, found.meaning.upper) == pytest.approx(ends)
+
+
+def test_a_confidence_that_few_images_cannot_give_leaves_the_columns_empty_and_says_so(
+    calibrated: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "s.csv"
+    done = score(photos, "--confidence", "0.999", model=calibrated, output=output)
+    assert "the 99 calibration images are too few" in done.output
+    assert {row["lower"] for row in rows(output)} == {""}
+
+
+def test_percentiles_are_taken_in_another_collection_of_the_same_model(
+    calibrated: Path, model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "first.csv"
+    assert not score(photos, model=calibrated, output=first).exit_code
+    output = tmp_path / "second.csv"
+    done = score(photos, "--population", first, model=calibrated, output=output)
+    assert "among 12 scores of first.csv" in done.output
+    found = [float(row["percentile"]) for row in rows(output)]
+    qualities = [float(row["quality"]) for row in rows(output)]
+    expected = [stats.percentileofscore(qualities, q, kind="mean") for q in qualities]
+    assert found == pytest.approx(expected)
+    origin = json.loads((tmp_path / "first.csv.origin.json").read_text())
+    (tmp_path / "first.csv.origin.json").write_text(json.dumps(origin | {"model": "another"}))
+    refused = score(photos, "--population", first, model=calibrated, output=tmp_path / "3.csv")
+    assert isinstance(refused.exception, LmclError)
+    assert "another model" in str(refused.exception)
+
+
+def test_a_folder_without_calibration_scores_and_says_what_is_missing(
+    model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "s.csv"
+    done = score(photos, model=model_folder, output=output)
+    assert done.exit_code == 0
+    assert not set(MEANING) & set(rows(output)[0])
+    assert "has no calibration.json" in done.output
+    assert "lmcl calibrate RUN" in done.output
+    for option in (("--confidence", "0.8"), ("--crops", "adaptive")):
+        asked = score(photos, *option, model=model_folder, output=tmp_path / "t.csv")
+        assert isinstance(asked.exception, LmclError)
+        assert asked.exception.exit_code == 2
+        assert option[0] in str(asked.exception)
+
+
+def test_adaptive_crops_are_recorded_and_no_score_depends_on_the_company(
+    calibrated: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "s.csv"
+    done = score(photos, "--crops", "adaptive", model=calibrated, output=output)
+    assert done.exit_code == 0, done.output
+    used = [int(row["crops_used"]) for row in rows(output)]
+    assert min(used) >= 2
+    assert sum(used) < 5 * len(used)
+    assert f"looked at {sum(used) / (5 * len(used)):.0%} of the crops" in done.output
+    origin = json.loads((tmp_path / "s.csv.origin.json").read_text())
+    assert origin["crops used"].startswith("adaptive: 2, then 1 at a time")
+    alone = lmcl.load(calibrated, device="cpu", crops="adaptive")
+    for row in rows(output):
+        assert alone.score(Path(row["path"])) == float(row["score"])
+    other = score(photos, "--resume", model=calibrated, output=output)
+    assert isinstance(other.exception, LmclError)
+    assert "another crops used" in str(other.exception)
+
+
+def test_a_rule_of_the_model_folder_sorts_out_what_below_would(
+    calibrated: Path, photos: Path, tmp_path: Path
+) -> None:
+    kept = score(photos, "--keep", "half", model=calibrated, output=tmp_path / "a.csv")
+    below = score(photos, "--below", "0.5", model=calibrated, output=tmp_path / "b.csv")
+    assert kept.exit_code == below.exit_code == 0
+    assert kept.output.splitlines()[-1] == below.output.splitlines()[-1]
+    moved = score(
+        *(photos, "--keep", "half", "--move-to", tmp_path / "out", "--dry-run"),
+        model=calibrated,
+        output=tmp_path / "c.csv",
+    )
+    assert "would move" in moved.output
+    both = score(
+        photos, "--keep", "half", "--below", "0.2", model=calibrated, output=tmp_path / "d"
+    )
+    assert both.exit_code == 2
+    unknown = score(photos, "--keep", "none", model=calibrated, output=tmp_path / "e.csv")
+    assert "it has: half" in str(unknown.exception)
+
+
+def test_a_collection_is_described_by_tenths_with_images(
+    calibrated: Path, photos: Path, tmp_path: Path
+) -> None:
+    done = score(photos, "--describe", model=calibrated, output=tmp_path / "s.csv")
+    lines = [line for line in done.output.splitlines() if " images, e.g. " in line]
+    assert len(lines) == 10
+    worst = min(rows(tmp_path / "s.csv"), key=lambda row: float(row["quality"]))
+    assert worst["path"] in lines[0]
+    assert f"quality {float(worst['quality']):.3f}" in lines[0]
+
+
+def test_a_calibration_of_another_model_is_refused(calibrated: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(calibrated, folder)
+    wrong = Calibration(
+        training_set="demo",
+        split="s",
+        population=(0.5,),
+        distances=Distances(k=1, of_val=(0.1,), sha256=""),
+    )
+    write_calibration(folder, wrong, np.ones((3, 7), dtype=np.float32))
+    with pytest.raises(LmclError, match="7 numbers, its model of 48"):
+        open_scorer(folder, device="cpu", reading=Reading())
