@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lmcl.config import Config, load_run_config
 from lmcl.distributed import RankContext, make_rank_context
 from lmcl.errors import LmclError
+from lmcl.evaluation.calibration import Meaning, read_meaning
 from lmcl.evaluation.decoders import DecoderComparison, compare_decoders
 from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate, fit_mapping
 from lmcl.evaluation.predict import PartPredictions, PixelSource, predict
@@ -164,16 +165,27 @@ def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) ->
     path = run / "predictions" / f"{stem}.csv"
     done = EvaluatedRun(evaluation=found, scope=scope, path=path, decoders=decoders)
     if context.is_main:
-        _write_files(done, shard_set, judged, name, released.card)
+        # Intervals hold for images like those of the val part, so for no other set.
+        meaning = None if other else read_meaning(run / "model")
+        _write_files(done, shard_set, judged, name, released.card, meaning=meaning)
     accelerator.wait_for_everyone()
     return done
 
 
 def _write_files(
-    done: EvaluatedRun, shard_set: ShardSet, judged: PartPredictions, name: str, card: ModelCard
+    done: EvaluatedRun,
+    shard_set: ShardSet,
+    judged: PartPredictions,
+    name: str,
+    card: ModelCard,
+    *,
+    meaning: Meaning | None,
 ) -> None:
     """The predictions, and the figures beside them."""
-    table = make_prediction_table(shard_set, judged, name, None, crops=card.crops)
+    calibration = meaning.calibration if meaning else None
+    table = make_prediction_table(
+        shard_set, judged, name, None, crops=card.crops, calibration=calibration
+    )
     _with_boxes(table, done.path).write_csv(done.path)
     figures, mapping = {name: done.evaluation}, done.scope.fitted
     tree = metrics_tree(shard_set, {name: judged}, figures, name, mapping=mapping)
