@@ -47,8 +47,17 @@ def release(model: Path, output: Path) -> None:
     save_model(
         output, released.model.half(), replace(released.card, stem_weights=weights, note=NOTE)
     )
+    card = output / "README.md"
+    card.write_text(card.read_text(encoding="utf-8") + figures(), encoding="utf-8")
     size = sum(path.stat().st_size for path in output.iterdir())
     print(f"{output}: {size / 1e6:.2f} MB")
+
+
+def figures() -> str:
+    """How well the shipped model judges, as docs/starter.md has it: a wheel holds no docs."""
+    page = (ROOT / "docs" / "starter.md").read_text(encoding="utf-8")
+    section = page.partition("## How well it judges")[2]
+    return f"\n## How well the shipped model judges{section}".replace("](", "](../../docs/")
 
 
 def _train(work: Path, shards: Path, run: Path, seed: int) -> tuple[object, ...]:

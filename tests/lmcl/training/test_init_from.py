@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmcl.config import Config
+from lmcl.config import Config, load_config
 from lmcl.errors import ConfigError, LmclError
+from lmcl.models.named import find_model
 from lmcl.models.pretrained import load_model, save_model
 from lmcl.models.quality_model import QualityModel
 from lmcl.training.checkpoint import list_checkpoints
@@ -119,3 +120,27 @@ def test_a_missing_model_folder_is_refused(tiny: Tiny, tmp_path: Path) -> None:
             progress=False,
         )
     assert refused.value.exit_code == 4
+
+
+def test_a_run_goes_on_from_the_starter_by_its_name(demo_set: Path, tmp_path: Path) -> None:
+    data = (f"data.root='{demo_set}'", "data.split='70-10-20-seed123-00'")
+    start = ("train.start_from='starter'", "encoder.weights=''", "runtime.cells=''")
+    run = prepare(load_config("starter", [*data, *start]), tmp_path, resume="", progress=False)
+    run.loader.close()
+    starter = load_model(find_model("starter"))
+    assert (run.preprocessing.mean, run.preprocessing.std) == (starter.card.mean, starter.card.std)
+    left, right = starter.model.state_dict(), run.core.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert not any(one.requires_grad for one in run.core.encoder.stem.layers.parameters())
+
+
+def test_a_model_fed_with_other_pixels_is_refused_with_the_field_that_helps(
+    tiny: Tiny, learned: Path, tmp_path: Path
+) -> None:
+    config = tiny(f"train.start_from='{learned}'", "encoder.normalize='half'")
+    with pytest.raises(ConfigError, match=r"set encoder\.normalize = \[\[0\.485, ") as refused:
+        prepare(config, tmp_path / "run", resume="", progress=False)
+    assert refused.value.exit_code == 5
+    numbers = "[[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]"
+    config = tiny(f"train.start_from='{learned}'", f"encoder.normalize={numbers}")
+    prepare(config, tmp_path / "run", resume="", progress=False).loader.close()
