@@ -269,6 +269,27 @@ def load_run_config(path: Path) -> Config:
     return parse_run_config(_read_tree(path, above=()), where=str(path))
 
 
+def locate_data(config: Config, run: Path) -> Config:
+    """A run's configuration with its set and split file where they are seen from here.
+
+    A run is looked at from other folders than it was trained from: a relative path that leads
+    nowhere from here is tried from the run's folder and from each above it.
+    """
+    data = config.data
+    split = _seen_from(data.split, run) if "/" in data.split else data.split
+    return dataclasses.replace(
+        config, data=dataclasses.replace(data, root=_seen_from(data.root, run), split=split)
+    )
+
+
+def _seen_from(text: str, run: Path) -> str:
+    if "://" in text or os.path.lexists(text) or os.path.isabs(text):
+        return text
+    folder = run.resolve()
+    found = (place / text for place in (folder, *folder.parents) if os.path.exists(place / text))
+    return str(next(found, text))
+
+
 def parse_run_config(tree: dict[str, Any], *, where: str) -> Config:
     """A run's whole configuration; fields its version did not have mean what it did then.
 

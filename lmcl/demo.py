@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from tqdm import tqdm
 
 from lmcl.config import CONFIGS, load_config
 from lmcl.errors import LmclError
@@ -22,6 +21,7 @@ from shards.datasets.demo import open_demo, write_demo
 from shards.errors import ShardError
 from shards.lock import LOCK_NAME
 from shards.processes import usable_cores
+from shards.progress import progress_bar
 from shards.read import open_set
 from shards.source_files import is_regular, read_regular, text_lines
 from shards.splits.draw import make_splits
@@ -100,7 +100,7 @@ def make_demo_set(output: Path, *, progress: bool) -> Path:
     logger.info("making %d synthetic contents in %s", CONTENTS, output / "images")
     labels = write_demo(output / "images", contents=CONTENTS, seed=_SEED, workers=cores)
     dataset = open_demo(labels.parent)
-    with tqdm(desc="packing shards", unit="img", disable=None if progress else True) as bar:
+    with progress_bar(desc="packing shards", unit="img", off=not progress) as bar:
 
         def tell(done: int, total: int) -> None:
             bar.total = total

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, Int64
+from jaxtyping import Int, Int32, Int64
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.counter_rng import fold_key, random_bits, scale_bits
 from pipeline.errors import PipelineError
-from pipeline.saliency_table import SaliencyTable as SaliencyTable
 
 _EVALUATION_KEY = 0x45564C  # never that of an epoch: those are folded from two numbers
 _POOL_KEY = 0x504F4F4C
@@ -243,14 +241,3 @@ def check_boxes(
         exit_code=3,
         ids=(int(ids[row]),),
     )
-
-
-def box_iou(boxes: Int[Tensor, "b v 4"]) -> Float32[Tensor, "b v v"]:
-    """Intersection over union of every two crops of one image, 1 on the diagonal."""
-    corner, extent = boxes[..., :2].float(), boxes[..., 2:].float()
-    end = corner + extent
-    low = corner.unsqueeze(2).maximum(corner.unsqueeze(1))
-    high = end.unsqueeze(2).minimum(end.unsqueeze(1))
-    shared = (high - low).clamp_min(0).prod(-1)
-    area = extent.prod(-1)
-    return shared / (area.unsqueeze(2) + area.unsqueeze(1) - shared)

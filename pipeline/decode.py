@@ -5,10 +5,9 @@ cannot read, and for images that need padding, comes from here too.
 """
 
 import numpy as np
-import torch
 from jaxtyping import UInt8, UInt16
 from PIL import Image
-from torch.nn import functional
+from PIL import __version__ as _pillow_version
 
 from pipeline.errors import PipelineError
 from pipeline.png16 import decode_png16, is_png16, round_16_bits
@@ -16,6 +15,9 @@ from shards.decoder_notes import decoder_notes
 from shards.errors import ShardError
 from shards.image_formats import UNREADABLE, describe_damage, open_image, orientation_of, upright
 from shards.png import find_png_damage
+
+PILLOW_RECIPE = f"torch-pillow-{'.'.join(_pillow_version.split('.')[:2])}"
+"""Name of these pixels; it is older than the rule that nothing here needs torch."""
 
 _STRIP_ROWS = 256
 _PHOTOMETRIC = 262
@@ -128,11 +130,13 @@ def resize_rgb(
     """
     if pixels.shape[:2] == (height, width):
         return pixels
-    planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
-    small = functional.interpolate(
-        planes, size=(height, width), mode="bilinear", antialias=True, align_corners=False
-    )
-    return small[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
+    small = np.empty((height, width, 3), np.uint8)
+    for channel in range(3):
+        # Pillow rounds bytes between its two passes; floats it does not.
+        plane = Image.fromarray(pixels[..., channel].astype(np.float32))
+        wide = np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR))
+        small[..., channel] = np.rint(wide).clip(0, 255)
+    return small
 
 
 def reflect_pad(pixels: UInt8[np.ndarray, "h w 3"], least: int) -> UInt8[np.ndarray, "y x 3"]:

@@ -219,7 +219,10 @@ def _scores(place: Place, crops: torch.Tensor) -> np.ndarray:
         scorer = make_scorer(place.encoder, place.device)
     else:
         scorer = open_scorer(place.model, device=place.device)
-    found = [scorer.forward(part).quality for part in crops.split(scorer.batch_images)]
+    found = [
+        scorer.engine.forward(list(part), batch_images=scorer.batch_images).quality
+        for part in crops.split(scorer.batch_images)
+    ]
     return np.concatenate(found).mean(axis=1)
 
 

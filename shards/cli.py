@@ -710,9 +710,9 @@ def _tell(plan: "Plan", output: str) -> None:
 
 @contextmanager
 def _bar(what: str, unit: str, *, off: bool) -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
+    from shards.progress import progress_bar
 
-    with tqdm(desc=what, unit=f" {unit}", disable=True if off else None, file=sys.stderr) as bar:
+    with progress_bar(desc=what, unit=f" {unit}", off=off) as bar:
 
         def advance(done: int, total: int) -> None:
             if total and bar.total != total:

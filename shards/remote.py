@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from shards.cache import DEFAULT_BYTES, cache_root
-from shards.datasets.files import IMAGE_ENDINGS
 from shards.errors import ShardError
+from shards.side_files import PACKED_ENDINGS
 from shards.store import Store
 from shards.text import printable, redact_url
 
@@ -67,7 +67,7 @@ def local_folder(
     url: str,
     *,
     names: Iterable[str] | None = None,
-    endings: frozenset[str] | None = IMAGE_ENDINGS,
+    endings: frozenset[str] | None = PACKED_ENDINGS,
     limit_bytes: int = DEFAULT_BYTES,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Path:

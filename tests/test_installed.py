@@ -76,7 +76,7 @@ def test_build_train_report_and_score_from_another_folder(installed: Path, tmp_p
     run("python", *launch, "train", "--config", "smoke", *changes)
     run("lmcl", "report", "runs/x", "--output", "page")
     assert "<style" in (tmp_path / "page" / "report.html").read_text()
-    images = tmp_path / "data" / "smoke" / "source"
+    images = next((tmp_path / "data" / "smoke" / "source").rglob("*.png")).parent
     run("lmcl", "score", images, "--model", "runs/x", "--output", "s.csv", "--no-progress")
     assert (tmp_path / "s.csv").read_text().count("\n") > 6
 

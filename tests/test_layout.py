@@ -56,7 +56,11 @@ COVERED_BY = {
     "lmcl/features/test_cache.py": "lmcl/features: build partial",
     "lmcl/inference/test_calibration.py": "lmcl/inference: describe",
     "lmcl/inference/test_command.py": "lmcl: cli/score cli/run/score",
-    "lmcl/inference/test_batch_job.py": "lmcl/inference: filter scores_file",
+    "lmcl/inference/test_scorer.py": "lmcl/inference: torch_engine",
+    "lmcl/inference/test_engines.py": (
+        "lmcl: inference/onnx_engine inference/onnx_file models/folders"
+    ),
+    "lmcl/inference/test_batch_job.py": "lmcl/inference: filter scores_file sheet",
     "lmcl/inference/test_export.py": "lmcl: cli/export",
     "lmcl/inference/test_saliency_overlay.py": "lmcl: cli/saliency",
     "lmcl/models/test_quality_model.py": (
@@ -79,6 +83,7 @@ COVERED_BY = {
     "pipeline/test_normalize.py": "pipeline: _preprocess_triton preprocess_launch",
     "pipeline/test_loader.py": "pipeline: backends/dali batch frames request validation",
     "pipeline/test_bad_input.py": "pipeline: errors image_headers",
+    "pipeline/test_boxes.py": "pipeline: overlap",
     "shards/build/test_build.py": "shards/build: output pack plan",
     "shards/test_remote.py": "shards: build/retry cache store",
     "shards/datasets/test_official.py": (

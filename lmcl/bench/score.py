@@ -10,7 +10,8 @@ import dataclasses
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -22,11 +23,13 @@ from lmcl.bench import pyiqa_driver
 from lmcl.bench.record import append, make_record, timed, to_json
 from lmcl.errors import LmclError
 from lmcl.inference.batch_job import ScoringOptions, score_items
+from lmcl.inference.export import NO_IMAGES, export
 from lmcl.inference.inputs import list_items
+from lmcl.inference.onnx_engine import OnnxEngine
 from lmcl.inference.scorer import Precision, Scorer
 from lmcl.models.encoder import EncoderConfig
 from lmcl.models.normalization import find_normalization
-from lmcl.models.pretrained import ModelCard, ReleasedModel, build_model
+from lmcl.models.pretrained import ModelCard, ReleasedModel, build_model, save_model
 from lmcl.models.quality_model import DecoderConfig
 from lmcl.models.saliency import SaliencyConfig
 from lmcl.utils.environment import engines_line
@@ -77,6 +80,25 @@ def make_scorer(
     )
     released = ReleasedModel(model=build_model(card), card=card)
     return Scorer(released, device=device, precision=precision)
+
+
+def exported_scorer(scorer: Scorer, folder: Path, engine: str) -> Scorer:
+    """The same model by onnxruntime: `onnx` in float32, or `int8`.
+
+    Raises:
+        LmclError: If a package for the export is missing; exit code 4.
+    """
+    model, file = folder / "model", folder / "export" / "model.onnx"
+    save_model(model, scorer.model, scorer.card)
+    export(
+        scorer,
+        model,
+        file,
+        format="onnx",
+        compared=NO_IMAGES,
+        precision="int8" if engine == "int8" else "float32",
+    )
+    return Scorer(OnnxEngine(file))
 
 
 def bare(scorer: Scorer, images: int) -> None:
@@ -135,8 +157,12 @@ def _settings(
 
 def _engines(case: str, scorer: Scorer) -> str:
     """Device and decoder of a case of ours; pyiqa's command does not say its own."""
-    parts = {"bare_model": (), "lmcl_score": (f"decode {scorer.recipe}",)}.get(case)
-    return "" if parts is None else engines_line(scorer.device, *parts)
+    if case.startswith("pyiqa_"):
+        return ""
+    parts = () if case == "bare_model" else (f"decode {scorer.recipe}",)
+    runtime = case.removeprefix("lmcl_score_")
+    named = (f"onnxruntime {runtime}",) if runtime != case else ()
+    return engines_line(scorer.device, *parts, *named)
 
 
 def run_rounds(cases: Mapping[str, Callable[[], Spent]], rounds: int) -> dict[str, list[Spent]]:
@@ -156,6 +182,7 @@ def run(
     encoder: str,
     device: str,
     precision: Precision,
+    engines: Sequence[str],
     threads: int,
     python: Path | None,
     pyiqa_metric: str,
@@ -166,12 +193,21 @@ def run(
     with tempfile.TemporaryDirectory() as place:
         folder, output = Path(place) / "photos", Path(place) / "scores.csv"
         make_photos(folder, images)
+        exported = {}
+        if device == "cpu" and precision == "float32":
+            names = [name for name in engines if name != "torch"]
+            exported = {n: exported_scorer(scorer, Path(place) / n, n) for n in names}
         bare(scorer, scorer.batch_images)
-        whole(scorer, folder, output, threads)
+        for each in (scorer, *exported.values()):
+            whole(each, folder, output, threads)
         cases = {
             "bare_model": lambda: _spent(lambda: bare(scorer, images)),
             "lmcl_score": lambda: _spent(lambda: whole(scorer, folder, output, threads)),
         }
+        for name, other in exported.items():
+            cases[f"lmcl_score_{name}"] = partial(
+                _spent, partial(whole, other, folder, output, threads)
+            )
         if python is not None:
             cases[f"pyiqa_{pyiqa_metric}"] = lambda: pyiqa(python, pyiqa_metric, folder, crops)
         spent = run_rounds(cases, rounds)

@@ -141,6 +141,15 @@ def manifest(**options: Any) -> None:
     show_default=True,
     help="Of bare_model and lmcl_score.",
 )
+@click.option(
+    "--engine",
+    "engines",
+    type=click.Choice(["torch", "onnx", "int8"]),
+    multiple=True,
+    default=("torch", "onnx", "int8"),
+    show_default=True,
+    help="Engines of lmcl_score on a processor; torch is always among them.",
+)
 @click.option("--threads", default=2, show_default=True, help="Decoding threads.")
 @click.option(
     "--pyiqa",

@@ -19,6 +19,13 @@ import click
     required=True,
     help="safetensors: the model folder itself; pt2: torch.export; onnx: opset 18.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "int8"]),
+    default="float32",
+    show_default=True,
+    help="onnx: weights of matrix products in float32, or in eight bits: smaller, less exact.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="File [RUN/export/model.<format>].")
 @click.option(
     "--images",
@@ -30,25 +37,35 @@ import click
 def command(
     run: Path,
     format_name: Literal["safetensors", "pt2", "onnx"],
+    precision: Literal["float32", "int8"],
     output: Path | None,
     images: Path | None,
     most: int | None,
     no_progress: bool,
 ) -> None:
     """Export a run's model and check the file against PyTorch."""
+    from lmcl.inference.engines import export_name
     from lmcl.inference.export import NO_IMAGES, export, images_named, images_of_run
     from lmcl.inference.scorer import open_scorer
     from lmcl.models.pretrained import model_folder_of
 
+    if precision == "int8" and format_name != "onnx":
+        raise click.UsageError("--precision int8 is for --format onnx")
     folder = model_folder_of(run)
-    suffix = "" if format_name == "safetensors" else f".{format_name}"
-    target = output or run / "export" / f"model{suffix}"
+    names = {"safetensors": "model", "pt2": "model.pt2", "onnx": export_name(precision)}
+    target = output or run / "export" / names[format_name]
     scorer = open_scorer(folder, device="cpu")
     compared = NO_IMAGES
     if format_name != "safetensors":
         compared = images_named(images, most=most) if images else images_of_run(run, most=most)
     parity = export(
-        scorer, folder, target, format=format_name, compared=compared, progress=not no_progress
+        scorer,
+        folder,
+        target,
+        format=format_name,
+        compared=compared,
+        precision=precision,
+        progress=not no_progress,
     )
     if parity.format == "safetensors":
         click.echo(f"{target}: a copy of {folder}")

@@ -30,14 +30,15 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     default="starter",
     show_default=True,
     metavar="MODEL",
-    help="Model folder, or a run that holds one; starter comes with the project.",
+    help="Model folder, a run that holds one, or a file of `lmcl export --format onnx`; starter "
+    "comes with the project.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     default=Path("scores.csv"),
     show_default=True,
-    help="Scores file: .csv, .jsonl or .parquet.",
+    help="Scores file: .csv, .jsonl or .parquet; - writes CSV to the standard output.",
 )
 @click.option("--path-column", metavar="NAME", help="Column of a table's paths. [usual names]")
 @click.option(
@@ -103,13 +104,20 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     help="Put back what --move-to has moved; scores nothing.",
 )
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet (.html).")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "onnx", "torch"]),
+    default="auto",
+    show_default=True,
+    help="auto: onnxruntime where --model is, or has beside it, a file of `lmcl export` and the "
+    "device is a processor; else PyTorch.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
+    type=click.Choice(["float32", "bfloat16", "auto", "int8"]),
     default="float32",
     show_default=True,
-    help="bfloat16 is faster and moves scores by some thousandths of the range.",
 )
 @click.option(
     "--decode",

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from lmcl.config import Config, load_run_config
+from lmcl.config import Config, load_run_config, locate_data
 from lmcl.distributed import RankContext, make_rank_context
 from lmcl.errors import LmclError
 from lmcl.evaluation.calibration import Meaning, read_meaning
@@ -119,7 +119,7 @@ def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) ->
             for on the set the model was trained on, or if no mapping can be fitted as asked.
     """
     require_run_folder(run)
-    config = load_run_config(run / "config.toml")
+    config = locate_data(load_run_config(run / "config.toml"), run)
     released = load_model(run / "model")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     decode = config.runtime.decoding

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
@@ -18,8 +17,10 @@ from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import SaliencyConfig, best_window, window_to_box
 from pipeline.backends.select import DecodeChoice
 from pipeline.batch import CropBatch
-from pipeline.boxes import CropConfig, SaliencyTable, scaled_sizes
+from pipeline.boxes import CropConfig, scaled_sizes
 from pipeline.loader import Loader, Mode
+from pipeline.saliency_table import SaliencyTable
+from shards.progress import progress_bar
 from shards.read import ShardSet
 
 Output = TypeVar("Output")
@@ -228,13 +229,13 @@ def _outputs(
     title: str,
 ) -> Iterator[tuple[CropBatch, Output]]:
     """Each batch of a pass and what the network makes of it, without gradients."""
-    bar = tqdm(
+    bar = progress_bar(
         loader.epoch(0),
         total=loader.steps,
         desc=title,
         unit="batch",
         leave=False,
-        disable=None if context.progress else True,
+        off=not context.progress,
     )
     for batch in bar:
         with torch.no_grad(), autocast(context.device, preprocessing.precision):

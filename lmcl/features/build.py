@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from lmcl.distributed import RankContext
 from lmcl.errors import ConfigError
@@ -38,6 +37,7 @@ from pipeline.boxes import (
     scaled_sizes,
 )
 from pipeline.loader import Loader, Mode, decode_choice
+from shards.progress import progress_bar
 from shards.read import ShardSet
 
 _IMAGES = 4
@@ -221,14 +221,14 @@ class FeatureCacheBuilder:
         partial = PartialFeatures(plan.path, shape=shape, dtype=dtype)
         with self._loader(plan) as loader:
             start = partial.batches
-            steps = tqdm(
+            steps = progress_bar(
                 loader.epoch(0, start=start),
                 initial=start,
                 total=loader.steps,
                 desc="features of the frozen stem",
                 unit="batch",
                 leave=False,
-                disable=None if self.context.progress else True,
+                off=not self.context.progress,
             )
             for done, batch in enumerate(steps, start=start + 1):
                 keep = batch.valid.cpu()

@@ -17,8 +17,9 @@ from torch import Tensor
 from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
 from pipeline.batch import CropBatch
-from pipeline.boxes import CropConfig, SaliencyTable
+from pipeline.boxes import CropConfig
 from pipeline.loader import Loader, Mode
+from pipeline.saliency_table import SaliencyTable
 from shards.read import ShardSet
 
 

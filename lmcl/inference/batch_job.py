@@ -16,11 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
-
 from lmcl.errors import LmclError
 from lmcl.inference.inputs import Item
 from lmcl.inference.moves import MOVES_KEY, recorded_moves
@@ -46,6 +41,7 @@ from pipeline.decode_config import same_pixels
 from shards.files import remove_stale_temporaries
 from shards.lock import lock_path
 from shards.picture_notes import join_notes, too_small
+from shards.progress import progress_bar
 from shards.text import printable
 
 logger = logging.getLogger(__name__)
@@ -246,15 +242,32 @@ def _tell(before: JournalRows, plan: ResumePlan) -> None:
         )
 
 
-def _state(scorer: Scorer) -> PartialState:
+class _Alone:
+    """The one process of a job that no launcher started; the part of `PartialState` used here."""
+
+    is_main_process, process_index, num_processes = True, 0, 1
+
+    def wait_for_everyone(self) -> None:
+        """Nobody to wait for."""
+
+
+def _state(scorer: Scorer) -> Any:
+    """An `accelerate.PartialState`, or its stand-in where there is one process."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return _Alone()
+    from accelerate import PartialState
+
     # Without `cpu` the processes of a launch without GPUs would not know of each other.
     return PartialState(cpu=scorer.device.type == "cpu")
 
 
-def _from_main(state: PartialState, make: Callable[[], T]) -> T:
+def _from_main(state: Any, make: Callable[[], T]) -> T:
     """What the first process makes, in every process."""
     found: list[Any] = [make() if state.is_main_process else None]
-    broadcast_object_list(found)
+    if state.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(found)
     return cast(T, found[0])
 
 
@@ -382,18 +395,18 @@ def _score_into(
     scorer: Scorer,
     items: Sequence[Item],
     options: ScoringOptions,
-    state: PartialState,
+    state: Any,
 ) -> None:
-    bar = tqdm(
-        total=len(items),
-        desc="scoring",
-        unit="img",
-        disable=None if options.progress and state.is_main_process else True,
-    )
+    shows = options.progress and state.is_main_process
+    bar = progress_bar(total=len(items), desc="scoring", unit="img", off=not shows)
+    failed = 0
     try:
-        with bar, torch.inference_mode():
+        with bar:
             for row in score_stream(scorer, items, options):
                 journal.append(row)
+                if row.error:
+                    failed += 1
+                    bar.set_postfix_str(f"{failed} failed", refresh=False)
                 bar.update()
     finally:
         journal.close()
@@ -408,6 +421,7 @@ def _note(scorer: Scorer, options: ScoringOptions) -> dict[str, str]:
         "max_side": str(crops.max_side),
         **({"short_side": str(crops.short_side)} if crops.short_side else {}),
         "precision": scorer.precision,
+        "engine": scorer.engine.name,
         "decode": scorer.recipe,
         "columns": json.dumps({"box": options.box, "crops": options.crops}),
         **_meaning_note(scorer),
@@ -458,7 +472,8 @@ def _prepare_output(options: ScoringOptions, note: dict[str, str]) -> None:
 
 
 def _agrees(name: str, found: Mapping[str, str], value: str) -> bool:
-    before = found.get(name, "")
+    # Before there was a choice, the engine was PyTorch.
+    before = found.get(name, "torch" if name == "engine" else "")
     # Recipes of one decoder have different names in different versions.
     return same_pixels(before, value) if name == "decode" else before == value
 

@@ -3,8 +3,9 @@
 The check scores the run's test part with both, unless other images are named: random pixels find a
 wrong operator, but only real images say how far apart the scores people would see are.
 
-What is exported takes normalised crops `[n, 3, size, size]` and gives one quality per crop in
-[0, 1], higher = better. Decoding, cropping and the mean over crops stay outside (docs/scoring.md).
+What is exported takes crops as they are cut from an image, bytes `[n, size, size, 3]`, and gives
+one quality per crop in [0, 1], higher = better, and its embedding. Decoding, cropping and the mean
+over crops stay outside: a program of sixty lines beside an ONNX file does them (docs/scoring.md).
 """
 
 import contextlib
@@ -20,18 +21,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from lmcl.config import load_run_config
+from lmcl.config import load_run_config, locate_data
 from lmcl.errors import LmclError
 from lmcl.inference.inputs import list_items
+from lmcl.inference.onnx_file import complete_onnx, write_program
 from lmcl.inference.scorer import Scorer
 from lmcl.utils.files import write_atomic
-from pipeline.normalize import normalize
 from shards.errors import ShardError
 from shards.files import atomic_folder, temporary_beside
+from shards.progress import progress_bar
 from shards.read import open_set
 from shards.source_files import is_regular, read_regular, read_text
 from shards.splits.split import load_split
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 Format = Literal["safetensors", "pt2", "onnx"]
 TOLERANCE = 1e-4
 """Most an exported model may differ from PyTorch, in quality units."""
+INT8_TOLERANCE = 0.05
+"""The same for weights of eight bits; what they do to the order of images is measured apart."""
 _BATCHES = (1, 2, 7)
 _OPSET = 18
 
@@ -81,16 +84,28 @@ NO_IMAGES = Compared(images=(), count=0, name="none were asked for")
 
 
 class CropQuality(nn.Module):
-    """The exported function: one quality per crop, nothing else."""
+    """The exported function: bytes of crops in, quality, score and embedding of each out."""
 
-    def __init__(self, model: nn.Module) -> None:
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(self, scorer: Scorer) -> None:
         super().__init__()
-        self.model = model
+        self.model = scorer.model
+        card = scorer.card
+        mean, std = torch.tensor(card.mean), torch.tensor(card.std)
+        self.register_buffer("gain", (1 / (255 * std.double())).float()[:, None, None])
+        self.register_buffer("shift", (-mean.double() / std.double()).float()[:, None, None])
+        low, high = (float(v) for v in scorer.scale.from_unit(np.array([0.0, 1.0])))
+        self.zero, self.span = low, high - low
 
-    def forward(self, crops: Float[Tensor, "n 3 s s"]) -> Float[Tensor, " n"]:
-        """Quality in [0, 1] units, higher = better."""
-        quality: Tensor = self.model(crops).score
-        return quality
+    def forward(
+        self, crops: UInt8[Tensor, "n s s 3"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n d"]]:
+        """Quality in [0, 1] units, higher = better; score in the set's scale; unit embedding."""
+        pixels = crops.permute(0, 3, 1, 2).float() * self.gain + self.shift
+        out = self.model(pixels)
+        return out.score, self.zero + self.span * out.score, out.embedding
 
 
 def export(
@@ -100,6 +115,7 @@ def export(
     *,
     format: Format,
     compared: Compared,
+    precision: Literal["float32", "int8"] = "float32",
     progress: bool = False,
 ) -> Parity:
     """Write one format, compare it with PyTorch, and write the figures beside it.
@@ -112,6 +128,7 @@ def export(
         output: File to write (a folder for `safetensors`).
         format: See the docs.
         compared: What scores are compared on; crops of random pixels are compared in any case.
+        precision: Of the weights; `int8` is for `onnx`, and may differ by `INT8_TOLERANCE`.
         progress: Show a bar over the images.
 
     Raises:
@@ -126,8 +143,11 @@ def export(
     temporary = Path(f"{temporary_beside(output)}{output.suffix}")
     output.parent.mkdir(parents=True, exist_ok=True)
     write, open_runtime = _FORMATS[format]
+    allowed = TOLERANCE if precision == "float32" else INT8_TOLERANCE
     try:
         write(scorer, temporary)
+        if format == "onnx":
+            complete_onnx(temporary, scorer, folder, precision=precision)
         run, runtime = open_runtime(temporary)
         parity = _compare(
             scorer,
@@ -141,9 +161,9 @@ def export(
         gaps = [parity.max_crop_difference]
         gaps += [parity.max_score_difference] if parity.images else []
         worst = float(np.max(gaps))  # np.max hands a NaN on, max() loses it
-        if not worst <= TOLERANCE:
+        if not worst <= allowed:
             raise LmclError(
-                f"{output}: differs from PyTorch by {worst:.2e}, {TOLERANCE:.0e} is allowed; the "
+                f"{output}: differs from PyTorch by {worst:.2e}, {allowed:.0e} is allowed; the "
                 "file was not kept, use another format or another version of the exporter",
                 exit_code=3,
             )
@@ -154,6 +174,8 @@ def export(
         temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)
+    if format == "onnx":
+        write_program(output, scorer.card.crops)
     return parity
 
 
@@ -167,7 +189,7 @@ def images_of_run(run: Path, *, most: int | None = None) -> Compared:
     file = run / "config.toml"
     if not file.is_file():
         return _without(f"{run} has no config.toml, so it is not known what it was trained on")
-    config = load_run_config(file)
+    config = locate_data(load_run_config(file), run)
     try:
         shard_set = open_set(config.data.root)
         ids = load_split(shard_set, config.data.split).test
@@ -235,23 +257,17 @@ def _card(folder: Path, parity: Parity, scorer: Scorer) -> str:
     )
     return (
         f"{card}## {parity.file}\n\n"
-        f"Takes normalised crops `[n, 3, {size}, {size}]`, gives one quality a crop in [0, 1]; an "
-        "image's quality is the mean over its crops. Run by "
+        f"Takes crops as bytes `[n, {size}, {size}, 3]`, gives one quality a crop in [0, 1], its "
+        "score and its embedding; an image's quality is the mean over its crops. Run by "
         f"{parity.runtime} and compared with PyTorch: {scores}, {parity.crops} crops by at most "
         f"{parity.max_crop_difference:.1e}, in [0, 1] units; {TOLERANCE:.0e} is allowed.\n"
     )
 
 
-def _example(scorer: Scorer, n: int, *, seed: int) -> Float[Tensor, "n 3 s s"]:
+def _example(scorer: Scorer, n: int, *, seed: int) -> UInt8[Tensor, "n s s 3"]:
     size = scorer.card.crops.size
-    pixels = np.random.default_rng(seed).integers(0, 256, (n, 1, size, size, 3), dtype=np.uint8)
-    return _normalized(scorer, pixels)
-
-
-def _normalized(scorer: Scorer, crops: np.ndarray) -> Float[Tensor, "n 3 s s"]:
-    card = scorer.card
-    flat = normalize(torch.from_numpy(crops), mean=card.mean, std=card.std, dtype=torch.float32)
-    return flat.contiguous()
+    pixels = np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+    return torch.from_numpy(pixels)
 
 
 def _write_pt2(scorer: Scorer, file: Path) -> None:
@@ -272,11 +288,11 @@ def _write_onnx(scorer: Scorer, file: Path) -> None:
         # torch and onnxscript announce their own future changes; the parity check is what counts.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            CropQuality(scorer.model).eval(),
+            CropQuality(scorer).eval(),
             (_example(scorer, 2, seed=0),),
             dynamo=True,
             input_names=["crops"],
-            output_names=["quality"],
+            output_names=["quality", "score", "embedding"],
             dynamic_shapes=({0: torch.export.Dim("n", min=1, max=65536)},),
             opset_version=_OPSET,
             verbose=False,
@@ -306,7 +322,7 @@ def _program(scorer: Scorer) -> "torch.export.ExportedProgram":
     # when it is empty (torch 2.15); inside another no_grad there is none.
     with torch.no_grad():
         return torch.export.export(
-            CropQuality(scorer.model).eval(),
+            CropQuality(scorer).eval(),
             # Two crops: with one, the batch would be taken for a constant.
             (_example(scorer, 2, seed=0),),
             dynamic_shapes=({0: batch},),
@@ -318,7 +334,7 @@ def _open_pt2(file: Path) -> tuple[Callable[[Tensor], np.ndarray], str]:
 
     def run(crops: Tensor) -> np.ndarray:
         with torch.inference_mode():
-            return np.asarray(module(crops).double().numpy())
+            return np.asarray(module(crops)[0].double().numpy())
 
     return run, f"torch {torch.__version__}"
 
@@ -353,20 +369,18 @@ def _compare(
     runtime: str,
     progress: bool,
 ) -> Parity:
-    model = CropQuality(scorer.model).eval()
     crop_gaps, gaps, count = [], [], 0
     for n in _BATCHES:
         crops = _example(scorer, n, seed=n)
-        with torch.inference_mode():
-            expected = model(crops).double().numpy()
+        expected = scorer.engine.forward([crops.numpy()], batch_images=1).quality[0]
         crop_gaps.append(np.max(np.abs(run(crops) - expected)))
         count += n
-    bar = tqdm(
+    bar = progress_bar(
         compared.images,
         total=compared.count,
         desc="comparing",
         unit="img",
-        disable=None if progress else True,
+        off=not progress,
     )
     for name, image in bar:
         try:
@@ -376,7 +390,7 @@ def _compare(
                 f"{name}: {error}; scores cannot be compared on it, name other --images",
                 exit_code=error.exit_code,
             ) from error
-        found = run(_normalized(scorer, np.asarray(prepared.crops)[:, None]))
+        found = run(torch.from_numpy(np.asarray(prepared.crops)))
         gaps.append(abs(float(np.mean(found)) - scorer.predict([prepared])[0].quality))
         count += len(found)
     return Parity(

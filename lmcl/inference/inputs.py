@@ -14,19 +14,15 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lmcl.errors import LmclError
-from shards.datasets.paths import DiskFinder
-from shards.datasets.pictures import read_picture
 from shards.datasets.roles import PATH, ColumnNames, find_column
 from shards.datasets.rows import TABLE_ENDINGS, LabelTable, open_rows
-from shards.datasets.table import table_paths
 from shards.datasets.values import name_text
 from shards.errors import ShardError
 from shards.image_kinds import HEAD_BYTES, kind_of
 from shards.manifest import MANIFEST
-from shards.read import open_set
 from shards.remote import local_copy, local_folder, shown_url, split_url, url_suffix
 from shards.sample import Embedded
 from shards.side_files import (
@@ -100,6 +96,8 @@ class Item:
             raise LmclError(self.problem, exit_code=4)
         try:
             if self.column:
+                from shards.datasets.pictures import read_picture
+
                 return read_picture(Path(self.file), Embedded(column=self.column, row=self.offset))
             if self.offset < 0:
                 return read_regular(self.file)
@@ -439,6 +437,9 @@ def _closed_folders(pattern: str) -> Iterator[Item]:
 
 def _from_table(file: Path, options: TableOptions) -> Iterator[Item]:
     """A table's images; a relative path is meant relative to the table, or to `--images`."""
+    # Here: it brings pyarrow, and most jobs name no table.
+    from shards.datasets.paths import DiskFinder
+
     try:
         given = ColumnNames(path=options.path_column)
         table = open_rows(file, wanted=given.wanted())
@@ -478,7 +479,7 @@ def _pictures(file: Path, table: LabelTable, column: str) -> Iterator[Item]:
         )
 
 
-def _from_line(table: Path, number: int, path: str, finder: DiskFinder) -> Item:
+def _from_line(table: Path, number: int, path: str, finder: Any) -> Item:
     if not path:
         return _absent(f"{table.as_posix()}:{number}", f"line {number} of the table has no path")
     if "\0" in path:
@@ -522,6 +523,8 @@ def _from_url(url: str, left_out: _LeftOut) -> Iterator[Item]:
 
 
 def _from_remote_table(url: str, options: TableOptions) -> Iterator[Item]:
+    from shards.datasets.table import table_paths
+
     here = local_copy(url)
     images = options.images
     names = table_paths(here, ColumnNames(path=options.path_column)) if images is None else []
@@ -568,6 +571,8 @@ def _is_picture(stream: BinaryIO, member: Member) -> bool:
 
 
 def _from_set(root: Path | str) -> Iterator[Item]:
+    from shards.read import open_set
+
     shard_set = open_set(root)
     shown = root.as_posix() if isinstance(root, Path) else shown_url(root).rstrip("/")
     table = shard_set.samples

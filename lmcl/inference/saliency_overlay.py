@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
 
 from lmcl.errors import LmclError
 from lmcl.inference.inputs import list_items
@@ -27,6 +26,7 @@ from pipeline.boxes import CropConfig, scaled_sizes
 from pipeline.decode import resize_rgb
 from pipeline.normalize import normalize
 from shards.files import check_own
+from shards.progress import progress_bar
 from shards.text import printable, spreadsheet_cell
 
 _MARK, _TABLE_MARK = b"lmcl saliency", b"path,picture,box_y,"
@@ -91,7 +91,7 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
     problems: list[str] = []
     are_missing: list[bool] = []
     taken: set[str] = set()
-    for item in tqdm(list_items(images), unit="img", disable=None if progress else True):
+    for item in progress_bar(list_items(images), desc="looking", unit="img", off=not progress):
         try:
             seen = image_saliency(released, decode_image(item.read()))
         except LmclError as error:

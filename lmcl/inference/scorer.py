@@ -5,34 +5,32 @@
     model.scale.description
 
 Crops lie where the image's size says (never at random), every forward pass has the same shape
-whatever stands in the batch, and the mean over crops is taken in float64.
+whatever stands in the batch, and the mean over crops is taken in float64. The network runs in an
+engine (`lmcl.inference.torch_engine`); nothing here needs torch.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import math
 import os
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Int32, UInt8
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from lmcl.errors import LmclError
 from lmcl.evaluation.adaptive import AdaptiveRule
 from lmcl.evaluation.calibration import spread_of
-from lmcl.inference.adaptive_scoring import (
-    CropOutputs,
-    SeenCrops,
-    look_adaptively,
-    look_at_all,
-)
+from lmcl.inference.adaptive_scoring import SeenCrops, look_adaptively, look_at_all
+from lmcl.inference.arrays import as_array, is_array_like, rgb_pixels
 from lmcl.inference.calibration import (
     DEFAULT_READING,
     NOTHING,
@@ -43,27 +41,27 @@ from lmcl.inference.calibration import (
     make_interpreter,
     uncalibrated,
 )
+from lmcl.inference.engines import EngineName, open_export
+from lmcl.inference.onnx_engine import SUFFIX, OnnxEngine
+from lmcl.models.folders import fingerprint_of
 from lmcl.models.named import STARTER, find_model
-from lmcl.models.pretrained import ReleasedModel, load_model
-from lmcl.models.quality_model import to_bfloat16
-from lmcl.models.saliency import best_window, window_to_box
-from pipeline.backends.torch_backend import TorchBackend
 from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
-from pipeline.decode import decode_rgb, reflect_pad, resize_rgb, to_rgb
+from pipeline.decode import PILLOW_RECIPE, decode_rgb, reflect_pad, resize_rgb, to_rgb
 from pipeline.decode_config import DEFAULT_DECODE, DecodeConfig
 from pipeline.errors import PipelineError
-from pipeline.file_batches import FileDecoder
-from pipeline.normalize import normalize
 from shards.decoder_notes import decoder_notes
 from shards.errors import ShardError
 from shards.image_formats import UNREADABLE, count_frames, describe_damage, open_image
 from shards.picture_notes import shape_note
-from shards.source_files import read_regular
+from shards.score_scale import ScoreScale
+from shards.source_files import MAX_FILE_BYTES, read_regular
+from shards.text import printable
 
 MOST_PIXELS = 250_000_000
 """Larger images are refused before they are decoded: a header may promise anything."""
-Precision = Literal["float32", "bfloat16"]
-"""What the network computes in; the head and the mean over crops are float32 or wider always."""
+Precision = Literal["float32", "bfloat16", "auto", "int8"]
+"""What the network computes in; the head and the mean over crops are float32 or wider always.
+`auto` is bfloat16 where the device has it; `int8` is an exported file's (`lmcl export`)."""
 _LARGE = 25_000_000
 """Images of more pixels are decoded one at a time: four at once took 7.3 GB, one takes 2.6."""
 _FILES = 16
@@ -77,8 +75,9 @@ _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 class PreparedImage:
     """An image as the model wants it; everything that needs the processor but not the model."""
 
-    crops: UInt8[np.ndarray, "v s s 3"] | UInt8[Tensor, "v s s 3"]
-    """A tensor on the model's device where files were decoded in batches."""
+    crops: Any
+    """Bytes `[v, s, s, 3]`: an array, or a tensor on the model's device where files were decoded in
+    batches."""
     boxes: Int32[np.ndarray, "v 4"]
     """Where the crops lie: y, x, h, w in the upright image after `max_side`."""
     view: UInt8[np.ndarray, "g g 3"]
@@ -127,14 +126,37 @@ class ImageScore:
         )
 
 
+class _ProcessLock:
+    """A lock that stays in its process: it is not copied, and after a fork nobody holds it."""
+
+    def __init__(self) -> None:
+        self._own = (os.getpid(), threading.Lock())
+
+    def __enter__(self) -> None:
+        if self._own[0] != os.getpid():
+            self.__init__()  # type: ignore[misc]
+        self._own[1].acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._own[1].release()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _ProcessLock, ()
+
+
 class Scorer:
-    """Predicts the quality of images; open one with `lmcl.load`."""
+    """Predicts the quality of images; open one with `lmcl.load`.
+
+    It can be copied, pickled and handed to other processes.
+    """
+
+    _has_overshot = False
 
     def __init__(
         self,
-        released: ReleasedModel,
+        released: Any,
         *,
-        device: str | torch.device = "cpu",
+        device: Any = "cpu",
         fingerprint: str = "",
         precision: Precision = "float32",
         decode: DecodeConfig = DEFAULT_DECODE,
@@ -142,31 +164,61 @@ class Scorer:
         what_scores_mean: str = "",
         adaptive: AdaptiveRule | None = None,
     ) -> None:
-        self.card = released.card
+        if isinstance(released, OnnxEngine):
+            self.engine: Any = released
+        else:
+            from lmcl.inference.torch_engine import TorchEngine
+
+            if precision == "int8":
+                raise LmclError(
+                    "int8 is a precision of exported files; `lmcl export RUN --format onnx "
+                    "--precision int8` makes one",
+                    exit_code=2,
+                )
+            self.engine = TorchEngine(released, device=device, precision=precision)
+        """What the network runs in."""
+        self.card = self.engine.card
+        self.precision = self.engine.precision
+        self.device = self.engine.device
+        self.fingerprint = fingerprint or getattr(self.card, "sha256", "")
+        self.scale = self.card.score
+        self.training_set = self.card.training_set
+        self.batch_images = self.engine.batch_images
+        self._decode = decode
+        self._one_large = _ProcessLock()
         self.interpreter = interpreter
         """Says what scores mean; None where the model has no calibration."""
         self.what_scores_mean = interpreter.sentence if interpreter else what_scores_mean
         """What percentiles and intervals are about, or what is missing, in one sentence."""
         self.adaptive = adaptive
         """When to stop looking at an image's crops; None: all are looked at."""
-        self.precision = precision
-        self.device = torch.device(device)
-        # Channels-last changes which convolution is picked; it must be the same on every day.
-        self.model = released.model.eval().requires_grad_(False).to(self.device)
-        if precision == "bfloat16":
-            to_bfloat16(self.model, self.device)
-        self.fingerprint = fingerprint
-        self._one_large = threading.Lock()
-        self.scale = released.card.score
-        self.training_set = released.card.training_set
-        self.batch_images = 16 if self.device.type == "cuda" else 1
         self.files = self._file_decoder(decode)
         """Decodes files in batches; None where Pillow decodes one after the other."""
 
-    def _file_decoder(self, decode: DecodeConfig) -> FileDecoder | None:
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: a decoder of batches belongs to its process."""
+        return self.__dict__ | {"files": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.files = self._file_decoder(self._decode)
+
+    @property
+    def model(self) -> Any:
+        """The network, a torch module (`lmcl.models.quality_model.QualityModel`)."""
+        return self.engine.model
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The region the network runs in: products in bfloat16 if that was asked for."""
+        region: contextlib.AbstractContextManager[None] = self.engine.autocast()
+        return region
+
+    def _file_decoder(self, decode: DecodeConfig) -> Any:
         # On a CPU Pillow in threads is as fast, and does not cost a graph; DALI comes by its name.
         if self.device.type != "cuda" and decode.backend != "dali" and decode.decode != "gpu":
             return None
+        from pipeline.file_batches import FileDecoder
+
         decoder = FileDecoder(
             crops=self.card.crops, batch_size=_FILES, device=self.device, decode=decode
         )
@@ -178,7 +230,7 @@ class Scorer:
     @property
     def recipe(self) -> str:
         """Decoder and version of files' pixels; see `pipeline.decode_config.same_pixels`."""
-        return TorchBackend.recipe if self.files is None else self.files.choice.recipe
+        return PILLOW_RECIPE if self.files is None else self.files.choice.recipe
 
     @property
     def decodes_on_gpu(self) -> bool:
@@ -191,13 +243,18 @@ class Scorer:
         return f"{self.training_set} {self.scale.label}"
 
     def score(
-        self, images: "Image.Image | np.ndarray | Tensor | str | Path | bytes | Sequence[object]"
+        self, images: Any, *, errors: Literal["raise", "nan"] = "raise"
     ) -> float | list[float]:
-        """Score an image, or each image of a list.
+        """Score an image, or each image of a list, of a batch or of whatever yields images.
+
+        A list is worked through image by image: memory does not grow with it.
 
         Args:
-            images: A path, the bytes of a file, a PIL image, an array `[h, w, 3]` of bytes, or a
-                tensor `[3, h, w]` (bytes, or floats in [0, 1]); or a list of them.
+            images: A path, the bytes of a file, an open binary file, a PIL image, an array or a
+                tensor (`lmcl.inference.arrays` has the rule); or many of them: a list, a
+                generator, a batch `[b, 3, h, w]`.
+            errors: What becomes of an image of a list that cannot be scored: an error that names
+                its place, or NaN in its place.
 
         Returns:
             In the scale of the training set (`scale` says which, and which direction is better).
@@ -205,21 +262,85 @@ class Scorer:
         Raises:
             LmclError: If an image cannot be read (exit code 3, or 4 if there is no such file), or
                 the model's answer is not a number (5).
-            ValueError: If an array or a tensor is no image of bytes, or of floats in [0, 1].
+            ValueError: If an array or a tensor is no image of bytes, 16 bits, or floats in [0, 1].
+            TypeError: If it is nothing that could be an image.
         """
-        if isinstance(images, list | tuple):
-            found = self.predict([self.prepare(i) for i in images])
-            return [_checked(scored).score for scored in found]
-        return _checked(self.predict([self.prepare(images)])[0]).score
+        if errors not in ("raise", "nan"):
+            raise ValueError(f"errors is {errors!r}; choose 'raise' or 'nan'")
+        self._has_overshot = False
+        many = _many(images)
+        if many is None:
+            found = self._scored_or_why(images)
+            return _settled(found, errors)
+        return list(self._score_all(many, errors))
+
+    def _score_all(self, images: Iterator[Any], errors: str) -> Iterator[float]:
+        """Scores in order; no more images are held than go through the network at once."""
+        number = 0
+        while batch := list(itertools.islice(images, self.batch_images)):
+            names = [_name_of(image) for image in batch]
+            prepared = [self._prepared_or_why(image) for image in batch]
+            batch.clear()
+            scored = iter(self.predict([p for p in prepared if isinstance(p, PreparedImage)]))
+            for name, one in zip(names, prepared, strict=True):
+                found = next(scored) if isinstance(one, PreparedImage) else one
+                yield _settled(found, errors, place=f"images[{number}]", name=name)
+                number += 1
+
+    def _scored_or_why(self, image: object) -> "ImageScore | Exception":
+        prepared = self._prepared_or_why(image)
+        return prepared if isinstance(prepared, Exception) else self.predict([prepared])[0]
+
+    def _prepared_or_why(self, image: object) -> PreparedImage | Exception:
+        """An image's crops, or what is wrong with it; everything else is raised."""
+        try:
+            return self.prepare(image)
+        except (LmclError, ValueError, TypeError) as error:
+            return error
 
     def details(self, image: object) -> ImageScore:
         """Score, crops, boxes and the salient crop of one image; takes what `score` takes."""
+        self._has_overshot = False
         return _checked(self.predict([self.prepare(image, salient=True)])[0])
+
+    def quality(self, images: Any) -> Any:
+        """Qualities of images as a tensor with gradients: a loss, a reward, a guide.
+
+        The same crops and the same network as `score`, without the rounding to bytes, and without
+        a limit to [0, 1], which would have no slope. Weights take no gradient.
+
+        Args:
+            images: Tensor `[b, 3, h, w]` or `[3, h, w]` of floats in [0, 1], red, green, blue;
+                grey as one channel. float64 is computed in float64.
+
+        Returns:
+            Tensor `[b]` (or a scalar) in [0, 1] units, higher = better, on the model's device;
+            `scale.from_unit` brings numbers to the training set's scale.
+
+        Raises:
+            ValueError: If it is no such tensor.
+        """
+        shape = tuple(getattr(images, "shape", ()))
+        is_float = getattr(images, "is_floating_point", bool)()
+        if len(shape) not in (3, 4) or shape[-3] not in (1, 3) or 0 in shape or not is_float:
+            raise ValueError(
+                "quality() takes a float tensor [b, 3, h, w] or [3, h, w] in [0, 1], got "
+                f"{list(shape)} {getattr(images, 'dtype', type(images).__name__)}; score() takes "
+                "everything else"
+            )
+        batch = images if len(shape) == 4 else images[None]
+        keys = [0] * len(batch)
+        if self.card.crops.evaluation_layout == "seeded":
+            keys = [_pixels(one.detach().clamp(0, 1))[1] for one in batch]
+        found = self.engine.quality(batch, keys)
+        return found if len(shape) == 4 else found[0]
 
     def prepare(self, image: object, *, salient: bool = False) -> PreparedImage:
         """Decode an image and cut its crops; safe to call from several threads."""
-        if isinstance(image, str | Path):
+        if isinstance(image, str | os.PathLike):
             image = _read_file(Path(image))
+        elif isinstance(image, bytearray | memoryview) or hasattr(image, "read"):
+            image = _read_bytes(image)
         if self.files is not None and isinstance(image, bytes):
             (prepared,) = self.prepare_files([image], salient=salient)
             if isinstance(prepared, str):
@@ -228,8 +349,20 @@ class Scorer:
         large = isinstance(image, bytes) and _count_pixels(image) > _LARGE
         with self._one_large if large else contextlib.nullcontext():
             with decoder_notes() as notes:
-                pixels, key = _pixels(image)
+                pixels, key, overshot = _pixels(image)
+            if overshot:
+                self._warn_of_overshoot()
             return self._cut(pixels, key, salient=salient, notes=notes.all())
+
+    def _warn_of_overshoot(self) -> None:
+        """Once a call of `score`: one sentence is read, a thousand are not."""
+        if not self._has_overshot:
+            self._has_overshot = True
+            warnings.warn(
+                "floats outside [0, 1] were clamped, as resampling overshoots (bicubic: by .14); "
+                "clamp them yourself to say that it is meant",
+                stacklevel=2,
+            )
 
     def prepare_files(
         self, files: Sequence[bytes], *, salient: bool = False
@@ -260,7 +393,7 @@ class Scorer:
 
     def _view(self, data: bytes) -> UInt8[np.ndarray, "g g 3"]:
         """The whole image for the saliency pass; by Pillow, whoever decodes the crops."""
-        side = self.card.saliency.view
+        side = self.engine.view_side
         return np.ascontiguousarray(resize_rgb(_pixels(data)[0], side, side))
 
     def _cut(
@@ -282,7 +415,7 @@ class Scorer:
         cut = np.empty((len(boxes), crops.size, crops.size, 3), dtype=np.uint8)
         for view, (y, x) in enumerate(boxes[:, :2].tolist()):
             cut[view] = frame[y : y + crops.size, x : x + crops.size]
-        side = self.card.saliency.view if salient else 0
+        side = self.engine.view_side if salient else 0
         whole = np.ascontiguousarray(resize_rgb(pixels, side, side)) if salient else _NO_VIEW
         return PreparedImage(
             crops=cut,
@@ -304,53 +437,24 @@ class Scorer:
 
     def _look(self, batch: Sequence[PreparedImage]) -> list[SeenCrops]:
         crops = [p.crops for p in batch]
+        forward = functools.partial(self.engine.forward, batch_images=self.batch_images)
         if self.adaptive is None:
-            return look_at_all(self.forward(self._stacked(crops)))
-        boxes = [p.boxes for p in batch]
-        return look_adaptively(
-            self.adaptive, crops, boxes, lambda shown: self.forward(self._stacked(shown))
-        )
-
-    def _stacked(self, crops: Sequence[np.ndarray | Tensor]) -> UInt8[Tensor, "b v s s 3"]:
-        if all(isinstance(one, np.ndarray) for one in crops):
-            return torch.from_numpy(np.stack([np.asarray(one) for one in crops]))
-        return torch.stack([torch.as_tensor(one, device=self.device) for one in crops])
-
-    def forward(self, crops: UInt8[Tensor, "b v s s 3"]) -> CropOutputs:
-        """Quality of every crop, in [0, 1] units, higher = better, and its embedding.
-
-        Matrix products pick their algorithm by the shape of their input, and algorithms differ in
-        the last bits: so a short batch is filled up, and every pass has one and the same shape.
-        """
-        missing = self.batch_images - len(crops)
-        if missing > 0:
-            crops = torch.cat([crops, crops.new_zeros((missing, *crops.shape[1:]))])
-        pixels = crops.to(self.device)
-        card = self.card
-        with torch.inference_mode(), self.autocast():
-            flat = normalize(pixels, mean=card.mean, std=card.std, dtype=torch.float32)
-            output = self.model(flat)
-        quality = output.score.double().cpu().numpy().reshape(len(crops), -1)
-        embedding = output.embedding.float().cpu().numpy().reshape(*quality.shape, -1)
-        kept = len(crops) - max(missing, 0)
-        return CropOutputs(quality=quality[:kept], embedding=embedding[:kept])
-
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """The region the network runs in: products in bfloat16 if that was asked for."""
-        if self.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+            return look_at_all(forward(crops))
+        return look_adaptively(self.adaptive, crops, [p.boxes for p in batch], forward)
 
     def _scored(self, prepared: PreparedImage, seen: SeenCrops) -> ImageScore:
         quality = float(np.mean(seen.quality))
         meaning = self._meaning(quality, seen)
         boxes = prepared.boxes[seen.places].tolist()
+        salient = None
+        if prepared.view.size:
+            salient = self.engine.salient_box(prepared.view, prepared.size)
         return ImageScore(
             score=float(self.scale.from_unit(quality)),
             quality=quality,
             crops=tuple(self.scale.from_unit(seen.quality).tolist()),
             boxes=tuple((b[0], b[1], b[2], b[3]) for b in boxes),
-            salient=self._salient(prepared) if prepared.view.size else None,
+            salient=salient,
             full_size=prepared.full_size,
             gpu_decoded=prepared.gpu_decoded,
             notes=(*prepared.notes, *meaning.notes),
@@ -364,22 +468,6 @@ class Scorer:
         unit = mean / max(float(np.linalg.norm(mean)), 1e-12)
         return self.interpreter(quality, float(spread_of(seen.quality)), unit)
 
-    def _salient(self, prepared: PreparedImage) -> tuple[int, int, int, int]:
-        card = self.card
-        view = torch.from_numpy(prepared.view[None, None]).to(self.device)
-        with torch.inference_mode():
-            flat = normalize(view, mean=card.mean, std=card.std, dtype=torch.float32)
-            maps = self.model.encoder.cls_attention(flat, layers=card.saliency.layers).cpu()
-        at = best_window(maps, card.saliency.window).numpy()
-        box = window_to_box(
-            at,
-            np.array([prepared.size]),
-            grid=maps.shape[-1],
-            window=card.saliency.window,
-            size=card.crops.size,
-        )[0].tolist()
-        return box[0], box[1], box[2], box[3]
-
 
 def load(
     path: str | Path = STARTER,
@@ -388,23 +476,35 @@ def load(
     precision: Precision = "float32",
     decode: DecodeConfig = DEFAULT_DECODE,
     crops: Literal["all", "adaptive"] = "all",
+    engine: EngineName = "torch",
 ) -> Scorer:
-    """Open a released model folder, or a run folder that holds one; nothing is downloaded.
+    """Open a released model folder, a run folder that holds one, or an exported .onnx file.
+
+    Nothing is downloaded; an exported file is opened without torch.
 
     Args:
-        path: Folder with config.json and model.safetensors; `starter` (the default): the model
-            that comes with the project (docs/starter.md).
+        path: Folder with config.json and model.safetensors, or a file that `lmcl export` wrote;
+            `starter` (the default): the model that comes with the project (docs/starter.md).
         device: `auto` takes a GPU if there is one.
         precision: `bfloat16` is faster where the processor knows it; scores move by some
             thousandths of the range (docs/scoring.md).
         decode: Who decodes files: on a GPU the GPU, on a CPU Pillow, unless asked otherwise.
         crops: `adaptive` looks at as few crops as keep the order (docs/scoring.md).
+        engine: `onnx` takes the export that lies beside the folder, `auto` does so where it can
+            (`lmcl.inference.engines`); gradients and `details` need `torch`.
 
     Raises:
         LmclError: If the folder is missing (4) or damaged (5).
     """
-    reading = Reading(crops=crops)
-    return open_scorer(path, device=device, precision=precision, decode=decode, reading=reading)
+    is_exported = str(path).endswith(SUFFIX) and not Path(path).is_dir()
+    return open_scorer(
+        path,
+        device=device,
+        precision=precision,
+        decode=decode,
+        engine="onnx" if is_exported or precision == "int8" else engine,
+        reading=Reading(crops=crops),
+    )
 
 
 def open_scorer(
@@ -413,32 +513,44 @@ def open_scorer(
     device: str = "auto",
     precision: Precision = "float32",
     decode: DecodeConfig = DEFAULT_DECODE,
+    engine: EngineName = "torch",
+    boxes: bool = False,
     reading: Reading = DEFAULT_READING,
 ) -> Scorer:
-    """Open a model folder (or a run folder that holds one), or `starter`.
+    """Open a model folder (or a run folder that holds one), its export, or `starter`.
+
+    Args:
+        model: Its path or name.
+        device: As `load` has it.
+        precision: As `load` has it; `int8` is an export's.
+        decode: As `load` has it.
+        engine: As `load` has it.
+        boxes: Whether salient crops will be asked for, which only torch finds.
+        reading: What is to be said of scores, and by how many crops.
 
     Raises:
-        LmclError: If it is missing (4) or damaged (5), or there is no such device or decoder (2).
+        LmclError: If it is missing (4) or damaged (5), there is no such device or decoder (2), or
+            what was asked for does not go together (2).
     """
     folder = find_model(model)
+    others = "--boxes" if boxes else "--decode gpu" if decode.decode == "gpu" else ""
+    exported = open_export(folder, engine, device=device, precision=precision, needs_torch=others)
+    if exported is not None:
+        home = exported.home(folder)
+        meant = _meant(home, reading, exported.card.score, exported.card.sha256, exported.width)
+        return Scorer(exported, decode=decode, **meant)
+    import torch
+
+    from lmcl.models.pretrained import load_model
+
     released = load_model(folder)
+    fingerprint = fingerprint_of(folder)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     _check_device(chosen)
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
     if torch.device(chosen).index is not None and torch.device(chosen).type == "cuda":
         # Kernels and DALI go to the current device; it must be the one that was named.
         torch.cuda.set_device(chosen)
-    fingerprint = digest.hexdigest()
-    interpreter = make_interpreter(
-        folder,
-        reading,
-        scale=released.card.score,
-        fingerprint=fingerprint,
-        width=released.model.encoder.width,
-    )
+    meant = _meant(folder, reading, released.card.score, fingerprint, released.model.encoder.width)
     try:
         return Scorer(
             released,
@@ -446,15 +558,29 @@ def open_scorer(
             fingerprint=fingerprint,
             precision=precision,
             decode=decode,
-            interpreter=interpreter,
-            what_scores_mean=uncalibrated(folder),
-            adaptive=adaptive_rule(folder, reading, interpreter),
+            **meant,
         )
     except PipelineError as error:
         raise LmclError(str(error), exit_code=error.exit_code) from error
 
 
+def _meant(
+    folder: Path, reading: Reading, scale: ScoreScale, fingerprint: str, width: int
+) -> dict[str, Any]:
+    """Arguments of `Scorer` that say what scores mean, from a model folder's calibration."""
+    interpreter = make_interpreter(
+        folder, reading, scale=scale, fingerprint=fingerprint, width=width
+    )
+    return {
+        "interpreter": interpreter,
+        "what_scores_mean": uncalibrated(folder),
+        "adaptive": adaptive_rule(folder, reading, interpreter),
+    }
+
+
 def _check_device(asked: str) -> None:
+    import torch
+
     try:
         # A name may be well spelled and have no driver, no card or no numbers behind it.
         torch.zeros(1, device=asked).item()
@@ -472,21 +598,74 @@ def _checked(found: ImageScore) -> ImageScore:
     return found
 
 
-def _pixels(image: object) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
-    """Upright RGB, and a number that depends on the image alone (for seeded crops)."""
+def _pixels(image: object) -> tuple[UInt8[np.ndarray, "h w 3"], int, bool]:
+    """Upright RGB, a number of the image alone (for seeded crops), whether floats were clamped."""
     if isinstance(image, bytes):
-        return _decode(image), _key(image)
+        return _decode(image), _key(image), False
+    overshot = False
     if isinstance(image, Image.Image):
         pixels = _from_pillow(image)
-    elif isinstance(image, Tensor):
-        pixels = _from_tensor(image)
-    elif isinstance(image, np.ndarray):
-        pixels = _from_array(image)
+    elif is_array_like(image):
+        values, channels_first = as_array(image)
+        pixels, overshot = rgb_pixels(values, channels_first=channels_first)
     else:
         raise TypeError(
-            f"an image must be a path, bytes, a PIL image, an array or a tensor, got {type(image)}"
+            "an image must be a path, the bytes of a file, an open binary file, a PIL image, an "
+            f"array or a tensor, got {type(image).__name__}"
         )
-    return pixels, _key(pixels.tobytes())
+    return pixels, _key(pixels.tobytes()), overshot
+
+
+def _many(images: Any) -> Iterator[Any] | None:
+    """The images one by one, if they are several; None if it is one."""
+    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image):
+        return None
+    if is_array_like(images) and not isinstance(images, list | tuple):
+        # A column of paths is an array too.
+        return iter(images) if getattr(images, "ndim", 0) in (1, 4) else None
+    if hasattr(images, "read") or not isinstance(images, Iterable):
+        return None
+    return iter(images)
+
+
+def _name_of(image: object) -> str:
+    """How an image of a list is called besides its place; empty if it has no name."""
+    return printable(image, 200) if isinstance(image, str | os.PathLike) else ""
+
+
+def _settled(
+    found: ImageScore | Exception, errors: str, *, place: str = "", name: str = ""
+) -> float:
+    """The score, or what the caller wants in its stead."""
+    try:
+        if isinstance(found, Exception):
+            raise found
+        return _checked(found).score
+    except (LmclError, ValueError, TypeError) as error:
+        if errors == "nan":
+            return math.nan
+        if not place:
+            raise
+        where = f"{place} ({name})" if name and name not in str(error) else place
+        if isinstance(error, LmclError):
+            raise LmclError(f"{where}: {error}", exit_code=error.exit_code) from error
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _read_bytes(source: Any) -> bytes:
+    """The bytes of a buffer or of an open binary file, from where it stands."""
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
+    data = source.read(MAX_FILE_BYTES + 1)
+    if not isinstance(data, bytes):
+        raise TypeError("an open file must be opened for reading bytes: open(path, 'rb')")
+    if len(data) > MAX_FILE_BYTES:
+        raise LmclError(
+            f"an open file holds more than {MAX_FILE_BYTES >> 20} MiB, which is no image that is "
+            "scored; scale it down",
+            exit_code=3,
+        )
+    return data
 
 
 def _read_file(file: Path) -> bytes:
@@ -579,41 +758,10 @@ def _unreadable(error: BaseException) -> LmclError:
     return LmclError(f"not an image this project can read ({describe_damage(error)})", exit_code=3)
 
 
-def _from_tensor(image: Tensor) -> UInt8[np.ndarray, "h w 3"]:
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"a tensor image has shape [3, h, w], got {list(image.shape)}")
-    values = image.detach().cpu()
-    if not values.numel() or values.is_complex() or values.dtype == torch.bool:
-        raise ValueError(
-            f"a tensor image has pixels of bytes or floats, got {list(image.shape)} {image.dtype}"
-        )
-    # A comparison with NaN is false, so what is asked is that values are inside.
-    if values.is_floating_point():
-        if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(
-                "a float image lies in [0, 1], without NaN; divide by 255, and do not normalise it"
-            )
-        values = (values * 255).round()
-    elif not (values.min() >= 0 and values.max() <= 255):
-        raise ValueError(
-            f"an integer image lies in 0..255, got {int(values.min())}..{int(values.max())}; "
-            "scale it to bytes"
-        )
-    return np.ascontiguousarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
-
-
-def _from_array(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise ValueError(
-            f"an array image has shape [h, w, 3] and type uint8, got {image.shape} {image.dtype}"
-        )
-    return np.ascontiguousarray(image)
+def _key(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=5).digest(), "big")
 
 
 def _notes(width: int, height: int) -> tuple[str, ...]:
     note = shape_note(width, height)
     return (note,) if note else ()
-
-
-def _key(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=5).digest(), "big")

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmcl.errors import LmclError
 from lmcl.utils.files import write_atomic
@@ -47,7 +45,6 @@ _UNREADABLE = (
     csv.Error,
     OSError,
     ShardError,
-    pa.ArrowException,
 )
 
 
@@ -308,7 +305,7 @@ def write_rows(rows: Iterator[Row], output: Path, layout: Layout) -> int:
     writer = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
     with atomic_path(output) as temporary, atomic_write(sources_path(output)) as sources:
         # The stream of sources is closed, and named, before the output is.
-        return writer[output.suffix](_with_sources(rows, sources), temporary, layout)
+        return writer[output.suffix.lower()](_with_sources(rows, sources), temporary, layout)
 
 
 def _with_sources(rows: Iterator[Row], out: BinaryIO) -> Iterator[Row]:
@@ -380,7 +377,7 @@ def read_rows(output: Path) -> Iterator[Row]:
     """
     read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     try:
-        for values in read[output.suffix](output):
+        for values in read[output.suffix.lower()](output):
             yield _from_values(values)
     except _UNREADABLE as error:
         raise LmclError(
@@ -399,9 +396,15 @@ def _read_jsonl(output: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_parquet(output: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with open_regular(output, limit_bytes=MAX_TABLE_BYTES) as file:
-        for batch in pq.ParquetFile(file).iter_batches(_CHUNK):
-            yield from batch.to_pylist()
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(_CHUNK):
+                yield from batch.to_pylist()
+        except pa.ArrowException as error:
+            raise ValueError(str(error)) from error
 
 
 def check_output(output: Path) -> None:
@@ -410,7 +413,7 @@ def check_output(output: Path) -> None:
     Raises:
         LmclError: Exit code 2.
     """
-    if output.suffix not in FORMATS:
+    if output.suffix.lower() not in FORMATS:
         raise LmclError(
             f"{printable(output)}: unknown format {printable(output.suffix)!r}; end the name in "
             f"{', '.join(FORMATS)}",
@@ -520,6 +523,9 @@ def _write_jsonl(rows: Iterator[Row], file: Path, layout: Layout) -> int:
 
 
 def _write_parquet(rows: Iterator[Row], file: Path, layout: Layout) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     types = {"score": pa.float64(), "quality": pa.float64(), "higher_is_better": pa.bool_()}
     types |= dict.fromkeys((*_BOX, "width", "height", "crops_used"), pa.int32())
     types |= dict.fromkeys(_MEANING, pa.float64())

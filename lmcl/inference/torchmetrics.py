@@ -3,6 +3,7 @@
 Imported only by those who want it; `pip install torchmetrics` brings what it needs.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,17 @@ class ImageQuality(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ImageQuality":
+        """A copy with its own sums and the same network, which nothing changes."""
+        memo[id(self.scorer)] = self.scorer
+        twin: ImageQuality = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
     def update(self, images: Tensor) -> None:
         """Add a batch `[b, 3, h, w]`: bytes, or floats in [0, 1]."""
-        scores = self.scorer.score(list(images))
+        scores = self.scorer.score(images)
         assert isinstance(scores, list)
         self.total += sum(scores)
         self.count += len(scores)

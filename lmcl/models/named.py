@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lmcl.models.pretrained import model_folder_of
+from lmcl.models.folders import model_folder_of
 
 STARTER = "starter"
 """What `lmcl score` and `lmcl.load` take where no model is named."""

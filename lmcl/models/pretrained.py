@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lmcl.errors import LmclError
 from lmcl.models.encoder import EncoderConfig
+from lmcl.models.folders import model_folder_of as model_folder_of
 from lmcl.models.normalization import IMAGENET
 from lmcl.models.packaged import PACKAGED
 from lmcl.models.quality_model import DecoderConfig, QualityModel
@@ -103,12 +104,6 @@ def save_model(folder: Path, model: QualityModel, card: ModelCard) -> None:
             save_file(state, weights, metadata={"format": "pt"})
         (new / "config.json").write_bytes(config + b"\n")
         (new / "README.md").write_text(_readme(card), encoding="utf-8")
-
-
-def model_folder_of(folder: Path) -> Path:
-    """The model folder that is meant: `folder` itself, or the one inside a run folder."""
-    inner = folder / "model"
-    return inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
 
 
 def load_model(folder: Path) -> ReleasedModel:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lmcl.errors import ConfigError
 from lmcl.utils.validators import check_bounds
-from pipeline.boxes import SaliencyTable
+from pipeline.saliency_table import SaliencyTable
 
 
 @dataclass(frozen=True, kw_only=True)

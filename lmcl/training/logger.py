@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lmcl.training.run_dir import RunDir
 from lmcl.utils.trackers import Trackers
+from shards.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +121,12 @@ class MetricsLogger:
             steps_done: Optimiser steps of the run so far.
         """
         self._began, self._first_done = time.monotonic(), steps_done
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=images,
             initial=seen,
             desc=f"epoch {epoch + 1}/{epochs}",
             unit="img",
-            disable=None if self._progress else True,
+            off=not self._progress,
         )
         with self._bar:
             yield

@@ -42,7 +42,9 @@ from lmcl.training.run_dir import RunDir
 from lmcl.training.signals import InterruptedRunError, StopSignal
 from lmcl.utils.files import write_atomic
 from pipeline.batch import CropBatch
-from pipeline.boxes import CropConfig, SaliencyTable, box_iou, centre_boxes, frame_sizes
+from pipeline.boxes import CropConfig, centre_boxes, frame_sizes
+from pipeline.overlap import box_iou
+from pipeline.saliency_table import SaliencyTable
 from pipeline.sampler import images_by_rank
 from shards.read import ShardSet
 from shards.splits.split import Split

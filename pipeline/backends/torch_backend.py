@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
-from PIL import __version__ as _pillow_version
 from torch import Tensor
 
 from pipeline.backends.row_decoder import RowDecoder
 from pipeline.bmp import read_bmp_rows
 from pipeline.buffer_pool import BufferPool
-from pipeline.decode import resize_rgb
+from pipeline.decode import PILLOW_RECIPE, resize_rgb
 from pipeline.errors import LEAVE_OUT, PipelineError
 from pipeline.frames import frame_pixels, is_endless_jpeg
 from pipeline.image_headers import header_size
@@ -32,7 +31,7 @@ from pipeline.shard_reader import ShardReader
 class TorchBackend:
     """Crops from a pool of threads, prefetched."""
 
-    recipe = f"torch-pillow-{'.'.join(_pillow_version.split('.')[:2])}"
+    recipe = PILLOW_RECIPE
 
     def __init__(
         self,

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from pipeline.boxes import (
     CropConfig,
-    box_iou,
     check_boxes,
     evaluation_boxes,
     frame_sizes,
@@ -18,6 +17,7 @@ from pipeline.boxes import (
     scaled_sizes,
 )
 from pipeline.errors import PipelineError
+from pipeline.overlap import box_iou
 
 sides = st.integers(1, 6000)
 crop_sizes = st.sampled_from([1, 64, 96, 224])
@@ -220,3 +220,18 @@ def test_every_place_of_a_pool_is_drawn_equally_often() -> None:
 def test_a_pool_smaller_than_the_draw_is_refused() -> None:
     with pytest.raises(ValueError, match=r"set crops\.pool to at least 10"):
         CropConfig(random=10, pool=8)
+
+
+@pytest.mark.parametrize(
+    ("frame", "count", "ys", "xs"),
+    [
+        ((512, 768), 10, [0, 288], [0, 136, 272, 408, 544]),
+        ((384, 384), 25, [0, 40, 80, 120, 160], [0, 40, 80, 120, 160]),
+    ],
+    ids=["512x768", "384x384"],
+)
+def test_the_worked_examples_of_the_grid_are_what_is_cut(frame, count, ys, xs) -> None:
+    """docs/scoring.md, "Where crops lie: the grid, as a formula"."""
+    crops = CropConfig(evaluation=count)
+    boxes = evaluation_boxes(np.array([0]), np.array([frame]), crops)[0]
+    assert boxes[:, :2].tolist() == [[y, x] for y in ys for x in xs]

@@ -1,11 +1,13 @@
 """The work of `lmcl score`: open, list, score, report, filter."""
 
+import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal
 
 import click
 
@@ -19,7 +21,8 @@ from lmcl.inference.batch_job import (
 )
 from lmcl.inference.calibration import Reading
 from lmcl.inference.describe import describe as describe_scores
-from lmcl.inference.filter import SHEET_MARK, is_below, plan_moves, write_sheet
+from lmcl.inference.engines import EngineName
+from lmcl.inference.filter import SHEET_MARK, is_below, plan_moves
 from lmcl.inference.inputs import Item, TableOptions, list_items
 from lmcl.inference.interruption import stop_on_signals
 from lmcl.inference.moves import (
@@ -30,6 +33,7 @@ from lmcl.inference.moves import (
     remember_moves,
     undo_moves,
 )
+from lmcl.inference.onnx_engine import SUFFIX
 from lmcl.inference.scorer import Precision, Scorer, open_scorer
 from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
 from lmcl.models.named import STARTER, find_model
@@ -45,7 +49,29 @@ _FAILED = 3
 _LONGEST_LINE = 1 << 16
 
 
-def run(
+def run(*, output: Path, resume: bool, **options: Any) -> None:
+    """`score_files`, for whom `--output -` is the terminal or a pipe: CSV, when all is scored."""
+    if str(output) != "-":
+        score_files(output=output, resume=resume, **options)
+        return
+    if resume or options["move_to"] is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise click.UsageError(
+            "--output - keeps nothing that --resume or --move-to could go on with, and several "
+            "processes share no pipe; name a file"
+        )
+    with tempfile.TemporaryDirectory(prefix="lmcl-score-") as place:
+        file = Path(place) / "scores.csv"
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                score_files(output=file, resume=False, **options)
+        finally:
+            if file.is_file():
+                with file.open(encoding="utf-8", newline="") as lines:
+                    for line in lines:
+                        click.echo(line, nl=False)
+
+
+def score_files(
     *,
     paths: tuple[str, ...],
     model: str,
@@ -68,6 +94,7 @@ def run(
     dry_run: bool,
     undo: Path | None,
     sheet: Path | None,
+    engine: EngineName,
     device: str,
     precision: Precision,
     decode: DecodeName,
@@ -104,7 +131,9 @@ def run(
     with stop_on_signals(way_on):
         scorer = open_scorer(
             model,
-            device=_device(device),
+            device=_device(device, engine, model),
+            engine=engine,
+            boxes=boxes,
             precision=precision,
             decode=DecodeConfig(decode=decode, threads=threads),
             reading=Reading(confidence=confidence, population=population, crops=crops),
@@ -198,6 +227,8 @@ def _filter(
     for line in describe_scores(rows) if after.describe else ():
         click.echo(line)
     if after.sheet is not None:
+        from lmcl.inference.sheet import write_sheet
+
         # First: it needs the images where they are.
         count = write_sheet(rows, items, after.sheet, scale=scorer.scale_label)
         click.echo(f"{printable(after.sheet)}: {count} images, worst first")
@@ -241,8 +272,30 @@ def _rows_of(output: Path, summary: Summary) -> list[Row | None]:
 def _stdin_lines() -> Iterator[str]:
     """Names as the system has them: they need not be UTF-8."""
     # There is no stdin at all where a scheduler has closed it.
-    while sys.stdin and (line := sys.stdin.buffer.readline(_LONGEST_LINE)):
+    if not sys.stdin:
+        return
+    source = sys.stdin.buffer
+    line = source.readline(_LONGEST_LINE)
+    # No name holds a NUL, and one may hold a line break.
+    if b"\0" in line:
+        yield from _ended_by_nul(line, source)
+        return
+    while line:
         yield os.fsdecode(line)
+        line = source.readline(_LONGEST_LINE)
+
+
+def _ended_by_nul(begin: bytes, source: BinaryIO) -> Iterator[str]:
+    """Names as `find -print0` and `git ls-files -z` write them."""
+    *names, rest = begin.split(b"\0")
+    while names or rest:
+        yield from map(os.fsdecode, names)
+        chunk = source.read(_LONGEST_LINE)
+        if not chunk or len(rest) > _LONGEST_LINE:
+            if rest:
+                yield os.fsdecode(rest)
+            rest = b""
+        *names, rest = (rest + chunk).split(b"\0")
 
 
 def _name_below(rows: Sequence[Row | None], below: float) -> None:
@@ -307,10 +360,10 @@ def _count_left(outcomes: Sequence[MoveOutcome]) -> int:
     return count
 
 
-def _device(asked: str) -> str:
+def _device(asked: str, engine: EngineName, model: str) -> str:
     """Each process of a launch takes the GPU of its own number."""
     local = os.environ.get("LOCAL_RANK")
-    if asked != "auto" or local is None:
+    if asked != "auto" or local is None or engine == "onnx" or model.endswith(SUFFIX):
         return asked
     import torch
 

@@ -2,12 +2,24 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from lmcl.cli.bench import score as command
 from lmcl.errors import LmclError
 
-QUICK = ["--images", "2", "--rounds", "1", "--crops", "2", "--encoder", "conv-vit"]
+QUICK = [
+    "--images",
+    "2",
+    "--rounds",
+    "1",
+    "--crops",
+    "2",
+    "--encoder",
+    "conv-vit",
+    "--engine",
+    "torch",
+]
 
 
 def test_both_cases_are_measured_and_set_against_each_other(tmp_path: Path) -> None:
@@ -22,6 +34,19 @@ def test_both_cases_are_measured_and_set_against_each_other(tmp_path: Path) -> N
     assert bare.startswith("device cpu")
     assert "decode" not in bare
     assert whole.startswith(f"{bare}, decode torch-pillow-")
+
+
+@pytest.mark.slow
+def test_the_engines_are_measured_in_one_run(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    file = tmp_path / "score.jsonl"
+    asked = [*QUICK, "--engine", "onnx", "--engine", "int8", "--json", str(file)]
+    found = CliRunner().invoke(command, asked, catch_exceptions=False)
+    assert found.exit_code == 0
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    ours = ["lmcl_score", "lmcl_score_onnx", "lmcl_score_int8"]
+    assert [r["case"] for r in records] == ["bare_model", *ours]
+    assert "lmcl_score / lmcl_score_int8:" in found.output
 
 
 def test_an_environment_without_pyiqa_is_named_with_the_way_to_make_one() -> None:

@@ -347,7 +347,7 @@ def test_the_command_gates_a_folder_without_touching_it_in_a_dry_run(
 
 @pytest.mark.parametrize("high", [1.0, 100.0], ids=["quality", "other-scale"])
 def test_a_contact_sheet_says_what_its_numbers_are_and_what_is_not_on_it(photos, tmp_path, high):
-    from lmcl.inference.filter import write_sheet
+    from lmcl.inference.sheet import write_sheet
 
     (photos / "zero.jpg").touch()
     items = list_items([str(photos)])

@@ -297,3 +297,37 @@ def test_damage_is_a_note_and_what_is_no_image_is_named(model_folder, odd, tmp_p
     assert rows["white0.tif"].score == rows["black0.tif"].score
     assert abs(rows["a.heic"].quality - rows["whole.jpg"].quality) < 0.05
     assert "Warning" not in capfd.readouterr().err
+
+
+def test_the_output_may_be_a_pipe(model_folder, photos) -> None:
+    done = score(photos / "img.00.jpg", model=model_folder, output="-")
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["path"] for row in rows] == [str(photos / "img.00.jpg")]
+    assert float(rows[0]["score"])
+    assert "1 rows" in done.stderr
+    again = score(photos, "--resume", model=model_folder, output="-")
+    assert again.exit_code == 2
+    assert "name a file" in again.output
+
+
+def test_a_format_is_known_in_capitals(model_folder, photos, tmp_path) -> None:
+    output = tmp_path / "S.CSV"
+    for _ in range(2):
+        done = score(photos / "img.00.jpg", "--resume", model=model_folder, output=output)
+        assert done.exit_code == 0, done.output
+    assert len(output.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"], ids=["lines", "windows", "nul"])
+def test_a_list_on_stdin_may_end_its_names_by_lines_or_by_nul(
+    model_folder, photos, tmp_path, end
+) -> None:
+    odd = photos / ("a\nb.jpg" if end == "\0" else "a b.jpg")
+    shutil.copy(photos / "img.00.jpg", odd)
+    listed = [*sorted(map(str, photos.glob("img*.jpg"))), str(odd)]
+    output = tmp_path / "s.csv"
+    given = "".join(f"{name}{end}" for name in listed)
+    done = score("-", model=model_folder, output=output, input=given)
+    assert done.exit_code == 0, done.output
+    assert len(names(output)) == len(listed)

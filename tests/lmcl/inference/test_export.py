@@ -14,6 +14,7 @@ from PIL import Image
 
 from lmcl.cli.export import command
 from lmcl.errors import LmclError
+from lmcl.evaluation.evaluate_run import Asked, evaluate_run
 from lmcl.inference.export import NO_IMAGES, TOLERANCE, Compared, export
 from lmcl.inference.scorer import Scorer, open_scorer
 from lmcl.models.encoder import EncoderConfig
@@ -170,6 +171,26 @@ def test_without_the_set_the_export_says_that_no_score_was_compared(run, tmp_pat
     report = json.loads((copy / "export" / "model.pt2.parity.json").read_text())
     assert (report["images"], report["max_score_difference"]) == (0, None)
     assert "nowhere/at-all" in report["images_of"]
+
+
+def test_a_run_knows_its_set_wherever_the_command_stands(
+    run, demo_set, tmp_path, monkeypatch
+) -> None:
+    """A relative `data.root`, as a run in `project/runs/x` has it, from another folder."""
+    project, other = tmp_path / "project", tmp_path / "other"
+    other.mkdir()
+    shutil.copytree(run, project / "runs" / "x")
+    shutil.copytree(demo_set, project / "data" / "demo")
+    file = project / "runs" / "x" / "config.toml"
+    lines = file.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("root = "))
+    file.write_text("\n".join([*lines[:place], 'root = "data/demo"', *lines[place + 1 :]]))
+    monkeypatch.chdir(other)
+    asked = [str(project / "runs" / "x"), "--format", "pt2", "--most", "1"]
+    found = CliRunner().invoke(command, asked, catch_exceptions=False)
+    assert "scores of 1 images, the test part of demo" in found.output
+    done = evaluate_run(project / "runs" / "x", Asked(part="val"), progress=False)
+    assert done.evaluation.n > 0
 
 
 def test_what_cannot_be_compared_is_named(folder, tmp_path) -> None:

@@ -1,4 +1,12 @@
+import copy
 import io
+import multiprocessing
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +16,10 @@ from PIL import Image
 
 import lmcl
 from lmcl.errors import LmclError
+from lmcl.inference import torch_engine
 from lmcl.inference.scorer import MOST_PIXELS, Scorer, load
 from lmcl.models.encoder import EncoderConfig
+from lmcl.models.saliency import SaliencyConfig
 from pipeline.boxes import CropConfig
 from shards import ScoreScale
 
@@ -168,23 +178,192 @@ def test_images_smaller_than_a_crop_are_scored(scorer, size) -> None:
     assert np.isfinite(scorer.score(np.full((*size, 3), 77, np.uint8)))
 
 
+@pytest.mark.parametrize("errors", ["raise", "nan"])
+def test_what_fails_in_a_list_is_named_by_its_place_or_nan(scorer, photos, errors) -> None:
+    good = photos / "img.00.jpg"
+    images = [good, photos / "gone.jpg", torch.zeros(2, 9, 9), None, good]
+    if errors == "nan":
+        found = np.array(scorer.score(images, errors="nan"))
+        assert np.isnan(found).tolist() == [False, True, True, True, False]
+        assert np.isnan(scorer.score(images[1], errors="nan"))
+        return
+    with pytest.raises(LmclError, match=r"images\[1\]: .*gone\.jpg: .*no such file") as caught:
+        scorer.score(images)
+    assert caught.value.exit_code == 4
+    with pytest.raises(ValueError, match=r"images\[0\]: an image has 1, 3 or 4"):
+        scorer.score(images[2:])
+    with pytest.raises(TypeError, match=r"images\[1\]: an image must be"):
+        scorer.score(iter([good, None]))
+    with pytest.raises(ValueError, match="errors is 'ignore'"):
+        scorer.score(good, errors="ignore")
+
+
+class Counted:
+    """An image that knows how many of its kind are alive."""
+
+    alive = most = 0
+
+    def __init__(self) -> None:
+        type(self).alive += 1
+        type(self).most = max(self.most, self.alive)
+
+    def __del__(self) -> None:
+        type(self).alive -= 1
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.zeros((64, 64, 3), np.uint8)
+
+
+def test_a_generator_is_scored_in_a_stream(scorer) -> None:
+    scores = scorer.score(Counted() for _ in range(200))
+    assert len(scores) == 200
+    assert Counted.most <= 2 * scorer.batch_images + 1
+
+
+def test_memory_stays_flat_over_ten_thousand_paths(scorer, photos, monkeypatch) -> None:
+    made = []
+
+    def prepare(image, *, salient=False):
+        prepared = real(photos / "img.00.jpg")
+        made.append(weakref.ref(prepared))
+        assert sum(one() is not None for one in made[-50:]) <= 2 * scorer.batch_images
+        return prepared
+
+    real = scorer.prepare
+    prepared = real(photos / "img.00.jpg")
+    monkeypatch.setattr(scorer.engine, "forward", lambda crops, **_: np.zeros((len(crops), 5)))
+    monkeypatch.setattr(scorer, "prepare", prepare)
+    assert len(scorer.score([photos / "img.00.jpg"] * 10_000)) == 10_000
+    assert prepared.crops.shape == (5, 64, 64, 3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_callers_settings_change_no_score(model_folder, photos, precision) -> None:
+    model = load(model_folder, device="cpu", precision=precision)
+    file = photos / "img.00.jpg"
+    expected = model.details(file)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.details(file) == expected
+    with torch.autocast("cpu", enabled=False), torch.no_grad():
+        assert model.details(file) == expected
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert model.details(file) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_loading_changes_no_limit_of_pillows(model_folder, photos) -> None:
+    code = (
+        "from PIL import Image, ImageFile; import lmcl\n"
+        "names = ['MAX_IMAGE_PIXELS']\n"
+        "before = [Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.SAFEBLOCK]\n"
+        f"lmcl.load({str(model_folder)!r}).score({str(photos / 'img.00.jpg')!r})\n"
+        "after = [Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.SAFEBLOCK]\n"
+        "assert after == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "pickle-2": lambda model: pickle.loads(pickle.dumps(model, protocol=2)),
+    "scored-before": lambda model: (model.score(np.zeros((64, 64, 3), np.uint8)), model)[1],
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_scores_as_its_original(model_folder, photos, name) -> None:
+    model = load(model_folder, device="cpu")
+    found = COPIES[name](model).details(photos / "img.00.jpg")
+    assert found == model.details(photos / "img.00.jpg")
+
+
+def _score_in_child(model: Scorer, file: Path) -> float:
+    return model.score(file)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_worker_processes_score_a_model_that_has_scored_before(scorer, photos, method) -> None:
+    file = photos / "img.00.jpg"
+    expected = scorer.score(file)
+    with warnings.catch_warnings():
+        # Python warns of forks in processes with threads; here they are what is tested.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            found = pool.apply_async(_score_in_child, (scorer, file)).get(timeout=250)
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_gpu_after_a_fork_is_a_sentence(monkeypatch) -> None:
+    monkeypatch.setattr(torch_engine, "_told_threads", set())
+    with pytest.raises(LmclError, match=r"forked from one that uses cuda:0.*'spawn'"):
+        torch_engine.settle_after_fork(torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize("layout", ["grid", "seeded"])
+@pytest.mark.parametrize("size", [(64, 64), (90, 130), (40, 33), (150, 100)], ids=str)
+def test_quality_is_what_score_says(tmp_path, make_model, size, layout) -> None:
+    crops = CropConfig(size=64, random=3, evaluation=4, evaluation_layout=layout)
+    model = load(make_model(tmp_path / "m", crops=crops), device="cpu")
+    bytes_ = torch.randint(0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(1))
+    images = bytes_.to(torch.float32) / 255
+    found = model.quality(images)
+    expected = model.scale.to_unit(np.array(model.score(images)))
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-5)
+    assert model.quality(images[0]).item() == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_quality_of_images_above_the_longest_side_stays_near_the_score(tmp_path, make_model):
+    crops = CropConfig(size=64, random=3, evaluation=4, max_side=100)
+    model = load(make_model(tmp_path / "m", crops=crops), device="cpu")
+    image = torch.rand(3, 150, 120, generator=torch.Generator().manual_seed(1))
+    expected = float(model.scale.to_unit(model.score(image)))
+    assert model.quality(image).item() == pytest.approx(expected, abs=0.01)
+
+
+def test_the_gradient_of_quality_is_that_of_differences(tmp_path, make_model) -> None:
+    encoder = EncoderConfig(name="conv-vit", width=12, depth=1, heads=3, patch=16)
+    crops = CropConfig(size=16, random=1, evaluation=2)
+    saliency = SaliencyConfig(view=16, layers=1, window=1)
+    folder = make_model(tmp_path / "m", encoder=encoder, crops=crops, saliency=saliency)
+    model = load(folder, device="cpu")
+    model.score(np.zeros((20, 20, 3), np.uint8))
+    images = torch.rand(1, 3, 14, 18, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model.quality, (images,), atol=1e-6, fast_mode=True)
+    assert not any(value.requires_grad for value in model.model.parameters())
+
+
+def test_quality_can_be_a_loss(scorer) -> None:
+    image = torch.full((1, 3, 70, 70), 0.5, requires_grad=True)
+    before = scorer.quality(image)
+    before.sum().backward()
+    better = image.detach() + 0.01 * image.grad / image.grad.abs().max()
+    assert scorer.quality(better).item() > before.item()
+
+
 @pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (torch.zeros(1, 4, 4), r"shape \[3, h, w\]"),
-        (torch.full((3, 4, 4), 2.0), r"lies in \[0, 1\]"),
-        (torch.full((3, 4, 4), torch.nan), r"lies in \[0, 1\], without NaN"),
-        (torch.full((3, 4, 4), 256, dtype=torch.int32), r"lies in 0..255, got 256..256"),
-        (torch.full((3, 4, 4), -1, dtype=torch.int64), r"lies in 0..255, got -1..-1"),
-        (torch.ones(3, 4, 4, dtype=torch.bool), "bytes or floats"),
-        (torch.zeros(3, 0, 4), "bytes or floats"),
-        (np.zeros((4, 4), np.uint8), r"shape \[h, w, 3\]"),
-        (np.zeros((4, 4, 3), np.float64), "uint8"),
-    ],
-)
-def test_arrays_of_another_meaning_are_refused(scorer, image, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        scorer.score(image)
+    "image", [np.zeros((3, 9, 9), np.float32), torch.zeros(3, 9, 9, dtype=torch.uint8),
+              torch.zeros(2, 9, 9), torch.zeros(9, 9), torch.zeros(0, 3, 9, 9)],
+)  # fmt: skip
+def test_quality_takes_float_tensors_and_says_so(scorer, image) -> None:
+    with pytest.raises(ValueError, match=r"takes a float tensor \[b, 3, h, w\]"):
+        scorer.quality(image)
+
+
+def test_bfloat16_on_a_processor_without_it_is_said_with_what_it_costs(
+    model_folder, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(torch_engine, "has_bfloat16", lambda device: False)
+    load(model_folder, device="cpu", precision="bfloat16")
+    assert re.search(r"took \d+\.\d times as long as in float32", caplog.text)
+    caplog.clear()
+    assert load(model_folder, device="cpu", precision="auto").precision == "float32"
+    monkeypatch.setattr(torch_engine, "has_bfloat16", lambda device: True)
+    assert load(model_folder, device="cpu", precision="auto").precision == "bfloat16"
+    assert not caplog.text
 
 
 def test_files_that_cannot_be_scored_say_why(scorer, mixed, tmp_path) -> None:

@@ -312,9 +312,9 @@ def duels(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def sheet(tmp_path_factory) -> Path:
-    from lmcl.inference.filter import write_sheet
     from lmcl.inference.inputs import list_items
     from lmcl.inference.scores_file import Row
+    from lmcl.inference.sheet import write_sheet
 
     folder = tmp_path_factory.mktemp("sheet")
     for i in range(24):

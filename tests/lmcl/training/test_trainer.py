@@ -31,9 +31,9 @@ from lmcl.training.checkpoint import Position, _write_tensors
 from lmcl.training.setup import _check_data, fit, plan, prepare
 from lmcl.training.signals import InterruptedRunError
 from lmcl.training.trainer import Trainer
-from pipeline.boxes import SaliencyTable
 from pipeline.decode_config import DecodeConfig
 from pipeline.errors import PipelineError
+from pipeline.saliency_table import SaliencyTable
 from shards.read import open_set
 from shards.splits.split import load_split
 
