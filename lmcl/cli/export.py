@@ -11,7 +11,7 @@ import click
     "lmcl export runs/demo --format onnx --images photos · "
     "lmcl export runs/demo --format pt2 --output model.pt2"
 )
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN")
 @click.option(
     "--format",
     "format_name",
@@ -26,7 +26,11 @@ import click
     show_default=True,
     help="onnx: weights of matrix products in float32, or in eight bits: smaller, less exact.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="File [RUN/export/model.<format>].")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File [RUN/export/model.<format>; of starter: export/model.<format>].",
+)
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
@@ -35,7 +39,7 @@ import click
 @click.option("--most", type=click.IntRange(1), help="Compare at most this many images [all].")
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 def command(
-    run: Path,
+    run: str,
     format_name: Literal["safetensors", "pt2", "onnx"],
     precision: Literal["float32", "int8"],
     output: Path | None,
@@ -43,21 +47,23 @@ def command(
     most: int | None,
     no_progress: bool,
 ) -> None:
-    """Export a run's model and check the file against PyTorch."""
+    """Export a run's model, a model folder, or starter, and check the file against PyTorch."""
     from lmcl.inference.engines import export_name
     from lmcl.inference.export import NO_IMAGES, export, images_named, images_of_run
     from lmcl.inference.scorer import open_scorer
-    from lmcl.models.pretrained import model_folder_of
+    from lmcl.models.named import STARTER_FOLDER, find_model
 
     if precision == "int8" and format_name != "onnx":
         raise click.UsageError("--precision int8 is for --format onnx")
-    folder = model_folder_of(run)
+    folder, place = find_model(run), Path(run)
+    # What comes with the project is not written into.
+    inside = Path("export") if folder == STARTER_FOLDER else place / "export"
     names = {"safetensors": "model", "pt2": "model.pt2", "onnx": export_name(precision)}
-    target = output or run / "export" / names[format_name]
+    target = output or inside / names[format_name]
     scorer = open_scorer(folder, device="cpu")
     compared = NO_IMAGES
     if format_name != "safetensors":
-        compared = images_named(images, most=most) if images else images_of_run(run, most=most)
+        compared = images_named(images, most=most) if images else images_of_run(place, most=most)
     parity = export(
         scorer,
         folder,

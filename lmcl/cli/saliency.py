@@ -12,18 +12,19 @@ import click
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--model",
-    "model_folder",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Model folder, or the run that holds one.",
+    "model",
+    default="starter",
+    show_default=True,
+    metavar="MODEL",
+    help="Model folder, or a run that holds one; starter comes with the project.",
 )
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="Folder of the pictures."
 )
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
-def command(images: tuple[str, ...], model_folder: Path, output: Path, no_progress: bool) -> None:
+def command(images: tuple[str, ...], model: str, output: Path, no_progress: bool) -> None:
     """Draw a model's attention, its salient window and crop over images (files, folders, globs)."""
     from lmcl.inference.saliency_overlay import draw_all
 
-    done = draw_all(images, model_folder, output, progress=not no_progress)
+    done = draw_all(images, model, output, progress=not no_progress)
     click.echo(f"{done} pictures and saliency.csv in {output}")

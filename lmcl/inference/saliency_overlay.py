@@ -19,7 +19,8 @@ from PIL.PngImagePlugin import PngInfo
 from lmcl.errors import LmclError
 from lmcl.inference.inputs import list_items
 from lmcl.inference.scorer import decode_image
-from lmcl.models.pretrained import ReleasedModel, load_model, model_folder_of
+from lmcl.models.named import find_model
+from lmcl.models.pretrained import ReleasedModel, load_model
 from lmcl.models.saliency import best_window, window_to_box
 from lmcl.utils.files import make_output_folder, write_atomic
 from pipeline.boxes import CropConfig, scaled_sizes
@@ -71,7 +72,7 @@ class ImageSaliency:
         return top, left, bottom - top, right - left
 
 
-def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progress: bool) -> int:
+def draw_all(images: Sequence[str], model: str | Path, output: Path, *, progress: bool) -> int:
     """Overlays of all images as `<output>/<name>.png`, and `saliency.csv` with the boxes.
 
     Returns:
@@ -86,7 +87,7 @@ def draw_all(images: Sequence[str], model_folder: Path, output: Path, *, progres
     check_own(output / "saliency.csv", _TABLE_MARK)
     marked = PngInfo()
     marked.add_text("Software", _MARK.decode())
-    released = load_model(model_folder_of(model_folder))
+    released = load_model(find_model(model))
     rows: list[tuple[object, ...]] = []
     problems: list[str] = []
     are_missing: list[bool] = []

@@ -36,7 +36,7 @@ class ImageQuality(Metric):
 
     def __init__(self, model: Scorer | str | Path, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.scorer = model if isinstance(model, Scorer) else open_scorer(Path(model))
+        self.scorer = model if isinstance(model, Scorer) else open_scorer(model)
         # The base class locks this name on instances; direction is known only now.
         self.__dict__["higher_is_better"] = self.scorer.scale.higher_is_better
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")

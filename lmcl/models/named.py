@@ -6,7 +6,8 @@ from lmcl.models.folders import model_folder_of
 
 STARTER = "starter"
 """What `lmcl score` and `lmcl.load` take where no model is named."""
-_STARTER_FOLDER = Path(__file__).resolve().parents[1] / "starter"
+STARTER_FOLDER = Path(__file__).resolve().parents[1] / "starter"
+"""Where it lies; nothing is written there."""
 
 
 def find_model(model: str | Path) -> Path:
@@ -16,4 +17,4 @@ def find_model(model: str | Path) -> Path:
         model: `starter` (a text, not a path: `./starter` is a folder of that name), a model folder,
             or a run folder that holds one.
     """
-    return _STARTER_FOLDER if model == STARTER else model_folder_of(Path(model).expanduser())
+    return STARTER_FOLDER if model == STARTER else model_folder_of(Path(model).expanduser())
