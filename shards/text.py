@@ -24,7 +24,12 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t", "\0": r"\x00", "\x1b": r"\x1b"}
 _MARK = "…"
 # Schemes are short; without a bound the search takes the square of a long word.
-_URL = re.compile(r"([a-z][a-z0-9+.-]{0,30})://([^\s'\"<>]+)", re.IGNORECASE)
+# With one slash too, for the usual schemes: a URL that went through `pathlib`.
+_SQUEEZED = "https?|ftps?|sftp|s3a?|gs|gcs|az|abfss?|hdfs|webdavs?"
+_URL = re.compile(
+    rf"([a-z][a-z0-9+.-]{{0,30}}(?=://)|\b(?:{_SQUEEZED})(?=:/)):/{{1,2}}([^\s'\"<>]+)",
+    re.IGNORECASE,
+)
 _PORT = re.compile(r"[^:]*(:\d*)?\Z")
 _FORMULA = re.compile(r"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)

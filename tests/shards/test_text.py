@@ -162,3 +162,9 @@ def test_urls_are_searched_for_in_a_time_that_grows_with_the_text() -> None:
     word = "v" * 3_000_000
     assert redact_url(word) == word
     assert redact_url(f"{word}https://me:secret@host/x") == f"{word}https://host/x"
+
+
+def test_a_url_that_lost_a_slash_to_pathlib_says_no_secret_either() -> None:
+    shown = redact_url(str(Path("https://me:hunter2@host/x?sig=hunter2")))
+    assert shown == "https://host/x?sig=***"
+    assert redact_url("C:/photos/a@b?c.jpg") == "C:/photos/a@b?c.jpg"
