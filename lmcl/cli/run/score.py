@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import click
 
@@ -285,7 +285,7 @@ def _stdin_lines() -> Iterator[str]:
         line = source.readline(_LONGEST_LINE)
 
 
-def _ended_by_nul(begin: bytes, source: BinaryIO) -> Iterator[str]:
+def _ended_by_nul(begin: bytes, source: Any) -> Iterator[str]:
     """Names as `find -print0` and `git ls-files -z` write them."""
     *names, rest = begin.split(b"\0")
     while names or rest:
