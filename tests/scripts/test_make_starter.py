@@ -3,22 +3,40 @@
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from lmcl.config import load_config
+from lmcl.evaluation.calibration import read_meaning
 from lmcl.models.pretrained import build_model, load_model, save_model
+from lmcl.training.setup import fit
+from shards.build.build import build
+from shards.datasets.demo import open_demo, write_demo
+from shards.read import open_set
+from shards.splits.draw import make_splits
+from shards.splits.split import write_split
+from tests.lmcl.conftest import ConfigMaker
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-def test_a_released_run_is_small_and_is_whole_again_when_opened(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
     spec = importlib.util.spec_from_file_location("maker", REPO / "scripts" / "make_starter.py")
     assert spec is not None
     assert spec.loader is not None
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_released_run_is_small_and_is_whole_again_when_opened(
+    maker: ModuleType, tmp_path: Path
+) -> None:
     config = load_config("starter")
     card = replace(load_model(REPO / "lmcl" / "starter").card, stem_weights="")
     assert (card.decoder, card.crops) == (config.decoder, config.crops)
@@ -40,3 +58,26 @@ def test_a_released_run_is_small_and_is_whole_again_when_opened(tmp_path: Path) 
         state["encoder.stem.layers.conv_stem.weight"],
         model.state_dict()["encoder.stem.layers.conv_stem.weight"],
     )
+
+
+@pytest.mark.slow
+def test_scores_are_placed_by_the_model_and_their_errors_taken_from_the_one_that_held_out(
+    maker: ModuleType, tmp_path: Path
+) -> None:
+    labels = write_demo(tmp_path / "images", contents=6)
+    build(open_demo(labels.parent), tmp_path / "shards", workers=1)
+    for split in make_splits(open_set(tmp_path / "shards"), repeats=1):
+        write_split(tmp_path / "shards", split)
+    tiny = ConfigMaker(tmp_path / "shards")
+    for seed in (0, 1):
+        fit(tiny("train.epochs=1", f"train.seed={seed}"), tmp_path / f"{seed}", progress=False)
+
+    found, neighbours = maker.calibration(tmp_path / "0", tmp_path / "1")
+    own, other = (read_meaning(tmp_path / name / "model") for name in "01")
+    assert own is not None
+    assert other is not None
+    assert found.population == pytest.approx(own.calibration.population)
+    assert found.population != pytest.approx(other.calibration.population)
+    assert found.intervals == other.calibration.intervals
+    assert found.distances == other.calibration.distances
+    np.testing.assert_allclose(neighbours, own.neighbours, atol=1e-3)

