@@ -17,8 +17,7 @@ import click
 from shards.errors import ShardError
 from shards.exit_codes import end, report_errors
 from shards.limits import MAX_PIXELS, PIXELS_AT_ONCE
-from shards.store import is_url
-from shards.text import printable, redact_url
+from shards.text import is_url, printable, redact_url
 
 if TYPE_CHECKING:
     from shards.build.plan import Plan, ShardSize

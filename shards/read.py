@@ -23,7 +23,8 @@ from shards.layout import STATE
 from shards.manifest import MANIFEST, Manifest, decode, version_file
 from shards.sample_table import SampleRow, SampleTable
 from shards.score_scale import ScoreScale
-from shards.store import Store, is_url
+from shards.store import Store
+from shards.text import is_url
 
 _OPEN_FILES = 64
 _VERSIONED = re.compile(r"(.+)@v?([0-9]{1,9})/*")

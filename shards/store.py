@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from shards.errors import ShardError
 from shards.files import Durable, atomic_path, atomic_write, sync
-from shards.text import redact_url
+from shards.text import is_url, redact_url
 
 TRIES = 4
 """How often a remote file is asked for before a fault is given up on."""
@@ -24,11 +24,6 @@ FIRST_WAIT_S = 0.5
 
 FOLLOW_LINKS = "LMCL_FOLLOW_LINKS"
 """Environment variable: 1 if links inside a set's folder are the user's own (DVC, a hub)."""
-
-
-def is_url(root: str | Path) -> bool:
-    """True for an fsspec URL, False for a path of this machine."""
-    return isinstance(root, str) and "://" in root
 
 
 class Store:
@@ -263,8 +258,9 @@ def _fault_behind(error: BaseException) -> BaseException:
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or cause is None:
         return error
-    is_missing = isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404
-    return error if is_missing else cause
+    is_out_of_reach = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+    is_refused = getattr(cause, "status", 404) not in (404, 410)
+    return cause if is_out_of_reach or is_refused else error
 
 
 def _version_of(entry: dict[str, Any]) -> str:

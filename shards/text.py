@@ -15,6 +15,7 @@ import os
 import re
 import reprlib
 import unicodedata
+from pathlib import Path
 from typing import Final
 
 MAX_MESSAGE_BYTES: Final = 2048
@@ -82,6 +83,11 @@ def bounded_message(text: object, limit_bytes: int = MAX_MESSAGE_BYTES) -> str:
         shown = printable(whole, max(8, len(shown) * limit_bytes // size - 1))
         size = len(shown.encode())
     return shown
+
+
+def is_url(root: str | Path) -> bool:
+    """True for an fsspec URL, False for a path of this machine."""
+    return isinstance(root, str) and "://" in root
 
 
 def redact_url(text: object) -> str:

@@ -89,7 +89,7 @@ def calibrate_run(run: Path, *, batch_size: int, progress: bool) -> Meaning:
 
 def predict_sample(
     model: QualityModel,
-    shard_set: ShardSet,
+    source: CropSource,
     split: Split,
     *,
     crops: CropConfig,
@@ -98,8 +98,6 @@ def predict_sample(
     batch_size: int,
 ) -> PartPredictions:
     """Predictions on up to 512 images of the train part, evenly spaced over its ids."""
-    # Pixels, whatever the run learned from: kept features are of other places (`runtime.cells`).
-    source: CropSource = PixelSource(shard_set=shard_set, context=context)
     return predict(
         model,
         source,

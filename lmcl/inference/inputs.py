@@ -35,7 +35,7 @@ from shards.side_files import (
     is_side_path,
 )
 from shards.source_files import MAX_TABLE_BYTES, open_regular, read_regular
-from shards.store import Store, is_url
+from shards.store import Store
 from shards.tar import Member, iterate_members
 from shards.tar_sources import (
     COMPRESSED_TARS,
@@ -44,7 +44,7 @@ from shards.tar_sources import (
     plain_twin,
     unpack_command,
 )
-from shards.text import printable, redact_url, spreadsheet_path
+from shards.text import is_url, printable, redact_url, spreadsheet_path
 
 _TARS = (".tar", *COMPRESSED_TARS)
 _OWN = (".origin.json", ".sources.jsonl")

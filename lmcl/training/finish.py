@@ -114,7 +114,7 @@ def _calibrate(
     config = trainer.config
     sample = predict_sample(
         model,
-        trainer.shard_set,
+        trainer.source,
         trainer.split,
         crops=config.crops,
         preprocessing=trainer.preprocessing,

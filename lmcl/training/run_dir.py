@@ -104,7 +104,7 @@ class RunDir:
             )
 
 
-def _position_of(line: bytes) -> tuple[int, float] | None:
+def _position_of(line: bytes) -> tuple[int, int | float] | None:
     """Epoch and step of a line of the log; the end of the epoch if it names no step."""
     try:
         entry = json.loads(line)

@@ -27,6 +27,7 @@ from lmcl.config import (
 )
 from lmcl.distributed import RankContext, make_rank_context
 from lmcl.errors import ConfigError, LmclError
+from lmcl.evaluation.calibrate import sample_ids
 from lmcl.evaluation.predict import CropLoader, CropSource, PixelSource
 from lmcl.features.build import FeatureCacheBuilder, check_cacheable
 from lmcl.features.cache import FeatureLoader, FeatureSource
@@ -405,6 +406,8 @@ def _make_data(
         context=context,
     )
     evaluated = np.union1d(split.part("val"), split.part(config.evaluation.part))
+    # The run's end calibrates on some training images, at the places of evaluation.
+    evaluated = np.union1d(evaluated, sample_ids(split.part("train")))
     caches = builder.build(split.part("train"), evaluated)
     cached = FeatureLoader(loader, caches.train, salient=crops.salient, device=context.device)
     source = FeatureSource(shard_set=shard_set, pixels=pixels, caches=caches, context=context)

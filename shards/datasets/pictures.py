@@ -99,9 +99,14 @@ class _Stream:
 
     def _hold(self, row: int, data: bytes | None) -> None:
         self._held[row] = data
-        self._held_bytes += len(data or b"")
+        self._held_bytes += _length(data)
         while self._held_bytes > _HELD_BYTES or len(self._held) > _AHEAD_ROWS:
-            self._held_bytes -= len(self._held.popitem(last=False)[1] or b"")
+            self._held_bytes -= _length(self._held.popitem(last=False)[1])
+
+
+def _length(data: bytes | None) -> int:
+    """Of an image that may be absent; an empty one is no absent one."""
+    return 0 if data is None else len(data)
 
 
 _lock = threading.Lock()

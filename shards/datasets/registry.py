@@ -29,7 +29,7 @@ from shards.remote import local_copy, local_folder, shown_url, split_url, url_su
 from shards.sample import DataSet, Facts
 from shards.score_scale import ScoreScale
 from shards.side_files import PathFilter
-from shards.store import is_url
+from shards.text import is_url
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ def test_a_wrong_configuration_is_refused_by_name(
 
 
 def test_a_missing_file_says_where_others_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ls configs") as error:
+    with pytest.raises(ConfigError, match="lmcl show-config --list") as error:
         load_config(tmp_path / "nothing.toml")
     assert error.value.exit_code == 4
 

@@ -189,7 +189,7 @@ def test_a_run_knows_its_set_wherever_the_command_stands(
     asked = [str(project / "runs" / "x"), "--format", "pt2", "--most", "1"]
     found = CliRunner().invoke(command, asked, catch_exceptions=False)
     assert "scores of 1 images, the test part of demo" in found.output
-    done = evaluate_run(project / "runs" / "x", Asked(part="val"), progress=False)
+    done = evaluate_run(project / "runs" / "x", Asked(part="val"), batch_size=8, progress=False)
     assert done.evaluation.n > 0
 
 
@@ -197,13 +197,13 @@ def test_what_cannot_be_compared_is_named(folder, tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "gone.csv").write_text("path\nwas-here.png\n")
     (tmp_path / "latin.csv").write_bytes(b"path\ncaf\xe9.png\n")
-    (tmp_path / "other.csv").write_text("name\na.png\n")
+    (tmp_path / "other.csv").write_text("colour\nred\n")
     for images, words in (
-        ("notes.txt", "not a readable image"),
+        ("notes.txt", "a plain list of paths is read by"),
         ("none", "no such file"),
         ("gone.csv", "there is no such file"),
         ("latin.csv", "text is not UTF-8"),
-        ("other.csv", "no column named path"),
+        ("other.csv", "no column 'path'"),
     ):
         asked = [str(folder), "--format", "pt2", "--images", str(tmp_path / images)]
         found = CliRunner().invoke(command, asked)
