@@ -8,7 +8,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lmcl.bench.step import MOST_GAP
 from lmcl.bench.stopwatch import Part, Spent, Stopwatch
 from lmcl.cli.bench import step as command
 
@@ -131,8 +130,8 @@ def test_time_belongs_to_the_part_entered_last() -> None:
     assert (spent.total, spent.wall, spent.gap) == (15.0, 15.0, 0.0)
 
 
-@pytest.mark.parametrize(("a_look", "is_too_much"), [(0.001, False), (0.5, True)])
-def test_what_no_part_has_is_in_the_gap(a_look: float, is_too_much: bool) -> None:
+@pytest.mark.parametrize("a_look", [0.001, 0.5])
+def test_what_no_part_has_is_in_the_gap(a_look: float) -> None:
     """Arithmetic on a clock that stands still between looks; nothing is timed."""
     clock = Clock(a_look)
     watch = Stopwatch(torch.device("cpu"), clock)
@@ -144,7 +143,6 @@ def test_what_no_part_has_is_in_the_gap(a_look: float, is_too_much: bool) -> Non
     # Two looks of the clock belong to the round and to no part: its first and its last.
     assert spent.wall - spent.total == pytest.approx(2 * a_look)
     assert spent.gap == pytest.approx(2 * a_look / (2 + 4 * a_look))
-    assert (spent.gap > MOST_GAP) is is_too_much
 
 
 def test_a_part_that_is_counted_twice_is_a_gap_too() -> None:
