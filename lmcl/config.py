@@ -115,8 +115,11 @@ class EvaluationConfig:
 class RuntimeConfig:
     """How the machine is used; only `on_error` changes what is learned, beyond rounding."""
 
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast of the networks; loss and head stay in float32."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Autocast of the networks; loss and head stay in float32. `auto`: bf16 where the device
+    multiplies in it (CUDA from sm_80 on, a CPU with avx512_bf16 or AMX), else `no`; it is decided
+    at the run's start, written into its config.toml, and kept when the run is resumed anywhere
+    (decision 0012)."""
     backend: Literal["auto", "dali", "torch"] = "auto"
     """Who decodes and cuts; `auto` says in the log what it took and why."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
@@ -297,10 +300,19 @@ def parse_run_config(tree: dict[str, Any], *, where: str) -> Config:
         ConfigError: As in `parse_config`.
     """
     config = parse_config(tree, where=where)
+    if "precision" not in tree.get("runtime", {}):
+        config = with_precision(config, "no")
     encoder = config.encoder
     if "normalize" in tree.get("encoder", {}) or find_normalization(encoder) == IMAGENET:
         return config
     return dataclasses.replace(config, encoder=dataclasses.replace(encoder, normalize="imagenet"))
+
+
+def with_precision(config: Config, precision: Literal["no", "bf16", "fp16"]) -> Config:
+    """The configuration with the precision that `auto` became."""
+    return dataclasses.replace(
+        config, runtime=dataclasses.replace(config.runtime, precision=precision)
+    )
 
 
 def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
@@ -348,13 +360,14 @@ def binding_differences(ours: Config, theirs: Config) -> list[str]:
     """Those in fields that decide what a run is: what a resumed run may not change.
 
     Where the data lie, how the machine is used (but for the precision) and which epoch is chosen in
-    the end may change.
+    the end may change. A precision left to `auto` is the one the run began with.
     """
     free = ("runtime.", "data.root:", "data.cache:", "evaluation.select:")
+    is_asked = ours.runtime.precision != "auto"
     return [
         line
         for line in differences(ours, theirs)
-        if line.startswith("runtime.precision:") or not line.startswith(free)
+        if (is_asked and line.startswith("runtime.precision:")) or not line.startswith(free)
     ]
 
 

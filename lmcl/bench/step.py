@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import click
 import numpy as np
@@ -22,8 +21,9 @@ from lmcl.bench.record import Record, append, make_record, to_json
 from lmcl.bench.step_cases import Loop, OurLoop, PlainLoop, Round, crop_flops, views
 from lmcl.bench.step_data import StepData, make_step_data
 from lmcl.bench.stopwatch import AROUND, NETWORKS, Part
-from lmcl.config import Config, load_config
+from lmcl.config import Config, load_config, with_precision
 from lmcl.errors import LmclError
+from lmcl.models.precision import choose_precision
 
 LEAST_NETWORKS = 0.9
 """Share of a step's time that the networks' forward and backward must at least have."""
@@ -38,7 +38,7 @@ MOST_OBJECTIVE_ON_GPU = 0.01
 LEAST_RATIO_ON_GPU = 8.0
 """Crops per second, against the usual loop."""
 
-_DTYPES: dict[Literal["no", "bf16", "fp16"], str] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+_DTYPES: dict[str, str] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,6 +363,8 @@ def _prepare(
     place = (f"data.root='{data.root}'", f"data.split='{data.split}'", place[-1])
     # The rate of the first epoch lasts: how a rate decays is not what is measured.
     config = load_config(file, (*overrides, *place, "train.epochs=1000000"))
+    precision = choose_precision(config.runtime.precision, device).name
+    config = with_precision(config, precision)
     settings = Settings(config=config, codec=codec, steps=steps, workers=workers, device=device)
     return settings, data
 

@@ -27,7 +27,8 @@ from lmcl.evaluation.calibration import (
 )
 from lmcl.evaluation.conformal import Conformal, fit_conformal
 from lmcl.evaluation.predict import CropSource, PartPredictions, PixelSource, predict
-from lmcl.models.preprocess import PRECISIONS, Preprocessing
+from lmcl.models.precision import choose_precision
+from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import load_model
 from lmcl.models.quality_model import QualityModel
 from lmcl.utils.files import require_run_folder
@@ -64,9 +65,8 @@ def calibrate_run(run: Path, *, batch_size: int, progress: bool) -> Meaning:
     card = released.card
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     context = make_rank_context(accelerator, decode=config.runtime.decoding, progress=progress)
-    preprocessing = Preprocessing(
-        mean=card.mean, std=card.std, precision=PRECISIONS[config.runtime.precision]
-    )
+    precision = choose_precision(config.runtime.precision, context.device).dtype
+    preprocessing = Preprocessing(mean=card.mean, std=card.std, precision=precision)
     source = PixelSource(shard_set=shard_set, context=context)
 
     def judge(ids: NDArray[np.int64], title: str) -> PartPredictions:

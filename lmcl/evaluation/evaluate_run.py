@@ -34,7 +34,8 @@ from lmcl.evaluation.scope import (
     Scope,
     SplitFigures,
 )
-from lmcl.models.preprocess import PRECISIONS, Preprocessing
+from lmcl.models.precision import PrecisionChoice, choose_precision, warn_of_emulation
+from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import ModelCard, ReleasedModel, load_model
 from lmcl.utils.environment import engines_line
 from lmcl.utils.files import require_run_folder, write_atomic
@@ -146,8 +147,9 @@ def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) ->
     if asked.decode == "both":
         # Refused now, not after the first pass.
         decode_choice(shard_set, gpu.decode, context.device)
-    _tell_decoder(choice, released.card, context)
-    evaluation_pass = _Pass(released, shard_set, PRECISIONS[config.runtime.precision], batch_size)
+    precision = choose_precision(config.runtime.precision, context.device)
+    _tell_engines(choice, precision, released, context)
+    evaluation_pass = _Pass(released, shard_set, precision.dtype, batch_size)
     wanted = np.union1d(ids, fit_ids)
     predicted = evaluation_pass.run(wanted, context, title=f"evaluating {shard_set.name} {name}")
     decoders = None
@@ -221,11 +223,22 @@ class _Pass:
         )
 
 
-def _tell_decoder(choice: DecodeChoice, card: ModelCard, context: RankContext) -> None:
+def _tell_engines(
+    choice: DecodeChoice, precision: PrecisionChoice, released: ReleasedModel, context: RankContext
+) -> None:
     """Say on what and by what images are evaluated, and whether the model learned otherwise."""
     if not context.is_main:
         return
-    logger.info("%s", engines_line(context.device, choice.line))
+    card = released.card
+    logger.info("%s", engines_line(context.device, choice.line, precision.line))
+    warn_of_emulation(
+        released.model.to(context.device),
+        precision.dtype,
+        context.device,
+        size=card.crops.size,
+        crops=card.crops.evaluation,
+        learns=False,
+    )
     if card.decode and not same_pixels(card.decode, choice.recipe):
         logger.warning(
             "the model was trained on images decoded by %s, these are decoded by %s, whose pixels "

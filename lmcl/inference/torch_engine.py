@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from lmcl.errors import LmclError
 from lmcl.inference.adaptive_scoring import CropOutputs
+from lmcl.models.precision import has_bfloat16
 from lmcl.models.pretrained import ModelCard, ReleasedModel
 from lmcl.models.quality_model import to_bfloat16
 from lmcl.models.saliency import best_window, window_to_box
@@ -179,13 +180,6 @@ def cut_crops(
             for y, x in places[:, :2].tolist()
         ]
     )
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 itself; other processors emulate it, slowly."""
-    if device.type != "cpu":
-        return True
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _warn_of_emulation(factor: float) -> None:

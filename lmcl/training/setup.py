@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 
 from kernels import LossPlan, announce, read_chip
 from lmcl.config import (
@@ -23,7 +24,9 @@ from lmcl.config import (
     TrainConfig,
     binding_differences,
     flatten,
+    load_run_config,
     parse_run_config,
+    with_precision,
 )
 from lmcl.distributed import RankContext, make_rank_context
 from lmcl.errors import ConfigError, LmclError
@@ -35,7 +38,8 @@ from lmcl.method.objective import ObjectiveConfig, plan_objective
 from lmcl.method.teacher import Teacher
 from lmcl.models.factory import make_encoder
 from lmcl.models.normalization import find_normalization
-from lmcl.models.preprocess import PRECISIONS, Preprocessing
+from lmcl.models.precision import PrecisionChoice, choose_precision, warn_of_emulation
+from lmcl.models.preprocess import Preprocessing
 from lmcl.models.quality_model import (
     QualityModel,
     enable_gradient_checkpointing,
@@ -167,8 +171,9 @@ def plan(config: Config, output: Path) -> str:
         raise ConfigError(str(error)) from error
     choice = decode_choice(shard_set, config.runtime.decoding, device)
     _check_required(config.runtime, choice, loss)
+    networks = choose_precision(config.runtime.precision, device).line
     return (
-        f"{engines_line(device, choice.line, str(loss or 'no contrastive loss'))}\n"
+        f"{engines_line(device, choice.line, networks, str(loss or 'no contrastive loss'))}\n"
         f"set {shard_set.named_version} in {shard_set.root}, split {split.name}: {counts}\n"
         f"{config.train.epochs} epochs x {steps} steps x {config.train.batch_size} images x "
         f"{views} crops of {crops.size} px\n"
@@ -186,6 +191,8 @@ def prepare(
     shard_set, split = _open_split(config.data)
     _check_data(config, shard_set, split, context)
     run_dir = RunDir(output)
+    precision = _settle_precision(config, run_dir, resume, accelerator)
+    config = with_precision(config, precision.name)
     if context.is_main:
         run_dir.create_or_check(config, resume=bool(resume))
     accelerator.wait_for_everyone()
@@ -199,8 +206,31 @@ def prepare(
     trainer.stop = stop or trainer.stop
     _check_required(config.runtime, trainer.loader.choice, loss)
     _resume(trainer, resume)
-    _describe(trainer, loss)
+    _describe(trainer, loss, precision)
     return trainer
+
+
+def _settle_precision(
+    config: Config, run_dir: RunDir, resume: str, accelerator: Accelerator
+) -> PrecisionChoice:
+    """What the networks of this run compute in: as asked, as it began, or as rank 0's device can.
+
+    A run that is resumed on another machine keeps what it began with.
+    """
+    asked, found = config.runtime.precision, [PrecisionChoice(name="no", reason="")]
+    if accelerator.is_main_process:
+        begun = _begun_precision(run_dir, resume) if asked == "auto" else None
+        found = [begun or choose_precision(asked, accelerator.device)]
+    return broadcast_object_list(found)[0] if accelerator.num_processes > 1 else found[0]
+
+
+def _begun_precision(run_dir: RunDir, resume: str) -> PrecisionChoice | None:
+    """The precision in the config.toml of the run that goes on; None where there is none."""
+    origin = run_dir if resume in ("", "auto") else RunDir(Path(resume).parent.parent)
+    if not (origin.has_begun and origin.config.is_file()):
+        return None
+    name = load_run_config(origin.config).runtime.precision
+    return None if name == "auto" else PrecisionChoice(name=name, reason="as the run began")
 
 
 def make_student(config: Config, device: torch.device) -> QualityModel:
@@ -214,7 +244,8 @@ def make_student(config: Config, device: torch.device) -> QualityModel:
     )
     load_weights(student.encoder, config.encoder)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    select_attention_impl(student, device, PRECISIONS[config.runtime.precision])
+    precision = choose_precision(config.runtime.precision, device).dtype
+    select_attention_impl(student, device, precision)
     return student
 
 
@@ -257,8 +288,8 @@ def check_network_precision(precision: str, *, has_gpu: bool) -> None:
     """
     if precision == "fp16" and not has_gpu:
         raise ConfigError(
-            "runtime.precision = 'fp16' needs a GPU, and there is none here; set it to 'bf16' or "
-            "'no'"
+            "runtime.precision = 'fp16' needs a GPU, and there is none here; set it to 'auto' "
+            "(bf16 where the processor multiplies in it) or 'no'"
         )
 
 
@@ -402,7 +433,7 @@ def _make_data(
         crops=config.crops,
         saliency=config.saliency,
         hub=config.objective.hub,
-        preprocessing=_make_preprocessing(config),
+        preprocessing=_make_preprocessing(config, context.device),
         context=context,
     )
     evaluated = np.union1d(split.part("val"), split.part(config.evaluation.part))
@@ -447,7 +478,7 @@ def _make_trainer(
         run_dir=run_dir,
         accelerator=accelerator,
         context=context,
-        preprocessing=_make_preprocessing(config),
+        preprocessing=_make_preprocessing(config, context.device),
         shard_set=data.shard_set,
         split=data.split,
         student=wrapped,
@@ -474,7 +505,7 @@ def _make_grad_cache(
         student=student,
         key_teacher=teacher if has_teacher_keys else None,
         accelerator=accelerator,
-        preprocessing=_make_preprocessing(config),
+        preprocessing=_make_preprocessing(config, context.device),
         context=context,
         flip=config.train.flip,
         micro_batch=config.runtime.micro_batch,
@@ -493,9 +524,10 @@ def _make_metrics_logger(config: Config, run_dir: RunDir, context: RankContext) 
     )
 
 
-def _make_preprocessing(config: Config) -> Preprocessing:
+def _make_preprocessing(config: Config, device: torch.device) -> Preprocessing:
     mean, std = find_normalization(config.encoder)
-    return Preprocessing(mean=mean, std=std, precision=PRECISIONS[config.runtime.precision])
+    precision = choose_precision(config.runtime.precision, device).dtype
+    return Preprocessing(mean=mean, std=std, precision=precision)
 
 
 def _make_optimizer(
@@ -637,21 +669,28 @@ def _check_recipe(trainer: Trainer) -> None:
         )
 
 
-def _describe(trainer: Trainer, loss: LossPlan | None) -> None:
+def _describe(trainer: Trainer, loss: LossPlan | None, precision: PrecisionChoice) -> None:
     """Say on what and by what the run works, in one line, and write it into environment.json."""
     choice, device = trainer.loader.choice, trainer.context.device
     if loss is not None:
         announce(loss, already_said=True)
-    trainer.engines = engines_line(device, choice.line, str(loss or "no contrastive loss"))
+    parts = (choice.line, precision.line, str(loss or "no contrastive loss"))
+    trainer.engines = engines_line(device, *parts)
     if not trainer.context.is_main:
         return
     logger.info("%s", trainer.engines)
     logger.info("set %s, split %s", trainer.shard_set.named_version, trainer.split.name)
+    crops = training_crops(trainer.config)
+    views = crops.random + crops.salient
+    warn_of_emulation(
+        trainer.core, precision.dtype, device, size=crops.size, crops=views, learns=True
+    )
     found = describe_environment(
         device,
         world_size=trainer.context.world_size,
         decode=choice.recipe,
         decode_reason=choice.reason,
+        precision=precision.line,
         loss=str(loss or ""),
     )
     text = msgspec.json.format(msgspec.json.encode(found), indent=2)

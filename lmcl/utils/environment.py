@@ -36,7 +36,13 @@ def engines_line(device: torch.device, *parts: str) -> str:
 
 
 def describe_environment(
-    device: torch.device, *, world_size: int, decode: str, decode_reason: str, loss: str
+    device: torch.device,
+    *,
+    world_size: int,
+    decode: str,
+    decode_reason: str,
+    precision: str,
+    loss: str,
 ) -> dict[str, Any]:
     """What a reader must know about where a run happened; becomes environment.json."""
     commit, is_dirty = git_state()
@@ -49,6 +55,7 @@ def describe_environment(
         "world_size": world_size,
         "decode": decode,
         "decode_reason": decode_reason,
+        "precision": precision,
         "loss": loss,
         "git_commit": commit,
         "git_dirty": is_dirty,

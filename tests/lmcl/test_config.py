@@ -10,6 +10,7 @@ from lmcl.config import (
     flatten,
     load_config,
     parse_config,
+    with_precision,
 )
 from lmcl.errors import ConfigError
 
@@ -140,7 +141,10 @@ def test_a_resumed_run_may_change_the_machine_and_not_the_experiment() -> None:
         {"data": {"root": "c", "split": "b"}, "runtime": {"threads": 3, "precision": "bf16"}},
         where="moved",
     )
-    assert binding_differences(ours, moved) == ["runtime.precision: 'no' / 'bf16'"]
+    assert binding_differences(ours, moved) == []
+    assert binding_differences(with_precision(ours, "no"), moved) == [
+        "runtime.precision: 'no' / 'bf16'"
+    ]
 
 
 @pytest.mark.parametrize(
