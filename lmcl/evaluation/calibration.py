@@ -261,30 +261,53 @@ def read_meaning(folder: Path) -> Meaning | None:
     if not path.exists():
         return None
     try:
-        data = read_regular(path, limit_bytes=MOST_BYTES)
-        calibration = parse_calibration(data)
-        neighbours = _read_neighbours(folder / NEIGHBOURS, calibration.distances)
-    except (ValueError, KeyError, TypeError, ShardError, SafetensorError) as error:
+        return parse_meaning(read_regular(path, limit_bytes=MOST_BYTES), read_neighbours(folder))
+    except (ValueError, ShardError) as error:
         raise LmclError(
             f"{printable(path)}: is no calibration of this version ({printable(error)}); make it "
             f"anew by `lmcl calibrate RUN`, or remove it to score without",
             exit_code=5,
         ) from error
+
+
+def read_neighbours(folder: Path) -> bytes:
+    """Bytes of a model folder's file of training embeddings; none where there is no such file.
+
+    Raises:
+        ShardError: If it is no regular file, or larger than one can be.
+    """
+    path = folder / NEIGHBOURS
+    return read_regular(path, limit_bytes=_MOST_NEIGHBOUR_BYTES) if path.exists() else b""
+
+
+def parse_meaning(data: bytes, neighbours: bytes) -> Meaning:
+    """A calibration and the embeddings it compares with, of the bytes of their two files.
+
+    Raises:
+        ValueError: If they are none that training has written, or do not belong together.
+    """
+    calibration = parse_calibration(data)
     return Meaning(
-        calibration=calibration, neighbours=neighbours, digest=hashlib.sha256(data).hexdigest()
+        calibration=calibration,
+        neighbours=_embeddings(neighbours, calibration.distances),
+        digest=hashlib.sha256(data).hexdigest(),
     )
 
 
-def _read_neighbours(path: Path, distances: Distances | None) -> NDArray[np.float32]:
+def _embeddings(data: bytes, distances: Distances | None) -> NDArray[np.float32]:
     if distances is None:
         return np.zeros((0, 0), dtype=np.float32)
-    data = read_regular(path, limit_bytes=_MOST_NEIGHBOUR_BYTES)
     if hashlib.sha256(data).hexdigest() != distances.sha256:
-        raise ValueError(f"{path.name} is not the file it was made with")
-    found = safetensors.numpy.load(data).get(_TENSOR)
+        raise ValueError(
+            f"{NEIGHBOURS} is {'not the file it was made with' if data else 'missing'}"
+        )
+    try:
+        found = safetensors.numpy.load(data).get(_TENSOR)
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{NEIGHBOURS}: {error}") from error
     if found is None or found.ndim != 2 or found.dtype != np.float16 or not found.size:
-        raise ValueError(f"{path.name} holds no embeddings")
+        raise ValueError(f"{NEIGHBOURS} holds no embeddings")
     values: NDArray[np.float32] = found.astype(np.float32)
     if not np.all(np.isfinite(values)):
-        raise ValueError(f"{path.name} holds values that are not finite")
+        raise ValueError(f"{NEIGHBOURS} holds values that are not finite")
     return values

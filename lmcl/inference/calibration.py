@@ -23,7 +23,6 @@ from lmcl.evaluation.calibration import (
     Meaning,
     percentiles,
     prediction_interval,
-    read_meaning,
 )
 from lmcl.evaluation.conformal import check_confidence
 from lmcl.inference.scores_file import note_path, read_note, read_rows
@@ -158,29 +157,34 @@ DEFAULT_READING = Reading()
 
 
 def make_interpreter(
-    folder: Path, reading: Reading, *, scale: ScoreScale, fingerprint: str, width: int
+    meaning: Meaning | None,
+    place: Path,
+    reading: Reading,
+    *,
+    scale: ScoreScale,
+    fingerprint: str,
+    width: int,
 ) -> Interpreter | None:
-    """What reads a model's scores; None for a model folder without calibration.
+    """What reads a model's scores; None for a model without calibration.
 
     Args:
-        folder: The model folder.
+        meaning: The model's calibration.
+        place: The model folder or the exported file, for messages.
         reading: As it was asked for.
         scale: Of the training set.
         fingerprint: Of the model, as in a scores file's origin.
         width: Numbers of an embedding.
 
     Raises:
-        LmclError: If the calibration is damaged or of another model (5), or is asked for and
-            missing (2).
+        LmclError: If the calibration is of another model (5), or is asked for and missing (2).
     """
-    meaning = read_meaning(folder)
     if meaning is None:
         if reading.needs_calibration:
-            raise LmclError(f"{reading.needs_calibration}: {uncalibrated(folder)}", exit_code=2)
+            raise LmclError(f"{reading.needs_calibration}: {uncalibrated(place)}", exit_code=2)
         return None
     if meaning.neighbours.size and meaning.neighbours.shape[1] != width:
         raise LmclError(
-            f"{printable(folder)}: its calibration has embeddings of "
+            f"{printable(place)}: its calibration has embeddings of "
             f"{meaning.neighbours.shape[1]} numbers, its model of {width}; make it anew by `lmcl "
             "calibrate RUN`, or remove it to score without",
             exit_code=5,
@@ -197,7 +201,7 @@ def make_interpreter(
 
 
 def adaptive_rule(
-    folder: Path, reading: Reading, interpreter: Interpreter | None
+    place: Path, reading: Reading, interpreter: Interpreter | None
 ) -> AdaptiveRule | None:
     """When to stop looking at an image's crops; None: never.
 
@@ -209,7 +213,7 @@ def adaptive_rule(
     rule = interpreter.meaning.calibration.crops
     if rule is None:
         raise LmclError(
-            f"--crops adaptive: no rule with fewer crops kept the order of {printable(folder)} on "
+            f"--crops adaptive: no rule with fewer crops kept the order of {printable(place)} on "
             "the val part (or there was none); score with --crops all",
             exit_code=2,
         )
@@ -220,11 +224,14 @@ def _known(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def uncalibrated(folder: Path) -> str:
-    """The sentence about a model folder without a calibration."""
+def uncalibrated(place: Path) -> str:
+    """The sentence about a model folder or an exported file without a calibration."""
+    exported = place.suffix == ".onnx"
+    again = ", then export it again" if exported else ""
     return (
-        f"{printable(folder)}: has no {CALIBRATION}, so scores come without percentile, interval "
-        "and `unusual`; `lmcl calibrate RUN` makes one where the run's set is at hand"
+        f"{printable(place)}: has no {'calibration' if exported else CALIBRATION}, so scores come "
+        "without percentile, interval and `unusual`; `lmcl calibrate RUN` makes one where the "
+        f"run's set is at hand{again}"
     )
 
 

@@ -4,12 +4,13 @@
 qualities come out, and its metadata say how crops are cut and what the numbers mean.
 """
 
+import base64
 import ctypes
 import importlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lmcl.errors import LmclError
+from lmcl.evaluation.calibration import Meaning, parse_meaning
 from lmcl.inference.adaptive_scoring import CropOutputs
 from lmcl.models.folders import fingerprint_of
 from pipeline.boxes import CropConfig
@@ -73,6 +75,23 @@ class ExportedCard:
     """The model folder's calibration.json; null if it has none."""
     sha256: str
     """Of the model folder: sha256 of the sha256s of config.json and model.safetensors."""
+    calibration_sha256: str = ""
+    """Of calibration.json; empty if there is none."""
+    neighbours: str = ""
+    """The model folder's neighbours.safetensors in base64; empty if there is none."""
+
+    @property
+    def meaning(self) -> Meaning | None:
+        """What scores mean; None: the model had no calibration when it was exported.
+
+        Raises:
+            ValueError: If it is none that an export has written.
+        """
+        if self.calibration is None or not self.calibration_sha256:
+            return None
+        data = json.dumps(self.calibration).encode()
+        found = parse_meaning(data, base64.b64decode(self.neighbours, validate=True))
+        return replace(found, digest=self.calibration_sha256)
 
     @property
     def crops(self) -> CropConfig:
@@ -228,8 +247,8 @@ class OnnxEngine:
                 exit_code=4,
             ) from error
         options = onnxruntime.SessionOptions()
-        # Warnings of its optimiser are of no use to whoever scores.
-        options.log_severity_level = 3
+        # Its errors come as exceptions; in its log they hold the file's text as it is.
+        options.log_severity_level = 4
         try:
             return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's classes are of its C++ side
@@ -243,6 +262,7 @@ def _card_of(entries: Mapping[str, str], file: Path) -> ExportedCard:
         pixels = card.crops.evaluation * card.crops.size**2
         if pixels > _MOST_CROP_PIXELS or not card.score.is_known:
             raise ValueError(f"{pixels:,} pixels of crops, scale {card.score.description}")
+        _ = card.meaning
     except (ValueError, RecursionError, AttributeError) as error:
         raise _no_model(file, f"its metadata: {printable(error, 300)}") from error
     if card.lmcl_format > FORMAT_VERSION:

@@ -1,13 +1,15 @@
 """What an exported ONNX file carries besides the network: metadata, eight bits, a program."""
 
+import base64
+import hashlib
 import importlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from lmcl.errors import LmclError
+from lmcl.evaluation.calibration import CALIBRATION, MOST_BYTES, read_meaning, read_neighbours
 from lmcl.inference.onnx_engine import FORMAT_VERSION, GRID_RULE, ExportedCard
 from lmcl.inference.scorer import Scorer
 from lmcl.utils.files import write_atomic
@@ -16,9 +18,6 @@ from shards.source_files import read_regular
 
 logger = logging.getLogger(__name__)
 
-CALIBRATION = "calibration.json"
-"""File of a model folder that says how sure its scores are."""
-_MOST_CALIBRATION_BYTES = 1 << 24
 _PROGRAM = Path(__file__).with_name("onnx_program.txt")
 
 
@@ -35,7 +34,7 @@ def complete_onnx(
     onnx = _package("onnx", file)
     model = onnx.load(file)
     del model.metadata_props[:]
-    for name, value in _card(scorer, folder, precision).metadata().items():
+    for name, value in exported_card(scorer, folder, precision).metadata().items():
         model.metadata_props.add(key=name, value=value)
     onnx.save(model, file)
 
@@ -58,8 +57,15 @@ def write_program(file: Path, crops: CropConfig) -> Path | None:
     return program
 
 
-def _card(scorer: Scorer, folder: Path, precision: Literal["float32", "int8"]) -> ExportedCard:
+def exported_card(
+    scorer: Scorer, folder: Path, precision: Literal["float32", "int8"]
+) -> ExportedCard:
+    """What a file says about the model it is made of."""
     card, crops, scale = scorer.card, scorer.card.crops, scorer.scale
+    # A damaged calibration stops the export as it stops scoring.
+    data = (
+        read_regular(folder / CALIBRATION, limit_bytes=MOST_BYTES) if read_meaning(folder) else b""
+    )
     return ExportedCard(
         lmcl_format=FORMAT_VERSION,
         mean=card.mean,
@@ -77,15 +83,11 @@ def _card(scorer: Scorer, folder: Path, precision: Literal["float32", "int8"]) -
         training_set=card.training_set,
         decoder=card.decode,
         precision=precision,
-        calibration=_calibration(folder / CALIBRATION),
+        calibration=json.loads(data) if data else None,
+        calibration_sha256=hashlib.sha256(data).hexdigest() if data else "",
+        neighbours=base64.b64encode(read_neighbours(folder)).decode() if data else "",
         sha256=scorer.fingerprint,
     )
-
-
-def _calibration(file: Path) -> Any:
-    if not os.path.lexists(file):
-        return None
-    return json.loads(read_regular(file, limit_bytes=_MOST_CALIBRATION_BYTES, follow_links=False))
 
 
 def _quantize(file: Path) -> None:

@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 
 from lmcl.errors import LmclError
 from lmcl.evaluation.adaptive import AdaptiveRule
-from lmcl.evaluation.calibration import spread_of
+from lmcl.evaluation.calibration import Meaning, read_meaning, spread_of
 from lmcl.inference.adaptive_scoring import SeenCrops, look_adaptively, look_at_all
 from lmcl.inference.arrays import as_array, is_array_like, rgb_pixels
 from lmcl.inference.calibration import (
@@ -536,8 +536,10 @@ def open_scorer(
     others = "--boxes" if boxes else "--decode gpu" if decode.decode == "gpu" else ""
     exported = open_export(folder, engine, device=device, precision=precision, needs_torch=others)
     if exported is not None:
-        home = exported.home(folder)
-        meant = _meant(home, reading, exported.card.score, exported.card.sha256, exported.width)
+        card, home = exported.card, exported.home(folder)
+        # The folder's calibration may be newer than the file; the file has its own elsewhere.
+        meaning = read_meaning(home) or card.meaning
+        meant = _meant(meaning, home, reading, card.score, card.sha256, exported.width)
         return Scorer(exported, decode=decode, **meant)
     import torch
 
@@ -550,7 +552,8 @@ def open_scorer(
     if torch.device(chosen).index is not None and torch.device(chosen).type == "cuda":
         # Kernels and DALI go to the current device; it must be the one that was named.
         torch.cuda.set_device(chosen)
-    meant = _meant(folder, reading, released.card.score, fingerprint, released.model.encoder.width)
+    scale, width = released.card.score, released.model.encoder.width
+    meant = _meant(read_meaning(folder), folder, reading, scale, fingerprint, width)
     try:
         return Scorer(
             released,
@@ -565,16 +568,21 @@ def open_scorer(
 
 
 def _meant(
-    folder: Path, reading: Reading, scale: ScoreScale, fingerprint: str, width: int
+    meaning: Meaning | None,
+    place: Path,
+    reading: Reading,
+    scale: ScoreScale,
+    fingerprint: str,
+    width: int,
 ) -> dict[str, Any]:
-    """Arguments of `Scorer` that say what scores mean, from a model folder's calibration."""
+    """Arguments of `Scorer` that say what scores mean, from a model's calibration."""
     interpreter = make_interpreter(
-        folder, reading, scale=scale, fingerprint=fingerprint, width=width
+        meaning, place, reading, scale=scale, fingerprint=fingerprint, width=width
     )
     return {
         "interpreter": interpreter,
-        "what_scores_mean": uncalibrated(folder),
-        "adaptive": adaptive_rule(folder, reading, interpreter),
+        "what_scores_mean": uncalibrated(place),
+        "adaptive": adaptive_rule(place, reading, interpreter),
     }
 
 

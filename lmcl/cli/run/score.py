@@ -46,6 +46,8 @@ from shards.side_files import LeftOut, PathFilter
 from shards.text import printable
 
 _FAILED = 3
+_MANY = 200
+"""Images from which on the time an export takes comes back."""
 _LONGEST_LINE = 1 << 16
 
 
@@ -142,7 +144,8 @@ def score_files(
             below=below, move_to=move_to, dry_run=dry_run, sheet=sheet, describe=describe
         )
         tables = TableOptions(path_column=path_column, images=images, tell=_note)
-        listing = _Listing(tables=tables, files=PathFilter(include=include, exclude=exclude))
+        files = PathFilter(include=include, exclude=exclude)
+        listing = _Listing(tables=tables, files=files, model=printable(model), engine=engine)
         failed = _score(scorer, paths, options, after, listing)
     if failed:
         sys.exit(_FAILED)
@@ -154,7 +157,15 @@ class _Listing:
 
     tables: TableOptions
     files: PathFilter
+    model: str
+    """As it was asked for, for messages."""
+    engine: EngineName
     others: LeftOut = field(default_factory=LeftOut)
+
+    def is_slow(self, scorer: Scorer) -> bool:
+        """Whether PyTorch scores on a processor although nobody asked for it."""
+        by_torch = scorer.engine.name == "torch" and scorer.device.type == "cpu"
+        return by_torch and self.engine == "auto" and scorer.precision == "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +217,11 @@ def _score(
             others=listing.others,
         ),
     )
+    if listing.is_slow(scorer) and len(items) >= _MANY:
+        _note(
+            f"{len(items):,} images by PyTorch on a processor; `lmcl export {listing.model} "
+            "--format onnx` writes a file once by which this command takes a fraction of the time"
+        )
     with hold_output(scorer, output):
         summary = score_held(scorer, items, options)
         if int(os.environ.get("RANK", "0")) == 0:

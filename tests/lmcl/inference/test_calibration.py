@@ -1,6 +1,7 @@
 """What scores mean, by the main command: percentile, interval, unusual, rules, adaptive crops."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -89,6 +90,60 @@ def test_every_row_says_what_its_score_means(
         assert "unlike the training images" in row.note
     assert f"{len(found)} with a note" in done.output
     assert "percentile: among 200 training images of demo" in done.output
+
+
+def test_an_exported_file_says_the_same_wherever_it_lies(
+    calibrated: Path, photos: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from lmcl.cli.export import command as export_command
+
+    alone = tmp_path / "elsewhere" / "sold.onnx"
+    made = [str(calibrated), "--format", "onnx", "--output", str(alone)]
+    assert CliRunner().invoke(export_command, made, catch_exceptions=False).exit_code == 0
+    for name, model, more in (
+        ("folder", calibrated, ["--engine", "torch"]),
+        ("file", alone, []),
+        ("fewer", alone, ["--crops", "adaptive"]),
+    ):
+        done = score(photos, *more, model=model, output=tmp_path / f"{name}.csv")
+        assert done.exit_code == 0, done.output
+        assert "percentile: among 200 training images of demo" in done.output
+    for row, other in zip(rows(tmp_path / "folder.csv"), rows(tmp_path / "file.csv"), strict=True):
+        for name in MEANING:
+            assert float(other[name]) == pytest.approx(float(row[name]), abs=1e-3), name
+    used = [int(row["crops_used"]) for row in rows(tmp_path / "fewer.csv")]
+    assert min(used) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("calibration", {"population": "no"}), ("neighbours", "%%%"), ("neighbours", "AAAA")],
+)
+def test_a_forged_calibration_in_an_exported_file_is_a_sentence(
+    calibrated: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    from lmcl.inference.onnx_file import exported_card
+
+    opened = lmcl.load(calibrated, device="cpu")
+    card = dataclasses.replace(exported_card(opened, calibrated, "float32"), **{field: value})
+    there, back = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])
+        for name in ("crops", "quality")
+    )
+    same = onnx.helper.make_node("Identity", ["crops"], ["quality"])
+    graph = onnx.helper.make_graph([same], "same", [there], [back])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    for name, text in card.metadata().items():
+        model.metadata_props.add(key=name, value=text)
+    file = tmp_path / "forged.onnx"
+    onnx.save(model, file)
+    with pytest.raises(LmclError, match="its metadata") as refused:
+        lmcl.load(file)
+    assert refused.value.exit_code == 5
 
 
 def test_a_wider_confidence_is_a_wider_interval(

@@ -1,5 +1,6 @@
 """An exported model scores by onnxruntime alone, and only where it is the model that was meant."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -167,6 +168,24 @@ def test_the_engine_follows_what_is_there_and_what_was_asked(
 ) -> None:
     asked = {"device": "cpu", "precision": "float32"} | changes
     assert (open_export(run, engine, **asked) is not None) is is_exported
+
+
+@pytest.mark.parametrize(("engine", "count", "said"), [
+    ("auto", 3, True), ("auto", 2, False), ("torch", 3, False),
+])  # fmt: skip
+def test_many_images_by_torch_on_a_processor_are_told_of_the_faster_way(
+    make_model, kinds, tmp_path, monkeypatch, capsys, engine, count, said
+) -> None:
+    model = tmp_path / "model"
+    make_model(model, crops=CROPS)
+    monkeypatch.setattr("lmcl.cli.run.score._MANY", 3)
+    photos = [str(path) for path in sorted(kinds.iterdir())[:count]]
+    output = ["--output", str(tmp_path / "s.csv"), "--device", "cpu", "--no-progress"]
+    with contextlib.suppress(SystemExit):
+        main(["score", *photos, "--model", str(model), "--engine", engine, *output])
+    told = capsys.readouterr()
+    assert "0 failed" in told.out
+    assert (f"`lmcl export {model} --format onnx`" in told.err) == said
 
 
 def test_a_gpu_is_torchs(run, monkeypatch) -> None:
