@@ -106,6 +106,10 @@ class EvaluationConfig:
     test part (method.md, trap 1)."""
     batch_size: int = 32
     """Images per rank and forward pass."""
+    probe: Literal["auto", "always", "never"] = "auto"
+    """Whether the run ends with a ridge on its encoder's frozen features, which the report shows
+    beside the trained figure (`lmcl probe`). `auto`: if the crops it looks at are at most a quarter
+    of those the run learns from; `lmcl probe RUN` makes one at any time."""
 
     def __post_init__(self) -> None:
         check_bounds("evaluation", self, least={"batch_size": 1}, most={"batch_size": 10**5})
@@ -234,7 +238,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     tree = _read_tree(find_config(path), above=())
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse_config(tree, where=str(path))
 
 
@@ -359,10 +363,11 @@ def flatten(config: Config) -> dict[str, str]:
 def binding_differences(ours: Config, theirs: Config) -> list[str]:
     """Those in fields that decide what a run is: what a resumed run may not change.
 
-    Where the data lie, how the machine is used (but for the precision) and which epoch is chosen in
-    the end may change. A precision left to `auto` is the one the run began with.
+    Where the data lie, how the machine is used (but for the precision), which epoch is chosen in
+    the end and whether a probe is made then may change. A precision left to `auto` is the one the
+    run began with.
     """
-    free = ("runtime.", "data.root:", "data.cache:", "evaluation.select:")
+    free = ("runtime.", "data.root:", "data.cache:", "evaluation.select:", "evaluation.probe:")
     is_asked = ours.runtime.precision != "auto"
     return [
         line
@@ -471,7 +476,12 @@ def _merged(below: dict[str, Any], upon: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Change one field of a parsed configuration, as `--set KEY=VALUE` does.
+
+    Raises:
+        ConfigError: If it is no `key=value`, or the key leads through a value.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: expected key=value, e.g. --set train.epochs=3")

@@ -66,6 +66,7 @@ COVERED_BY = {
     "lmcl/models/test_quality_model.py": (
         "lmcl/models: attention conv_vit encoder factory vit weights"
     ),
+    "lmcl/cli/test_probe.py": "lmcl: evaluation/probe training/probe training/student",
     "lmcl/report/test_gmad.py": "lmcl: cli/gmad",
     "lmcl/report/test_discrimination.py": "lmcl: cli/report",
     "lmcl/report/test_compare.py": "lmcl/report: compare_page matrix",

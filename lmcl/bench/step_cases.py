@@ -27,7 +27,8 @@ from lmcl.bench.workers import Workers
 from lmcl.config import Config
 from lmcl.models.preprocess import Preprocessing, autocast
 from lmcl.training.checkpoint import Position
-from lmcl.training.setup import make_student, prepare
+from lmcl.training.setup import prepare
+from lmcl.training.student import make_student
 from lmcl.training.trainer import Trainer, training_crops
 from lmcl.utils.environment import engines_line
 

@@ -18,6 +18,7 @@ _ELSEWHERE = {
         "Write a model as torch.export program or ONNX, with parity.",
     ),
     "gmad": ("lmcl.cli.gmad", "Pairs of images on which two models contradict each other."),
+    "probe": ("lmcl.cli.probe", "A ridge on frozen features: the floor training must beat."),
     "score": ("lmcl.cli.score", "Score images, folders, tables and shards; filter by quality."),
     "report": ("lmcl.cli.report", "Write or compare reports of finished runs."),
     "saliency": ("lmcl.cli.saliency", "Draw where a model looks in photographs."),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int32, Int64
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmcl.distributed import RankContext
 from lmcl.errors import ConfigError
@@ -270,15 +270,10 @@ class FeatureCacheBuilder:
         recipe: str,
     ) -> str:
         """Everything the features depend on, as a file name."""
-        digest = hashlib.sha256(self.shard_set.samples.sha256[ids].tobytes())
-        for array in (ids, boxes):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        for name, tensor in sorted(self.stem.layers.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        pixels = _preprocessing_key(self.preprocessing)
+        # In the order of earlier versions, so that theirs are found.
+        pixels = preprocessing_key(self.preprocessing)
         rest = (mode, crops.size, crops.short_side or crops.max_side, recipe, pixels, self.stem.key)
-        digest.update(repr(rest).encode())
-        return digest.hexdigest()[:20]
+        return feature_key(self.shard_set, ids, boxes, layers=self.stem.layers, rest=rest)
 
     def _view_crops(self) -> CropConfig:
         return replace(self.crops, size=self.saliency.view, salient=False)
@@ -288,7 +283,25 @@ class FeatureCacheBuilder:
         return scaled_sizes(samples.height[ids], samples.width[ids], self.crops)
 
 
-def _preprocessing_key(preprocessing: Preprocessing) -> str:
+def feature_key(
+    shard_set: ShardSet,
+    ids: NDArray[np.int64],
+    boxes: NDArray[np.int32],
+    *,
+    layers: nn.Module,
+    rest: tuple[object, ...],
+) -> str:
+    """A hash of what features depend on: images, places, weights, and the `rest`."""
+    digest = hashlib.sha256(shard_set.samples.sha256[ids].tobytes())
+    for array in (ids, boxes):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for name, tensor in sorted(layers.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    digest.update(repr(rest).encode())
+    return digest.hexdigest()[:20]
+
+
+def preprocessing_key(preprocessing: Preprocessing) -> str:
     """Part of a cache's file name, spelled as earlier versions did, so that theirs are found."""
     return (
         f"Pixels(mean={preprocessing.mean}, std={preprocessing.std}, "

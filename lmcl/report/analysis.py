@@ -13,6 +13,7 @@ from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate
 from lmcl.evaluation.predictions import NO_LEVEL, Predictions
 from lmcl.evaluation.scope import ON_THEMSELVES, Scope
 from lmcl.report.discrimination import PairAnalysis, analyse_pairs
+from lmcl.report.floor import Floor, compare_with_probe
 from lmcl.report.intervals import Coverage, coverages
 from lmcl.report.run import RunData
 
@@ -83,6 +84,8 @@ class Analysis:
     """Whether predictions tell apart what people can tell apart."""
     coverages: tuple[Coverage, ...]
     """How often people's scores lie in the intervals: over all images, then inside portions."""
+    floor: Floor
+    """A ridge on the same frozen features, or why there is none."""
     best: NDArray[np.int64]
     """Rows of the smallest absolute errors, smallest first."""
     worst: NDArray[np.int64]
@@ -122,6 +125,13 @@ def analyse(run: RunData, *, pictures: int = 16, ratings: int | None = None) -> 
             if name != run.part
         ),
         pairs=analyse_pairs(p, run.set_name, ratings=ratings),
+        floor=compare_with_probe(
+            p,
+            run.probe,
+            part=run.part,
+            split_hash=run.protocol.get("split_hash", ""),
+            root=run.root,
+        ),
         best=spread_over_groups(order, p.group)[:pictures],
         worst=spread_over_groups(order[::-1], p.group)[:pictures],
         coverages=tuple(coverages(p, [(q.kind, q.name) for q in portions])),

@@ -22,6 +22,7 @@ from lmcl.errors import LmclError
 from lmcl.evaluation.predictions import Predictions, read_predictions
 from lmcl.evaluation.scope import Scope, parse_scope
 from lmcl.evaluation.threshold import THRESHOLDS, ThresholdRule, parse_rules
+from lmcl.report.floor import Probe, read_probe
 from lmcl.report.run_files import (
     MAX_TABLE_BYTES,
     RunFileError,
@@ -105,6 +106,8 @@ class RunData:
     """Names of the files in `attention/`; `<id>.png` is an image's attention map."""
     rules: tuple[ThresholdRule, ...]
     """Thresholds of the model folder."""
+    probe: Probe
+    """What `lmcl probe` left."""
     missing: tuple[str, ...]
     """Sentences about what the folder does not hold, or holds and is not read."""
 
@@ -147,6 +150,7 @@ def read_run(root: Path) -> RunData:
         thumbs=_picture_names(root, "thumbs", missing),
         attention=_picture_names(root, "attention", missing),
         rules=_read_rules(root, missing),
+        probe=read_probe(root),
         missing=(),
     )
     return dataclasses.replace(run, missing=(*missing, *_missing_pictures(run)))

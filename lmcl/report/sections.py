@@ -46,6 +46,16 @@ class HeadlineView:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FloorView:
+    """The model's row and the ridge's."""
+
+    rows: Sequence[tuple[str, Evaluation]]
+    axis: tuple[float, float]
+    """Of the drawn intervals."""
+    method: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AgreementView:
     """Scatter, residuals, and the buttons that filter them."""
 
@@ -122,6 +132,7 @@ def run_sections(a: Analysis, pictures: Pictures) -> list[Section]:
     """All sections of a run's page that have something to show."""
     every = (
         headline(a),
+        floor(a),
         agreement(a),
         portions(a),
         intervals(a),
@@ -159,6 +170,29 @@ def headline(a: Analysis) -> Section | None:
             protocol=_own_protocol(a),
             published=published,
             axis=axis,
+        ),
+    )
+
+
+def floor(a: Analysis) -> Section:
+    """The trained model beside a ridge on its encoder's frozen features; or how to make one."""
+    key, title, found = "floor", "What training adds", a.floor
+    facts, ridge = found.facts, found.evaluation
+    if facts is None or ridge is None:
+        return Section(key=key, title=title, note=f"Not shown: {found.reason}.")
+    kind = "a ridge" if facts.ridge.width is None else "a kernel ridge"
+    rows = [(a.run.name, a.evaluation), (f"{kind} on the frozen features", ridge)]
+    return Section(
+        key=key,
+        title=title,
+        note=found.words,
+        template="run/floor.html",
+        view=FloorView(
+            rows=rows,
+            axis=interval_axis([a.evaluation, ridge]),
+            method=f"{facts.features} features of {facts.encoder} (weights {facts.weights}), means "
+            f"and deviations over {facts.crops}; penalty and kernel chosen by "
+            f"{facts.ridge.folds} folds of the {facts.train} training images.",
         ),
     )
 

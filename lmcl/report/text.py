@@ -89,6 +89,7 @@ def _results(a: Analysis) -> dict[str, Any]:
             for c in a.coverages
         ],
         "weakness": weakness(a.run.headline, a.portions, a.run.scale),
+        "floor": a.floor.to_json(),
         "others": [
             {
                 "name": o.name,

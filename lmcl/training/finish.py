@@ -19,9 +19,11 @@ from lmcl.evaluation.results import (
     to_pretty_json,
     write_pictures,
 )
+from lmcl.evaluation.significance import Difference
 from lmcl.models.pretrained import ModelCard, save_model
 from lmcl.models.quality_model import QualityModel
 from lmcl.training.checkpoint import best_path, load_tensors
+from lmcl.training.probe import Probed, difference_words, probe_at_end
 from lmcl.training.trainer import Trainer
 from lmcl.utils.files import write_atomic
 
@@ -37,13 +39,16 @@ class Outcome:
     part: str
     evaluation: Evaluation
     is_main: bool
+    probe: Difference | None = None
+    """How far it is ahead of a ridge on its encoder's frozen features, if one was made."""
 
     def summary(self) -> str:
         """The figures and where to look, for the terminal."""
         found = self.evaluation
+        floor = f"\n{difference_words(self.probe)}" if self.probe else ""
         return (
             f"{self.part}: SRCC {found.srcc:.4f}  PLCC {found.plcc_raw:.4f}  "
-            f"({found.n} images)\nreport: {self.folder / 'report.html'}"
+            f"({found.n} images){floor}\nreport: {self.folder / 'report.html'}"
         )
 
 
@@ -55,6 +60,7 @@ def write_outcome(trainer: Trainer) -> Outcome:
     judged = {name: _predict(trainer, model, name) for name in parts}
     calibration, neighbours = _calibrate(trainer, model, judged.get("val"))
     maps = _compute_saliency(trainer, model, part)
+    probed = None
     evaluations = {
         name: evaluate_predictions(trainer.shard_set, found) for name, found in judged.items()
     }
@@ -75,6 +81,7 @@ def write_outcome(trainer: Trainer) -> Outcome:
         save_model(trainer.run_dir.model, model, _card(trainer, evaluations[part]))
         write_calibration(trainer.run_dir.model, calibration, neighbours)
         write_pictures(trainer.run_dir.root, trainer.shard_set, judged[part], maps)
+        probed = _probe(trainer)
         _write_report(trainer)
     trainer.accelerator.wait_for_everyone()
     return Outcome(
@@ -82,6 +89,7 @@ def write_outcome(trainer: Trainer) -> Outcome:
         part=part,
         evaluation=evaluations[part],
         is_main=trainer.context.is_main,
+        probe=probed.difference if probed else None,
     )
 
 
@@ -193,6 +201,16 @@ def _card(trainer: Trainer, evaluation: Evaluation) -> ModelCard:
         test_srcc=evaluation.srcc,
         test_plcc=evaluation.plcc_raw,
         note=_SYNTHETIC if trainer.shard_set.name == "demo" else "",
+    )
+
+
+def _probe(trainer: Trainer) -> Probed | None:
+    return probe_at_end(
+        trainer.config,
+        trainer.shard_set,
+        trainer.split,
+        context=trainer.context,
+        run=trainer.run_dir.root,
     )
 
 

@@ -40,12 +40,7 @@ from lmcl.models.factory import make_encoder
 from lmcl.models.normalization import find_normalization
 from lmcl.models.precision import PrecisionChoice, choose_precision, warn_of_emulation
 from lmcl.models.preprocess import Preprocessing
-from lmcl.models.quality_model import (
-    QualityModel,
-    enable_gradient_checkpointing,
-    select_attention_impl,
-)
-from lmcl.models.weights import load_weights
+from lmcl.models.quality_model import QualityModel, enable_gradient_checkpointing
 from lmcl.training.checkpoint import (
     State,
     best_path,
@@ -60,6 +55,7 @@ from lmcl.training.init_from import start_from_model
 from lmcl.training.logger import CollapseWatch, MetricsLogger
 from lmcl.training.run_dir import RunDir
 from lmcl.training.signals import InterruptedRunError, StopSignal, stop_on_signals
+from lmcl.training.student import make_student
 from lmcl.training.trainer import Trainer, training_crops
 from lmcl.utils.environment import describe_environment, engines_line
 from lmcl.utils.files import write_atomic
@@ -231,22 +227,6 @@ def _begun_precision(run_dir: RunDir, resume: str) -> PrecisionChoice | None:
         return None
     name = load_run_config(origin.config).runtime.precision
     return None if name == "auto" else PrecisionChoice(name=name, reason="as the run began")
-
-
-def make_student(config: Config, device: torch.device) -> QualityModel:
-    """The model of a run as it is before the first step, laid out as the device likes it."""
-    torch.manual_seed(config.train.seed)
-    student = QualityModel(
-        config.encoder,
-        config.decoder,
-        crop_size=config.crops.size,
-        view_size=config.saliency.view,
-    )
-    load_weights(student.encoder, config.encoder)
-    student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    precision = choose_precision(config.runtime.precision, device).dtype
-    select_attention_impl(student, device, precision)
-    return student
 
 
 def _make_ranks(config: Config, *, progress: bool) -> tuple[Accelerator, RankContext]:
