@@ -14,6 +14,9 @@ QUICK := tests/test_layout.py tests/test_names.py \
   tests/lmcl/test_configs.py tests/lmcl/cli/test_main.py tests/lmcl/training/test_checkpoint.py \
   tests/lmcl/training/test_logger.py tests/lmcl/test_before_move.py
 
+# Tests start many processes: without compiled modules each of them compiles lmcl again.
+quick test test-slow test-gpu smoke: export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed

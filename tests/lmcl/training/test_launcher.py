@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,11 @@ from lmcl.errors import ConfigError
 from lmcl.training.checkpoint import list_checkpoints, read_newest
 from lmcl.training.launcher import LAUNCHER_ENVIRONMENT, asked, launcher_command
 from shards.exit_codes import report_errors
+from tests import warm
 
 REPO = Path(__file__).resolve().parents[3]
+LAUNCH = "accelerate.commands.launch"
+"""Looks for itself among the processes' command lines, and starts Pythons: never a warm one."""
 
 
 def command(
@@ -32,7 +36,7 @@ def command(
     launch = [sys.executable, "train.py"]
     if processes > 1:
         launch = [
-            *[sys.executable, "-m", "accelerate.commands.launch"],
+            *[sys.executable, "-m", LAUNCH],
             *["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"],
             *["--main_process_port", str(port), "--dynamo_backend", "no", "train.py"],
         ]
@@ -43,11 +47,10 @@ def command(
     ]
 
 
-def run(arguments: list[str], *, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        arguments, cwd=REPO, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    if LAUNCH in arguments:
+        return subprocess.run(arguments, cwd=REPO, capture_output=True, text=True, timeout=240)
+    return warm.run(arguments, cwd=REPO, capture_output=True, timeout=240)
 
 
 def finish(arguments: list[str]) -> str:
@@ -76,11 +79,11 @@ def untouched(changes: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def start(arguments: list[str]) -> "subprocess.Popen[str] | warm.Warm":
+    start_one = subprocess.Popen if LAUNCH in arguments else warm.start
+    return start_one(
         arguments,
         cwd=REPO,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -88,7 +91,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_steps(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+def wait_for_steps(process: subprocess.Popen[str] | warm.Warm, folder: Path, count: int) -> None:
     log = folder / "log.jsonl"
     while process.poll() is None:
         if log.exists() and len(log.read_text().splitlines()) >= count:
@@ -170,21 +173,28 @@ def test_a_closed_terminal_stops_a_run_after_a_checkpoint(
     """As when a window is closed: the terminal is gone while bars are written to it."""
     folder = tmp_path / "stopped"
     words = [word for word in command(changes, folder) if word != "--no-progress"]
-    log = str(folder / "log.jsonl")
     code = (
-        "import os, pty, select, sys\n"
-        "log, words = sys.argv[1], sys.argv[2:]\n"
-        "pid, terminal = pty.fork()\n"
-        "if not pid:\n"
-        "    os.execv(words[0], words)\n"
-        "while not (os.path.exists(log) and os.path.getsize(log)):\n"
-        "    if select.select([terminal], [], [], 0.01)[0]:\n"
-        "        os.read(terminal, 65536)\n"
-        "os.close(terminal)\n"
-        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "import fcntl, runpy, sys, termios\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    done = run([sys.executable, "-c", code, log, *words])
-    assert done.stdout.strip() == "130", done.stderr
+    window, terminal = os.openpty()
+    process = warm.start(
+        [sys.executable, "-c", code, *words[1:]],
+        cwd=REPO,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    log = folder / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        if select.select([window], [], [], 0.01)[0]:
+            os.read(window, 65536)
+    os.close(window)
+    assert process.wait(120) == 130
     assert (folder / "stopped").exists()
     finish(command(changes, folder, "--resume", "auto"))
     assert_same(untouched, folder)
@@ -205,6 +215,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_is_not_disturb
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_signals_launcher_and_ranks_leaves_a_checkpoint(
     changes: list[str], tmp_path: Path
 ) -> None:
@@ -256,9 +267,10 @@ def test_a_checkpoint_of_another_configuration_is_refused_and_the_machines_may_c
     assert_same_weights(untouched, tmp_path / "moved")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "port"),
-    [(2, 29671), pytest.param(3, 29672, marks=pytest.mark.slow)],
+    [(2, 29671), (3, 29672)],
     ids=["two", "three"],
 )
 def test_several_processes_learn_what_one_does(
@@ -381,7 +393,13 @@ def test_wrong_input_is_one_sentence_and_an_exit_code(
 
 
 def test_the_front_door_passes_an_exit_code_on(tmp_path: Path) -> None:
-    done = run([*command([], tmp_path / "run"), "--config", "none.toml"])
+    done = subprocess.run(
+        [*command([], tmp_path / "run"), "--config", "none.toml"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 4
     assert "none.toml" in done.stderr
     assert "Traceback" not in done.stderr

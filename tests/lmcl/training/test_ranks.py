@@ -27,6 +27,7 @@ from lmcl.training.trainer import Trainer
 from pipeline.batch import CropBatch
 from shards.read import open_set
 from shards.splits.split import load_split, split_from_ids, write_split
+from tests import warm
 
 REPO = Path(__file__).resolve().parents[3]
 SPLIT = "70-10-20-seed123-00"
@@ -59,11 +60,10 @@ def start(world: int, folder: Path, shards: Path, *scenarios: str) -> None:
         names = place | address if world > 1 else {}
         environment = {name: str(value) for name, value in names.items()}
         ranks.append(
-            subprocess.Popen(
-                [sys.executable, __file__, str(folder), str(shards), *scenarios],
-                env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", **environment},
+            warm.start(
+                [sys.executable, __file__, folder, shards, *scenarios],
+                env={**os.environ, **environment},
                 stderr=subprocess.PIPE,
-                text=True,
             )
         )
     errors = [process.communicate(timeout=280)[1] for process in ranks]
