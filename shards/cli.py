@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shards.command_group import CommandGroup
 from shards.errors import ShardError
 from shards.exit_codes import end, report_errors
 from shards.limits import MAX_PIXELS, PIXELS_AT_ONCE
@@ -72,7 +73,7 @@ def _catch_stops() -> None:
             signal.signal(name, stop)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lmcl")
 def cli() -> None:
     """Data sets become shards, a manifest and splits."""

@@ -5,8 +5,10 @@ from typing import Any
 
 import click
 
+from shards.command_group import CommandGroup
 
-class LazyGroup(click.Group):
+
+class LazyGroup(CommandGroup):
     """A group whose commands are imported when they are called: `lmcl --help` stays quick.
 
     `elsewhere` has the place of each, `module` (its `command`) or `module:name`, and its summary.

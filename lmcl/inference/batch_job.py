@@ -87,6 +87,8 @@ class Summary:
     """Rows with a note: the score should be doubted."""
     crop_share: float = 1.0
     """Share of the images' crops that were looked at; 1 unless that is up to the image."""
+    first_failure: str = ""
+    """The first row without a score: its path, and why; empty if all have one."""
     names: tuple[str, ...] = ()
     """The row of each item; empty where there is none of the file as it is now. Rank 0 only."""
 
@@ -192,24 +194,28 @@ def _write_output(
         others=order.others,
         noted=noted.notes,
         crop_share=noted.crop_share(scorer.card.crops.evaluation),
+        first_failure=noted.failure,
         names=tuple("" if key in absent else by_key[key] for key in plan.keys),
     )
 
 
 class _Counted:
-    """Rows as they pass, with a count of those that have a note, and of the crops looked at."""
+    """Rows as they pass: how many have a note, the crops looked at, the first without a score."""
 
     def __init__(self, rows: Iterator[Row]) -> None:
         self._rows = rows
         self.notes = 0
         self.crops = 0
         self.scored = 0
+        self.failure = ""
 
     def __iter__(self) -> Iterator[Row]:
         for row in self._rows:
             self.notes += bool(row.note)
             self.crops += row.crops_used or 0
             self.scored += row.crops_used is not None
+            if row.score is None and not self.failure:
+                self.failure = f"{printable(row.path)}: {printable(row.error)}"
             yield row
 
     def crop_share(self, every: int) -> float:

@@ -273,6 +273,8 @@ def _report(scorer: Scorer, output: Path, summary: Summary) -> None:
         f"{summary.reused} kept{others}), "
         f"scale {printable(scorer.scale_label)}, {better} is better"
     )
+    if summary.failed and summary.first_failure:
+        click.echo(f"not scored, the first: {summary.first_failure}", err=True)
     if scorer.adaptive is not None:
         click.echo(f"looked at {summary.crop_share:.0%} of the crops")
     if summary.rows > summary.failed:

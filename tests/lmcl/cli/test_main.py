@@ -102,3 +102,18 @@ def test_help_lists_all_commands() -> None:
     text = CliRunner().invoke(cli, ["--help"]).output
     for name in (*_ELSEWHERE, "demo", "train", "show-config", "bench"):
         assert name in text
+
+
+@pytest.mark.parametrize(("group", "typed", "meant"), [
+    ("lmcl", "scor", "'score'"),
+    ("lmcl", "exprot", "'export'"),
+    ("lmcl bench", "laoder", "'loader'"),
+    ("lmcl-shard", "biuld", "'build'"),
+    ("lmcl", "zzzz", "There are bench, calibrate"),
+])  # fmt: skip
+def test_a_mistyped_command_is_answered_with_the_nearest(group, typed, meant) -> None:
+    asked = [*group.split()[1:], typed]
+    done = CliRunner().invoke(cli if group.split()[0] == "lmcl" else shard_cli, asked)
+    assert done.exit_code == 2
+    assert f"No such command '{typed}'." in done.output
+    assert meant in done.output

@@ -47,6 +47,17 @@ def names(output: Path) -> list[str]:
     return pq.read_table(output)["path"].to_pylist()
 
 
+def test_a_mistyped_folder_says_on_the_terminal_why_nothing_was_scored(
+    model_folder, photos, tmp_path
+) -> None:
+    done = score(photos / "img.00.jpg", "fotos", model=model_folder, output=tmp_path / "s.csv")
+    assert done.exit_code == 3
+    assert "(1 failed, 0 kept)" in done.output
+    said = next(line for line in done.stderr.splitlines() if line.startswith("not scored"))
+    assert said.startswith("not scored, the first: fotos: ")
+    assert "no such file" in said
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_a_name_that_is_not_utf8_is_written_and_taken_up_again(
     model_folder, photos, tmp_path, suffix
