@@ -93,7 +93,7 @@ COVERED_BY = {
     ),
     "shards/datasets/test_demo.py": "shards/datasets: demo_contents demo_distortions",
     "shards/splits/test_draw.py": "shards/datasets: unlabelled",
-    "shards/test_cli.py": "shards: datasets/registry errors limits",
+    "shards/test_cli.py": "shards: command_group datasets/registry errors limits",
     "pipeline/test_decode.py": "pipeline: backends/row_decoder",
     "shards/build/test_update.py": "shards: splits/extend",
     "shards/test_read.py": "shards: layout sample",

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from shards.cli import cli
 from shards.sample import DataSet
 
 ROOT = Path(__file__).parents[2]
@@ -131,3 +133,9 @@ def test_progress_is_off_when_nobody_looks(tmp_path: Path, table: Callable[..., 
     table()
     run = shard("build", "unlabelled", tmp_path / "mine", "--output", tmp_path / "o")
     assert run.stderr == ""
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest() -> None:
+    done = CliRunner().invoke(cli, ["biuld"])
+    assert done.exit_code == 2
+    assert "No such command 'biuld'. Did you mean 'build'?" in done.output

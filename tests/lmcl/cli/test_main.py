@@ -108,12 +108,11 @@ def test_help_lists_all_commands() -> None:
     ("lmcl", "scor", "'score'"),
     ("lmcl", "exprot", "'export'"),
     ("lmcl bench", "laoder", "'loader'"),
-    ("lmcl-shard", "biuld", "'build'"),
     ("lmcl", "zzzz", "There are bench, calibrate"),
 ])  # fmt: skip
 def test_a_mistyped_command_is_answered_with_the_nearest(group, typed, meant) -> None:
     asked = [*group.split()[1:], typed]
-    done = CliRunner().invoke(cli if group.split()[0] == "lmcl" else shard_cli, asked)
+    done = CliRunner().invoke(cli, asked)
     assert done.exit_code == 2
     assert f"No such command '{typed}'." in done.output
     assert meant in done.output
