@@ -15,6 +15,7 @@ from lmcl.report import write_report
 from lmcl.report.analysis import embedding_plane, spread_over_groups
 from lmcl.report.published import published_for
 from lmcl.report.text import SCHEMA
+from shards.errors import ShardError
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -33,6 +34,21 @@ def test_all_files_are_written_and_nothing_temporary_stays(run: Path) -> None:
     names = {p.name for p in run.iterdir() if p.is_file()}
     assert {"report.html", "report.md", "results.json", "results.csv", "predictions.csv"} <= names
     assert not [n for n in names if n.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["results.csv", "report.md", "report.html", "predictions.csv"])
+def test_a_report_elsewhere_replaces_reports_and_nothing_else(run: Path, tmp_path, name) -> None:
+    output = tmp_path / "papers"
+    write_report([run], output)
+    write_report([run], output)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / name).write_text("three years of work\n")
+    with pytest.raises(ShardError, match="not") as refused:
+        write_report([run], mine)
+    assert refused.value.exit_code == 2
+    assert [p.name for p in mine.iterdir()] == [name]
+    assert (mine / name).read_text() == "three years of work\n"
 
 
 def test_results_json_is_versioned_and_holds_the_figures_of_scipy(run: Path) -> None:
