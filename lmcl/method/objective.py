@@ -36,6 +36,16 @@ class ObjectiveConfig:
     hub: Literal["salient", "random", "centre"] = "salient"
     """What an image's crops are drawn to: the teacher's crop [paper], one more random crop (the
     paper's ablation), or the crop in the middle of the image [ours], which needs no teacher."""
+    image_weight: Literal["equal", "inverse-variance"] = "equal"
+    """How much an image counts in the regression: all the same, or by how well its score is known,
+    1 / (error^2 + error_floor^2), the error being the deviation of its ratings over the root of
+    their number, in [0, 1] units; 1 on average. The set must have deviations."""
+    ratings: int | None = None
+    """Ratings each score is the mean of, for `image_weight`; None: what is on file for the set. 1:
+    the set's deviations are those of the means themselves."""
+    error_floor: float = 0.05
+    """What a model is off by beyond the raters, in [0, 1] units, > 0: with it much larger than the
+    errors all images weigh nearly the same."""
     backend: Literal["auto", "triton", "chunked", "dense"] = "auto"
     """Which implementation of the loss; `auto`: fused on a GPU, chunked elsewhere."""
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
@@ -48,7 +58,13 @@ class ObjectiveConfig:
             raise ValueError(
                 f"objective.contrastive_weight must be in [0, 1], got {self.contrastive_weight}"
             )
-        check_bounds("objective", self, least={"intra_weight": 0}, above={"temperature": 0})
+        check_bounds(
+            "objective",
+            self,
+            least={"intra_weight": 0, "ratings": 1},
+            most={"ratings": 10**6, "error_floor": 10},
+            above={"temperature": 0, "error_floor": 0},
+        )
 
 
 class Terms(NamedTuple):
@@ -57,7 +73,7 @@ class Terms(NamedTuple):
     loss: Float[Tensor, ""]
     """What is differentiated; scaled so that averaging over ranks gives the global mean."""
     l1: Float[Tensor, ""]
-    """Mean absolute error of this rank's crops, in [0, 1] units."""
+    """Mean absolute error of this rank's crops, in [0, 1] units, all images weighing the same."""
     contrastive: Float[Tensor, ""]
     """Contrastive loss over all ranks, nats; 0 when switched off."""
     intra_share: Float[Tensor, ""]
@@ -79,6 +95,7 @@ def objective(
     overlap: Float[Tensor, "b h h"] | None,
     keys: Float[Tensor, "n d"] | None,
     images_by_rank: tuple[int, ...],
+    weights: Float[Tensor, " b"] | None = None,
     validate: bool = True,
 ) -> Terms:
     """Regression and contrastive terms of one batch.
@@ -94,6 +111,7 @@ def objective(
         overlap: IoU of the random crops of each image, if overlap-aware.
         keys: The teacher's embeddings of the same crops, if keys = teacher.
         images_by_rank: Images that count on every rank, (images,) in one process.
+        weights: Of the images in the regression (`image_weight`); None: all 1.
         validate: Check the values that the contrastive term gets; waits for a GPU.
 
     Source: [Local Manifold Learning, 2024]; options are ours (method.md, section 2).
@@ -101,8 +119,11 @@ def objective(
     error = crop_errors(output.score, mos, images=images, random=random)
     # A rank whose images are all padding still needs a graph through every weight.
     l1 = error.mean() if len(error) else output.score.sum() * 0.0
+    weighted = l1
+    if weights is not None and len(error):
+        weighted = (error * weights[:images, None]).mean()
     # With it the average over ranks of local means is the global mean (1 in one process).
-    regression = l1 * (len(images_by_rank) * images / sum(images_by_rank))
+    regression = weighted * (len(images_by_rank) * images / sum(images_by_rank))
     if config.contrastive_weight == 0:
         nothing = torch.zeros_like(l1)
         return Terms(regression, l1.detach(), nothing, nothing, nothing, nothing)

@@ -53,6 +53,7 @@ from lmcl.training.finish import Outcome, write_outcome
 from lmcl.training.grad_cache import GradCache, check_divisible
 from lmcl.training.init_from import start_from_model
 from lmcl.training.logger import CollapseWatch, MetricsLogger
+from lmcl.training.rating_weights import rating_weights
 from lmcl.training.run_dir import RunDir
 from lmcl.training.signals import InterruptedRunError, StopSignal, stop_on_signals
 from lmcl.training.student import make_student
@@ -167,6 +168,7 @@ def plan(config: Config, output: Path) -> str:
         raise ConfigError(str(error)) from error
     choice = decode_choice(shard_set, config.runtime.decoding, device)
     _check_required(config.runtime, choice, loss)
+    rating_weights(config.objective, shard_set, split)
     networks = choose_precision(config.runtime.precision, device).line
     return (
         f"{engines_line(device, choice.line, networks, str(loss or 'no contrastive loss'))}\n"
@@ -186,6 +188,7 @@ def prepare(
     accelerator, context = _make_ranks(config, progress=progress)
     shard_set, split = _open_split(config.data)
     _check_data(config, shard_set, split, context)
+    weights = rating_weights(config.objective, shard_set, split)
     run_dir = RunDir(output)
     precision = _settle_precision(config, run_dir, resume, accelerator)
     config = with_precision(config, precision.name)
@@ -200,6 +203,7 @@ def prepare(
     data = _make_data(config, shard_set, split, context, student)
     trainer = _make_trainer(config, run_dir, accelerator, context, data, student, teacher)
     trainer.stop = stop or trainer.stop
+    trainer.image_weights = weights if weights is None else weights.to(accelerator.device)
     _check_required(config.runtime, trainer.loader.choice, loss)
     _resume(trainer, resume)
     _describe(trainer, loss, precision)

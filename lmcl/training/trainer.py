@@ -79,6 +79,8 @@ class StepStats:
     """Images that count."""
     l1: float
     """Mean absolute error of their random crops."""
+    regression: float
+    """What of it is in the loss: the same, but images weigh by `objective.image_weight`."""
     contrastive: float
     """Contrastive loss in nats; 0 when switched off, as are the three after it."""
     intra_share: float
@@ -138,6 +140,8 @@ class Trainer:
     source: CropSource
     """Crops for saliency passes and evaluation."""
     metrics_logger: MetricsLogger
+    image_weights: Float[Tensor, " n"] | None = None
+    """Of every row of the sample table in the regression; None: all the same."""
     engines: str = ""
     """The line the run begins with: device, what decodes, what computes the loss."""
     stop: StopSignal = field(default_factory=StopSignal)
@@ -288,9 +292,13 @@ class Trainer:
             overlap=box_iou(batch.boxes[:, :random]) if goal.overlap_aware else None,
             keys=forward.keys,
             images_by_rank=images_by_rank(batch.images_of_all_ranks, self.context.world_size),
+            weights=self._weights(batch),
             # Checking values waits for the device; what holds in the first step holds in all.
             validate=self.steps_done == 0,
         )
+
+    def _weights(self, batch: CropBatch) -> Float[Tensor, " b"] | None:
+        return None if self.image_weights is None else self.image_weights[batch.ids]
 
     def clip_gradient(self) -> Float[Tensor, ""]:
         """Scale the gradient down to `train.clip`, if there is one; its norm before."""
@@ -313,7 +321,10 @@ class Trainer:
         """
         random = self.config.crops.random
         score = forward.output.score.detach()
-        total = crop_errors(score, batch.mos, images=batch.images, random=random).double().sum()
+        errors = crop_errors(score, batch.mos, images=batch.images, random=random).double()
+        weights = self._weights(batch)
+        total = errors.sum()
+        weighted = total if weights is None else (errors * weights[: batch.images, None]).sum()
         has_l1 = torch.isfinite(total)
         flags = torch.zeros(self.context.world_size, dtype=torch.float64, device=total.device)
         flags[self.context.rank] = (
@@ -328,13 +339,17 @@ class Trainer:
             # Contrastive figures and the gradient are of all ranks: rank 0's count.
             figures = torch.zeros_like(figures)
         stop = torch.full_like(total, self.stop.requested)
-        mine = torch.stack([torch.where(has_l1, total, 0.0), stop])
+        sums = [torch.where(has_l1, one, 0.0) for one in (total, weighted)]
+        mine = torch.stack([*sums, stop])
         summed: Tensor = self.accelerator.reduce(torch.cat([mine, figures, flags]), reduction="sum")
-        error, stops, contrastive, share, within, positive, norm, *accidents = summed.tolist()
+        error, counted, stops, contrastive, share, within, positive, norm, *accidents = (
+            summed.tolist()
+        )
         broken, term = _find_broken([int(flag) for flag in accidents])
         return StepStats(
             images=batch.images_of_all_ranks,
             l1=error / (batch.images_of_all_ranks * random),
+            regression=counted / (batch.images_of_all_ranks * random),
             contrastive=contrastive,
             intra_share=share,
             intra_similarity=within,
@@ -469,7 +484,7 @@ class Trainer:
             epoch=batch.epoch,
             step=batch.step,
             images=stats.images,
-            loss=(1 - weight) * stats.l1 + weight * stats.contrastive,
+            loss=(1 - weight) * stats.regression + weight * stats.contrastive,
             l1=stats.l1,
             contrastive=stats.contrastive,
             intra_share=stats.intra_share,

@@ -30,7 +30,13 @@ def output(views: int = RANDOM + 1, *, seed: int = 0) -> StudentOutput:
     return StudentOutput(embedding, score.requires_grad_())
 
 
-def terms(out: StudentOutput, config: ObjectiveConfig = CONFIG, *, images: int = IMAGES) -> Terms:
+def terms(
+    out: StudentOutput,
+    config: ObjectiveConfig = CONFIG,
+    *,
+    images: int = IMAGES,
+    weights: torch.Tensor | None = None,
+) -> Terms:
     return objective(
         out,
         torch.tensor([0.1, 0.5, 0.9]),
@@ -41,6 +47,7 @@ def terms(out: StudentOutput, config: ObjectiveConfig = CONFIG, *, images: int =
         overlap=None,
         keys=None,
         images_by_rank=(images,) if images else (0, IMAGES),
+        weights=weights,
     )
 
 
@@ -59,6 +66,16 @@ def by_hand(out: StudentOutput, *, temperature: float = 0.1) -> float:
 def test_the_contrastive_term_is_the_papers() -> None:
     out = output()
     assert float(terms(out).contrastive) == pytest.approx(by_hand(out), rel=1e-5)
+
+
+def test_weights_of_images_change_the_regression_and_not_the_reported_error() -> None:
+    out, plain = output(), ObjectiveConfig(contrastive_weight=0.0)
+    scores = out.score.detach().unflatten(0, (IMAGES, -1))[:, :RANDOM]
+    by_image = (scores - torch.tensor([[0.1], [0.5], [0.9]])).abs().mean(dim=1)
+    found = terms(out, plain, weights=torch.tensor([0.5, 2.0, 0.25]))
+    expected = (by_image * torch.tensor([0.5, 2.0, 0.25])).mean()
+    assert found.loss.item() == pytest.approx(float(expected), rel=1e-6)
+    assert float(found.l1) == float(terms(out, plain).l1)
 
 
 def test_l1_counts_random_crops_only() -> None:
