@@ -3,26 +3,19 @@
 import csv
 import html
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 REPO = Path(__file__).resolve().parents[1]
 
 
 def call(module: str, *arguments: object) -> str:
     code = f"from {module} import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=REPO,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = warm.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -67,6 +60,4 @@ def unpack(shards: Path, images: Path, labels: Path) -> None:
         "    (Path(sys.argv[2]) / name).write_bytes(packed.read_bytes(int(i)))\n"
         "    out.writerow([name, s.mos[i], s.group[i]])\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", code, shards, images, labels], cwd=REPO, check=True, timeout=120
-    )
+    warm.run([sys.executable, "-c", code, shards, images, labels], check=True, timeout=120)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from shards.build.image import ImageInfo
 from shards.errors import ShardError
 from shards.read import ShardSet
 from shards.verify import verify
+from tests import warm
 
 Pack = Callable[..., ShardSet]
 
@@ -172,12 +172,8 @@ def test_an_image_without_a_header_in_a_large_batch_is_named_and_does_not_end_th
     images = [(f"{n}.img", encode(photograph(97, 131, seed=n), kind)) for n in range(64)]
     packed = pack(images, samples_per_shard=64)
     _damage(packed, 3, "garbage")
-    told = subprocess.run(
-        [sys.executable, "-c", _ONE_BATCH_CRASHES, str(packed.root), mode],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
+    told = warm.run(
+        [sys.executable, "-c", _ONE_BATCH_CRASHES, packed.root, mode], capture_output=True
     )
     assert (told.returncode, told.stdout) == (0, "(3,)\n"), told.stderr[-300:]
 

@@ -68,6 +68,7 @@ def _private_bytes(folder: Path, samples: int) -> int:
     return found["private"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps")
 def test_private_memory_of_a_rank_does_not_grow_with_the_set(tmp_path: Path) -> None:
     # Both beyond TABLE_LIMIT for the order, so that the sizes of everything bounded are the same.

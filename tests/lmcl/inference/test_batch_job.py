@@ -26,6 +26,7 @@ from lmcl.inference.scorer import Scorer, open_scorer
 from lmcl.inference.scores_file import JournalRows, Layout, Row, RowJournal, read_rows, write_rows
 from pipeline.backends.torch_backend import TorchBackend
 from pipeline.decode_config import DecodeConfig
+from tests import warm
 
 VALUES = st.tuples(
     st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20),
@@ -400,18 +401,21 @@ def test_two_processes_write_the_file_that_one_writes(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    line = [*launcher, "--main_process_port", port, "-m", "lmcl", "score", *asked]
-    done = subprocess.run(
-        [*line, "--device", "cpu", "--no-progress"],
-        cwd=Path(__file__).resolve().parents[3],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode != 0  # there are bad images
-    assert "local_rank: 1" in done.stderr, done.stderr
+    line = [sys.executable, "-m", "lmcl", "score", *asked, "--device", "cpu", "--no-progress"]
+    names = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    ranks = [
+        warm.start(
+            line,
+            env=os.environ
+            | names
+            | {"MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(240)[1] for process in ranks]
+    # There are bad images.
+    assert [process.returncode for process in ranks] == [3, 3], said
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
 
 

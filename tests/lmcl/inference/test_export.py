@@ -1,8 +1,6 @@
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from pipeline.boxes import CropConfig
 from shards import ScoreScale
 from shards.read import open_set
 from shards.splits.split import load_split
+from tests import warm
 
 needs_onnx = pytest.mark.skipif(
     not all(importlib.util.find_spec(p) for p in ("onnx", "onnxscript", "onnxruntime")),
@@ -138,14 +137,7 @@ def test_scores_are_compared_on_the_test_part_of_the_run(run, demo_set, name) ->
 @needs_onnx
 def test_the_exporter_keeps_its_rewritten_nodes_to_itself(run) -> None:
     asked = [sys.executable, "-m", "lmcl", "export", run, "--format", "onnx", "--most", "1"]
-    done = subprocess.run(
-        asked,
-        cwd=Path(__file__).resolve().parents[3],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = warm.run(asked, capture_output=True, timeout=120)
     assert done.returncode == 0
     assert [line for line in done.stderr.splitlines() if "comparing" not in line] == []
 

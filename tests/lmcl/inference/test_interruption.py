@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmcl.inference.interruption import InterruptedScoringError, stop_on_signals
+from tests import warm
 
 REPO = Path(__file__).resolve().parents[3]
 # The signal comes when three rows are on disk.
@@ -33,12 +34,9 @@ def test_what_is_done_stays_and_the_message_says_how_to_go_on(
 ) -> None:
     number, output = signal.Signals[name], tmp_path / "s.csv"
     line = [photos, "--model", model_folder, "--output", output, "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(int(number)), *map(str, line), "--no-progress"],
-        cwd=REPO,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    done = warm.run(
+        [sys.executable, "-c", CHILD, int(number), *line, "--no-progress"],
         capture_output=True,
-        text=True,
         timeout=600,
     )
     assert done.returncode == 128 + number
@@ -83,12 +81,9 @@ def test_a_second_scoring_of_one_output_says_who_holds_it(
         assert first.stdout is not None
         first.stdout.readline()
         line = [photos, "--model", model_folder, "--output", tmp_path / "s.csv", "--resume"]
-        done = subprocess.run(
-            [sys.executable, "-m", "lmcl", "score", *map(str, line), "--device", "cpu"],
-            cwd=REPO,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        done = warm.run(
+            [sys.executable, "-m", "lmcl", "score", *line, "--device", "cpu"],
             capture_output=True,
-            text=True,
             timeout=600,
         )
     finally:

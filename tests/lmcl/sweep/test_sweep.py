@@ -20,7 +20,9 @@ from lmcl.errors import ConfigError, LmclError
 from lmcl.sweep.launch import Job, make_jobs, run_here, write_slurm_scripts
 from lmcl.sweep.plan import Task, config_files, plan_tasks
 from lmcl.sweep.summary import summarise, table
+from lmcl.training.setup import fit
 from lmcl.training.signals import InterruptedRunError
+from tests import warm
 
 REPO = Path(__file__).resolve().parents[3]
 SMOKE = load_config(REPO / "configs" / "smoke.toml")
@@ -40,13 +42,10 @@ def config(folder: Path, name: str, root: Path, extra: str = "") -> Path:
 
 
 def call(*arguments: object) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "lmcl", "sweep", *map(str, arguments), "--no-progress"],
+    done = warm.run(
+        [sys.executable, "-m", "lmcl", "sweep", *arguments, "--no-progress"],
         capture_output=True,
-        text=True,
-        check=False,
         cwd=REPO,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -208,13 +207,13 @@ def test_splits_that_are_not_there_are_said(
 
 
 def test_a_folder_of_another_configuration_is_refused_before_anything_runs(
-    swept: tuple[Path, Path, int, str],
+    demo_set: Path, tmp_path: Path
 ) -> None:
-    configs, output, _, _ = swept
+    file, output = config(tmp_path, "good", demo_set), tmp_path / "out"
+    (task,) = plan_tasks([file], "seeds", count=1, overrides=[], output=output)
+    fit(task.config, task.folder, progress=False)
     with pytest.raises(ConfigError, match=r"train\.epochs: 2 / 1") as error:
-        plan_tasks(
-            [configs / "good.toml"], "splits", count=2, overrides=["train.epochs=2"], output=output
-        )
+        plan_tasks([file], "seeds", count=1, overrides=["train.epochs=2"], output=output)
     assert error.value.exit_code == 5
 
 
@@ -424,7 +423,7 @@ def wait_for(path: Path) -> bool:
     return False
 
 
-def sweep_of_long_runs(folder: Path) -> subprocess.Popen[str]:
+def sweep_of_long_runs(folder: Path, said: int) -> warm.Warm:
     """A sweep in whose first run one is; the run writes a checkpoint when it is asked to stop."""
     run = (
         "import pathlib, signal, sys, time\n"
@@ -435,14 +434,13 @@ def sweep_of_long_runs(folder: Path) -> subprocess.Popen[str]:
     )
     (folder / "run.py").write_text(run)
     config(folder, "one", folder)
-    sweep = subprocess.Popen(
+    sweep = warm.start(
         [
             *(sys.executable, "-m", "lmcl", "sweep", "one.toml", "--over", "seeds"),
             *("--with", f"{sys.executable} run.py", "--output", "out"),
         ],
         cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=said,
         env=os.environ | {"PYTHONPATH": str(REPO)},
     )
     assert wait_for(folder / "started")
@@ -450,10 +448,14 @@ def sweep_of_long_runs(folder: Path) -> subprocess.Popen[str]:
 
 
 def test_the_runs_of_a_sweep_end_when_it_is_killed(tmp_path: Path) -> None:
-    sweep = sweep_of_long_runs(tmp_path)
+    ours, theirs = os.pipe()
+    sweep = sweep_of_long_runs(tmp_path, theirs)
+    os.close(theirs)
     sweep.kill()
     # The run holds the other end of this pipe: it has ended when the pipe has.
-    sweep.communicate(timeout=30)
+    with open(ours) as said:
+        said.read()
+    assert sweep.wait(30) == -signal.SIGKILL
     # It was asked, not killed: nothing of it is lost.
     assert (tmp_path / "checkpoint").exists()
 
@@ -462,7 +464,7 @@ def test_the_runs_of_a_sweep_end_when_it_is_killed(tmp_path: Path) -> None:
 def test_a_sweep_asked_to_stop_waits_for_the_runs_checkpoint(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    sweep = sweep_of_long_runs(tmp_path)
+    sweep = sweep_of_long_runs(tmp_path, subprocess.PIPE)
     sweep.send_signal(number)
     _, said = sweep.communicate(timeout=60)
     assert (tmp_path / "checkpoint").exists(), said

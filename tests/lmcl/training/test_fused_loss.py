@@ -18,6 +18,7 @@ from kernels import triton_launch
 from lmcl.training.setup import fit
 from lmcl.training.signals import InterruptedRunError
 from lmcl.training.trainer import Trainer
+from tests import warm
 
 REPO = Path(__file__).resolve().parents[3]
 FUSED = "objective.backend='triton'"
@@ -63,11 +64,8 @@ def train(world: int, shards: Path, run: Path, *changes: str) -> None:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         names = place | address if world > 1 else {}
         environment = {name: str(value) for name, value in names.items()}
-        environment |= {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
         ranks.append(
-            subprocess.Popen(
-                command, cwd=REPO, env=os.environ | environment, stderr=subprocess.PIPE, text=True
-            )
+            warm.start(command, cwd=REPO, env=os.environ | environment, stderr=subprocess.PIPE)
         )
     errors = [process.communicate()[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0] * world, "\n".join(errors)[-3000:]
