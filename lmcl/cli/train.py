@@ -1,5 +1,7 @@
 """`lmcl train`: one run from a configuration, on one or several processes."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,11 +27,17 @@ def config_options(function: Callable[..., None]) -> Callable[..., None]:
     return file(change(function))
 
 
+def printed(text: str) -> str:
+    """Text as the terminal can show it: one of Latin-1 knows no block characters."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
 @click.command()
 @config_options
 @click.option("--output", type=click.Path(path_type=Path), help="Run folder [runs/<config name>].")
 @click.option("--resume", default="", metavar="auto|PATH", help="Go on from a checkpoint.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--dry-run", is_flag=True, help="Check what a start checks, print the plan, stop.")
 @click.option("--no-progress", is_flag=True, help="No progress bars.")
 def command(
     config_file: Path,
@@ -50,7 +58,8 @@ def command(
     config = load_config(config_file, overrides)
     folder = output or Path("runs") / config_file.stem
     if dry_run:
-        click.echo(plan(config, folder))
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(printed(plan(config, folder, resume=resume)))
         return
     end_with_launcher()
     outcome = fit(config, folder, resume=resume, progress=not no_progress)

@@ -35,12 +35,12 @@ class RunDir:
         is_logged = self.log.exists() and self.log.stat().st_size > 0
         return is_logged or bool(list_checkpoints(self.checkpoints))
 
-    def create_or_check(self, config: Config, *, resume: bool) -> None:
-        """Take the folder for this configuration, or say why it cannot be taken.
+    def check(self, config: Config, *, resume: bool) -> None:
+        """Say why the folder cannot be taken for this configuration, if it cannot.
 
         Raises:
             ConfigError: If the folder holds a run of another configuration (exit code 5).
-            LmclError: If it holds a run and resuming was not asked for, or it cannot be written.
+            LmclError: If it holds a run and resuming was not asked for.
         """
         if self.has_begun:
             if self.config.exists():
@@ -50,6 +50,13 @@ class RunDir:
                     f"{self.root}: already holds a run of this configuration; go on with it by "
                     "--resume auto, or choose another --output"
                 )
+
+    def create(self, config: Config) -> None:
+        """Take the folder for this configuration.
+
+        Raises:
+            LmclError: If it cannot be written.
+        """
         try:
             for folder in (self.checkpoints, self.saliency, self.predictions):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,24 +18,21 @@ from kernels import LossPlan, announce, read_chip
 from lmcl.config import (
     Config,
     DataConfig,
-    EvaluationConfig,
     RuntimeConfig,
     TrainConfig,
-    binding_differences,
     flatten,
     load_run_config,
-    parse_run_config,
     with_precision,
 )
 from lmcl.distributed import RankContext, make_rank_context
-from lmcl.errors import ConfigError, LmclError
+from lmcl.errors import ConfigError
 from lmcl.evaluation.calibrate import sample_ids
 from lmcl.evaluation.predict import CropLoader, CropSource, PixelSource
 from lmcl.features.build import FeatureCacheBuilder, check_cacheable
 from lmcl.features.cache import FeatureLoader, FeatureSource
+from lmcl.method.lr_schedule import schedule_line, schedule_warnings, trace_schedule
 from lmcl.method.objective import ObjectiveConfig, plan_objective
 from lmcl.method.teacher import Teacher
-from lmcl.models.factory import make_encoder
 from lmcl.models.normalization import find_normalization
 from lmcl.models.precision import PrecisionChoice, choose_precision, warn_of_emulation
 from lmcl.models.preprocess import Preprocessing
@@ -48,6 +44,15 @@ from lmcl.training.checkpoint import (
     read_checkpoint,
     read_newest,
     save_tensors,
+)
+from lmcl.training.checks import (
+    check_best,
+    check_data,
+    check_recipe,
+    check_required,
+    check_saliency,
+    check_state,
+    find_best,
 )
 from lmcl.training.finish import Outcome, write_outcome
 from lmcl.training.grad_cache import GradCache, check_divisible
@@ -62,12 +67,9 @@ from lmcl.utils.environment import describe_environment, engines_line
 from lmcl.utils.files import write_atomic
 from lmcl.utils.trackers import Trackers
 from pipeline.backends.select import DecodeChoice
-from pipeline.decode_config import same_pixels
 from pipeline.loader import Loader, decode_choice
-from shards.errors import ShardError
 from shards.lock import lock_folder
 from shards.read import ShardSet, open_set
-from shards.source_files import read_text
 from shards.splits.split import Split, load_split
 
 logger = logging.getLogger(__name__)
@@ -132,7 +134,7 @@ def hold_run_folder(output: Path, purpose: str) -> Iterator[None]:
     """Keep other runs out of a run folder while this one is in it; rank 0 does so for all.
 
     Args:
-        output: The folder; made if it is not there.
+        output: The folder; made if it is not there, and its parents.
         purpose: Of this process, for the sentence another one gets.
 
     Raises:
@@ -141,44 +143,124 @@ def hold_run_folder(output: Path, purpose: str) -> Iterator[None]:
     if int(os.environ.get("RANK", "0")):
         yield
         return
-    is_new = not output.exists()
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         with lock_folder(output, purpose):
             yield
     finally:
-        if is_new:
-            # A run that was refused before it wrote anything leaves no folder.
-            with suppress(OSError):
-                output.rmdir()
+        # A run that was refused before it wrote anything leaves no folder.
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
-def plan(config: Config, output: Path) -> str:
-    """What `fit` would do, in words: counts, steps, crops; nothing is written."""
+@dataclass(frozen=True, kw_only=True)
+class _CheckedStart:
+    """A start that nothing stands in the way of, and what was made to find that out."""
+
+    shard_set: ShardSet
+    split: Split
+    student: QualityModel
+    """With its first weights, before a checkpoint's."""
+    loss: LossPlan | None
+    choice: DecodeChoice
+    image_weights: torch.Tensor | None
+    """Of the set's images, where `objective.image_weight` asks for them."""
+    state: State | None
+    """The checkpoint the run goes on from; None for a new one."""
+    rates: str
+    """The learning rates, in one line."""
+    warnings: tuple[str, ...]
+    """What may be meant and probably is not."""
+
+
+def check_start(
+    config: Config, run_dir: RunDir, *, resume: str, device: torch.device, world_size: int
+) -> _CheckedStart:
+    """Everything that can be found wrong before the first step; nothing is written.
+
+    A start and `--dry-run` both go through here, so what one refuses the other does.
+
+    Raises:
+        ConfigError: If configuration, data and machine do not fit each other.
+        LmclError: If something is missing or damaged.
+    """
+    check_network_precision(config.runtime.precision, has_gpu=device.type == "cuda")
+    check_shares(config.train.batch_size, world_size)
     shard_set, split = _open_split(config.data)
-    counts = ", ".join(f"{name} {len(split.part(name))}" for name in ("train", "val", "test"))
-    steps = -(-len(split.part("train")) // config.train.batch_size)
-    crops = training_crops(config)
-    views = crops.random + crops.salient
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.device("meta"):
-        width = make_encoder(config.encoder, sizes=(config.crops.size, config.saliency.view)).width
-    try:
-        loss = plan_objective(config.objective, read_chip(device), width=width)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_data(config, shard_set, split, world_size)
+    run_dir.check(config, resume=bool(resume))
+    student = make_student(config, device)
+    loss = _plan_loss(config.objective, student)
+    start_from_model(student, config, shard_set=shard_set, split=split)
+    check_saliency(student.encoder, config.saliency)
+    _check_runtime(student, config)
     choice = decode_choice(shard_set, config.runtime.decoding, device)
-    _check_required(config.runtime, choice, loss)
-    rating_weights(config.objective, shard_set, split)
-    networks = choose_precision(config.runtime.precision, device).line
-    return (
-        f"{engines_line(device, choice.line, networks, str(loss or 'no contrastive loss'))}\n"
-        f"set {shard_set.named_version} in {shard_set.root}, split {split.name}: {counts}\n"
-        f"{config.train.epochs} epochs x {steps} steps x {config.train.batch_size} images x "
-        f"{views} crops of {crops.size} px\n"
-        f"encoder {config.encoder.name}, weights "
-        f"{config.train.start_from or config.encoder.weights or 'random'}\n"
-        f"run folder {output}"
+    check_required(config.runtime, choice, loss)
+    weights = rating_weights(config.objective, shard_set, split)
+    state = _state_to_resume(run_dir, resume)
+    if state is not None:
+        check_state(state, config, split)
+        check_recipe(run_dir, choice)
+        check_best(run_dir, state.best_epoch, resume, select=config.evaluation.select)
+    rates, warnings = _look_at_rates(config, len(split.part("train")))
+    return _CheckedStart(
+        shard_set=shard_set,
+        split=split,
+        student=student,
+        loss=loss,
+        choice=choice,
+        image_weights=weights,
+        state=state,
+        rates=rates,
+        warnings=tuple(warnings),
     )
+
+
+def _look_at_rates(config: Config, images: int) -> tuple[str, list[str]]:
+    """The learning rates of a run over so many images in one line, and what is odd about them."""
+    schedule, epochs = config.schedule, config.train.epochs
+    steps = -(-images // config.train.batch_size)
+    curve = trace_schedule(schedule, steps_per_epoch=steps, epochs=epochs)
+    return schedule_line(schedule, curve), schedule_warnings(schedule, curve, epochs=epochs)
+
+
+def plan(config: Config, output: Path, *, resume: str = "") -> str:
+    """What `fit` would do, in words, once everything it checks has been checked.
+
+    The folder is held for the moment; nothing in it is written.
+
+    Raises:
+        ConfigError: As `fit`.
+        LmclError: As `fit`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    run_dir = RunDir(output)
+    precision = _find_precision(config, run_dir, resume, device)
+    config = with_precision(config, precision.name)
+    with hold_run_folder(output, "lmcl train --dry-run"):
+        start = check_start(config, run_dir, resume=resume, device=device, world_size=world_size)
+    split, crops, train = start.split, training_crops(config), config.train
+    counts = ", ".join(f"{name} {len(split.part(name))}" for name in ("train", "val", "test"))
+    steps = -(-len(split.part("train")) // train.batch_size)
+    at = start.state.position if start.state else None
+    lines = [
+        engines_line(
+            device, start.choice.line, precision.line, str(start.loss or "no contrastive loss")
+        ),
+        f"set {start.shard_set.named_version} in {start.shard_set.root}, split {split.name}: "
+        f"{counts}",
+        f"{train.epochs} epochs x {steps} steps x {train.batch_size} images x "
+        f"{crops.random + crops.salient} crops of {crops.size} px",
+        start.rates,
+        *(f"warning: {words}" for words in start.warnings),
+        f"encoder {config.encoder.name}, weights "
+        f"{train.start_from or config.encoder.weights or 'random'}",
+        f"run folder {output}"
+        + (f", going on at epoch {at.epoch + 1}, step {at.step}" if at else ""),
+    ]
+    return "\n".join(lines)
 
 
 def prepare(
@@ -186,27 +268,30 @@ def prepare(
 ) -> Trainer:
     """A trainer at the position it starts from, on this rank."""
     accelerator, context = _make_ranks(config, progress=progress)
-    shard_set, split = _open_split(config.data)
-    _check_data(config, shard_set, split, context)
-    weights = rating_weights(config.objective, shard_set, split)
     run_dir = RunDir(output)
     precision = _settle_precision(config, run_dir, resume, accelerator)
     config = with_precision(config, precision.name)
-    if context.is_main:
-        run_dir.create_or_check(config, resume=bool(resume))
+    start = check_start(
+        config,
+        run_dir,
+        resume=resume,
+        device=accelerator.device,
+        world_size=context.world_size,
+    )
+    # Every rank has looked at the folder before rank 0 writes into it.
     accelerator.wait_for_everyone()
-    student = make_student(config, accelerator.device)
-    loss = _plan_loss(config.objective, student)
-    start_from_model(student, config, shard_set=shard_set, split=split)
-    teacher = Teacher(student, config.teacher)
-    _apply_runtime(student, config.runtime)
-    data = _make_data(config, shard_set, split, context, student)
-    trainer = _make_trainer(config, run_dir, accelerator, context, data, student, teacher)
+    if context.is_main:
+        run_dir.create(config)
+    accelerator.wait_for_everyone()
+    teacher = Teacher(start.student, config.teacher)
+    _apply_runtime(start.student, config.runtime)
+    data = _make_data(config, start.shard_set, start.split, context, start.student)
+    trainer = _make_trainer(config, run_dir, accelerator, context, data, start.student, teacher)
     trainer.stop = stop or trainer.stop
+    weights = start.image_weights
     trainer.image_weights = weights if weights is None else weights.to(accelerator.device)
-    _check_required(config.runtime, trainer.loader.choice, loss)
-    _resume(trainer, resume)
-    _describe(trainer, loss, precision)
+    _resume(trainer, start.state, resume)
+    _describe(trainer, start, precision)
     return trainer
 
 
@@ -217,11 +302,18 @@ def _settle_precision(
 
     A run that is resumed on another machine keeps what it began with.
     """
-    asked, found = config.runtime.precision, [PrecisionChoice(name="no", reason="")]
+    found = [PrecisionChoice(name="no", reason="")]
     if accelerator.is_main_process:
-        begun = _begun_precision(run_dir, resume) if asked == "auto" else None
-        found = [begun or choose_precision(asked, accelerator.device)]
+        found = [_find_precision(config, run_dir, resume, accelerator.device)]
     return broadcast_object_list(found)[0] if accelerator.num_processes > 1 else found[0]
+
+
+def _find_precision(
+    config: Config, run_dir: RunDir, resume: str, device: torch.device
+) -> PrecisionChoice:
+    asked = config.runtime.precision
+    begun = _begun_precision(run_dir, resume) if asked == "auto" else None
+    return begun or choose_precision(asked, device)
 
 
 def _begun_precision(run_dir: RunDir, resume: str) -> PrecisionChoice | None:
@@ -237,9 +329,9 @@ def _make_ranks(config: Config, *, progress: bool) -> tuple[Accelerator, RankCon
     """Accelerate's view of this process, and ours.
 
     Raises:
-        ConfigError: If precision or batch size do not suit the machine or the number of ranks.
+        ConfigError: If the precision does not suit the machine.
     """
-    precision, images = config.runtime.precision, config.train.batch_size
+    precision = config.runtime.precision
     check_network_precision(precision, has_gpu=torch.cuda.is_available())
     accelerator = Accelerator(
         # Without this a machine without a GPU is taken for a single process (decision 0005).
@@ -247,12 +339,6 @@ def _make_ranks(config: Config, *, progress: bool) -> tuple[Accelerator, RankCon
         mixed_precision="fp16" if precision == "fp16" else "no",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_RANK_TIMEOUT)],
     )
-    world = accelerator.num_processes
-    if images % world:
-        raise ConfigError(
-            f"train.batch_size is {images} images over all ranks, which {world} "
-            f"processes cannot share evenly; choose a multiple of {world}"
-        )
     runtime = config.runtime
     context = make_rank_context(
         accelerator,
@@ -262,6 +348,19 @@ def _make_ranks(config: Config, *, progress: bool) -> tuple[Accelerator, RankCon
     if not context.is_main:
         logging.getLogger("lmcl").setLevel(logging.WARNING)  # every rank says its own errors only
     return accelerator, context
+
+
+def check_shares(images: int, world_size: int) -> None:
+    """Refuse a batch that the ranks cannot share evenly.
+
+    Raises:
+        ConfigError: Names a multiple.
+    """
+    if images % world_size:
+        raise ConfigError(
+            f"train.batch_size is {images} images over all ranks, which {world_size} "
+            f"processes cannot share evenly; choose a multiple of {world_size}"
+        )
 
 
 def check_network_precision(precision: str, *, has_gpu: bool) -> None:
@@ -295,90 +394,20 @@ def _plan_loss(objective: ObjectiveConfig, student: QualityModel) -> LossPlan | 
         raise ConfigError(str(error)) from error
 
 
-def _check_required(runtime: RuntimeConfig, choice: DecodeChoice, loss: LossPlan | None) -> None:
-    """Refuse a fall-back from what the configuration cannot do without.
+def _check_runtime(student: QualityModel, config: Config) -> None:
+    """Refuse parts of a batch and kept features where the student's layers do not allow them.
 
     Raises:
-        ConfigError: Names the part, what was taken instead, and why.
+        ConfigError: Names the layer, or the field.
     """
-    if "gpu-decode" in runtime.require and choice.decoder != "gpu":
-        raise ConfigError(
-            f"runtime.require asks for 'gpu-decode', but images are decoded by {choice.recipe} "
-            f"({choice.reason}); run on a machine with a GPU and DALI, or take it out of "
-            "runtime.require"
-        )
-    if "fused-loss" in runtime.require and (loss is None or loss.backend != "triton"):
-        taken = str(loss) if loss else "objective.contrastive_weight is 0, so there is none"
-        raise ConfigError(
-            f"runtime.require asks for 'fused-loss', but {taken}; change what stands in the way, "
-            "or take it out of runtime.require"
-        )
-
-
-def _check_data(config: Config, shard_set: ShardSet, split: Split, context: RankContext) -> None:
-    """Refuse a set, a split and a configuration that do not fit each other."""
-    where = f"{config.data.root}, split {config.data.split!r}"
-    _check_labels(where, shard_set, split)
-    _check_parts(where, split, config.evaluation)
-    _check_batch_size(where, len(split.part("train")), config.train, context)
-    # A view larger than what crops are cut from would be blown up.
-    view, longest = config.saliency.view, config.crops.max_side or config.crops.short_side
-    if longest is not None and view > longest:
-        raise ConfigError(
-            f"saliency.view is {view} pixels, larger than crops.max_side or crops.short_side "
-            f"= {longest}; lower "
-            "saliency.view"
-        )
-
-
-def _check_labels(where: str, shard_set: ShardSet, split: Split) -> None:
-    if shard_set.score is None:
-        raise LmclError(
-            f"{where}: the set has no scores, so nothing can be learned from it; `lmcl score` "
-            "gives it some",
-            exit_code=3,
-        )
-    for part in ("train", "val", "test"):
-        unlabelled = split.part(part)[np.isnan(shard_set.unit_mos()[split.part(part)])]
-        if len(unlabelled):
-            raise LmclError(
-                f"{where}: {len(unlabelled)} images of the {part} part have no score (ids "
-                f"{unlabelled[:5].tolist()}); leave them out of the split or give them one",
-                exit_code=3,
-            )
-
-
-def _check_parts(where: str, split: Split, evaluation: EvaluationConfig) -> None:
-    if not len(split.part("train")):
-        raise LmclError(f"{where}: the train part is empty; make a split with one", exit_code=3)
-    if not len(split.part(evaluation.part)):
-        raise LmclError(
-            f"{where}: the {evaluation.part} part is empty; set evaluation.part to another "
-            "one or make a split with `lmcl-shard split`",
-            exit_code=3,
-        )
-    if evaluation.select == "best" and not len(split.part("val")):
-        raise ConfigError(
-            f"{where}: evaluation.select = 'best' needs a val part, and this split has none; set "
-            "evaluation.select = 'last', or make one with `lmcl-shard split --val-fraction 0.1`"
-        )
-
-
-def _check_batch_size(where: str, images: int, train: TrainConfig, context: RankContext) -> None:
-    world = context.world_size
-    # One image a rank is always allowed: padding fills what is missing, and counts nowhere.
-    most = -(-images // world) * world
-    if train.batch_size > most:
-        raise ConfigError(
-            f"train.batch_size is {train.batch_size} images, but {where} has {images} to "
-            f"train on; set it to at most {most}"
-        )
+    if config.runtime.micro_batch:
+        check_divisible(student)
+    if config.runtime.cells:
+        check_cacheable(student, pool=config.crops.pool, flip=config.train.flip)
 
 
 def _apply_runtime(student: QualityModel, runtime: RuntimeConfig) -> None:
     """Trade memory for time, and compile, as the configuration asks."""
-    if runtime.micro_batch:
-        check_divisible(student)
     if runtime.gradient_checkpointing:
         enable_gradient_checkpointing(student.encoder)
     if runtime.compile:
@@ -405,7 +434,7 @@ def _make_data(
     )
     if loader.skipped.size:
         split = _without_damaged(split, loader)
-        _check_data(config, shard_set, split, context)
+        check_data(config, shard_set, split, context.world_size)
     pixels = PixelSource(shard_set=shard_set, context=context)
     if not config.runtime.cells:
         return _Data(shard_set=shard_set, split=split, loader=loader, source=pixels)
@@ -540,21 +569,20 @@ def _parameter_groups(student: QualityModel, train: TrainConfig) -> list[dict[st
     ]
 
 
-def _resume(trainer: Trainer, resume: str) -> None:
-    """Put the trainer where the asked checkpoint was taken; without one, empty its log."""
-    state = _state_to_resume(trainer.run_dir, resume)
-    context = trainer.context
+def _resume(trainer: Trainer, state: State | None, resume: str) -> None:
+    """Put the trainer where the checkpoint was taken; without one, empty its log."""
     if state is not None:
-        _check_state(trainer, state)
-        _check_recipe(trainer)
         trainer.restore_checkpoint(state)
-        if context.is_main:
-            if resume != "auto":
-                _copy_best(trainer, Path(resume).parent)
-            _check_best(trainer)
+        if trainer.context.is_main and state.best_epoch >= 0:
+            best = find_best(trainer.run_dir, state.best_epoch, resume)
+            if best.parent != trainer.run_dir.checkpoints:
+                # A run that goes on in another folder takes its best weights along.
+                save_tensors(
+                    best_path(trainer.run_dir.checkpoints, state.best_epoch), load_tensors(best)
+                )
         trainer.accelerator.wait_for_everyone()
         logger.info("resuming at epoch %d, step %d", state.position.epoch + 1, state.position.step)
-    elif context.is_main:
+    elif trainer.context.is_main:
         trainer.run_dir.rewind_log(epoch=0, step=0)
 
 
@@ -566,96 +594,9 @@ def _state_to_resume(run_dir: RunDir, resume: str) -> State | None:
     return read_checkpoint(Path(resume))
 
 
-def _copy_best(trainer: Trainer, origin: Path) -> None:
-    """A run that goes on in another folder takes the weights of its best epoch along.
-
-    Raises:
-        LmclError: If they are not where the checkpoint came from (exit code 4).
-    """
-    epoch = trainer.progress.best_epoch
-    target = best_path(trainer.run_dir.checkpoints, epoch)
-    if epoch < 0 or target.exists():
-        return
-    try:
-        weights = load_tensors(origin / target.name)
-    except LmclError as error:
-        raise LmclError(
-            f"the checkpoint's best epoch is {epoch + 1}, and its weights are not beside "
-            f"it ({error}); copy the whole checkpoints folder, or resume in the run's own",
-            exit_code=4,
-        ) from error
-    save_tensors(target, weights)
-
-
-def _check_best(trainer: Trainer) -> None:
-    """Refuse to train on towards an end that would look for weights which are lost.
-
-    Raises:
-        LmclError: If the best epoch's weights are missing (exit code 4) or damaged (5).
-    """
-    epoch = trainer.progress.best_epoch
-    if trainer.config.evaluation.select == "last" or epoch < 0:
-        return
-    path = best_path(trainer.run_dir.checkpoints, epoch)
-    try:
-        load_tensors(path)
-    except LmclError as error:
-        raise LmclError(
-            f"{path}: the weights of the best epoch so far ({epoch + 1}) cannot be used ({error}); "
-            "bring that file back, or go on with --set evaluation.select=last, which takes the "
-            "last epoch's weights in the end",
-            exit_code=error.exit_code,
-        ) from error
-
-
-def _check_state(trainer: Trainer, state: State) -> None:
-    """Refuse a checkpoint of another experiment or other data.
-
-    Raises:
-        ConfigError: With exit code 5.
-    """
-    theirs = parse_run_config(tomllib.loads(state.config), where="the checkpoint's configuration")
-    changed = binding_differences(trainer.config, theirs)
-    if changed:
-        raise ConfigError(
-            f"the checkpoint is of another configuration (asked / found there): "
-            f"{'; '.join(changed[:5])}; resume with that run's own config.toml, or start a new run "
-            "in another --output",
-            exit_code=5,
-        )
-    if state.data and state.data != trainer.split.hash:
-        raise ConfigError(
-            f"the checkpoint was trained on other data than {trainer.config.data.root}, split "
-            f"{trainer.split.name!r}: the set's names or the parts differ; name the set it was "
-            "trained on, or start a new run in another --output",
-            exit_code=5,
-        )
-
-
-def _check_recipe(trainer: Trainer) -> None:
-    """Refuse to go on with other pixels than the run began with.
-
-    Raises:
-        ConfigError: With exit code 5.
-    """
-    try:
-        text = read_text(trainer.run_dir.root / "environment.json", limit_bytes=1 << 20)
-        before = str(msgspec.json.decode(text)["decode"])
-    except (OSError, ShardError, msgspec.DecodeError, KeyError, TypeError):
-        return  # another folder, or one of a version that did not write it down
-    if not same_pixels(before, trainer.loader.recipe):
-        raise ConfigError(
-            f"{trainer.run_dir.root}: was decoded by {before} so far, here it would be "
-            f"{trainer.loader.recipe} ({trainer.loader.choice.reason}), whose pixels differ; set "
-            "runtime.decode to the decoder it began with, on a machine that has it, or start a new "
-            "run in another --output",
-            exit_code=5,
-        )
-
-
-def _describe(trainer: Trainer, loss: LossPlan | None, precision: PrecisionChoice) -> None:
-    """Say on what and by what the run works, in one line, and write it into environment.json."""
-    choice, device = trainer.loader.choice, trainer.context.device
+def _describe(trainer: Trainer, start: _CheckedStart, precision: PrecisionChoice) -> None:
+    """Say on what, by what and at which rates the run works; write it into environment.json."""
+    loss, choice, device = start.loss, trainer.loader.choice, trainer.context.device
     if loss is not None:
         announce(loss, already_said=True)
     parts = (choice.line, precision.line, str(loss or "no contrastive loss"))
@@ -669,6 +610,9 @@ def _describe(trainer: Trainer, loss: LossPlan | None, precision: PrecisionChoic
     warn_of_emulation(
         trainer.core, precision.dtype, device, size=crops.size, crops=views, learns=True
     )
+    logger.info("%s", start.rates)
+    for words in start.warnings:
+        logger.warning("warning: %s", words)
     found = describe_environment(
         device,
         world_size=trainer.context.world_size,

@@ -28,7 +28,8 @@ from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import load_model
 from lmcl.models.quality_model import StudentOutput
 from lmcl.training.checkpoint import Position, _write_tensors
-from lmcl.training.setup import _check_data, fit, plan, prepare
+from lmcl.training.checks import check_data
+from lmcl.training.setup import fit, plan, prepare
 from lmcl.training.signals import InterruptedRunError
 from lmcl.training.trainer import Trainer
 from pipeline.decode_config import DecodeConfig
@@ -261,31 +262,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_a_weight(
 
 
 @pytest.mark.parametrize(
-    ("changes", "word", "code"),
-    [
-        pytest.param(["data.root=/nowhere"], "no such folder", 4, id="no-set"),
-        pytest.param(["data.split=nothing"], "nothing", 4, id="no-split"),
-        pytest.param(["train.batch_size=1000"], "at most 40", 2, id="batch-larger-than-the-split"),
-        pytest.param(
-            ["encoder.name=vit_tiny_patch16_224", "crops.size=36"],
-            "multiples of 8",
-            2,
-            id="crop-not-a-multiple-of-the-patch",
-        ),
-        pytest.param(["saliency.window=9"], "at most 4", 2, id="window-larger-than-the-map"),
-    ],
-)
-def test_what_does_not_fit_is_said_before_training(
-    tiny: Tiny, tmp_path: Path, changes: list[str], word: str, code: int
-) -> None:
-    config = tiny(*changes)
-    with pytest.raises(Exception, match=word) as error:
-        fit(config, tmp_path / "refused", progress=False)
-    assert error.value.exit_code == code
-    assert not (tmp_path / "refused" / "metrics.json").exists()
-
-
-@pytest.mark.parametrize(
     "changes",
     [
         pytest.param(
@@ -349,7 +325,7 @@ def test_an_unlabelled_training_image_is_refused_before_training(
     labels[run.split.part("train")[3]] = math.nan
     run.shard_set.samples._columns["mos"] = labels
     with pytest.raises(LmclError, match="1 images of the train part have no score") as error:
-        _check_data(run.config, run.shard_set, run.split, run.context)
+        check_data(run.config, run.shard_set, run.split, 1)
     assert error.value.exit_code == 3
 
 

@@ -1,0 +1,212 @@
+"""Checks before the first step: what a start refuses and `--dry-run` refuses too."""
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from kernels import LossPlan
+from lmcl.config import (
+    Config,
+    EvaluationConfig,
+    RuntimeConfig,
+    TrainConfig,
+    binding_differences,
+    parse_run_config,
+)
+from lmcl.errors import ConfigError, LmclError
+from lmcl.models.encoder import Encoder
+from lmcl.models.saliency import SaliencyConfig, best_window
+from lmcl.training.checkpoint import State, best_path, load_tensors
+from lmcl.training.run_dir import RunDir
+from pipeline.backends.select import DecodeChoice
+from pipeline.decode_config import same_pixels
+from shards.errors import ShardError
+from shards.read import ShardSet
+from shards.source_files import read_text
+from shards.splits.split import Split
+
+
+def check_required(runtime: RuntimeConfig, choice: DecodeChoice, loss: LossPlan | None) -> None:
+    """Refuse a fall-back from what the configuration cannot do without.
+
+    Raises:
+        ConfigError: Names the part, what was taken instead, and why.
+    """
+    if "gpu-decode" in runtime.require and choice.decoder != "gpu":
+        raise ConfigError(
+            f"runtime.require asks for 'gpu-decode', but images are decoded by {choice.recipe} "
+            f"({choice.reason}); run on a machine with a GPU and DALI, or take it out of "
+            "runtime.require"
+        )
+    if "fused-loss" in runtime.require and (loss is None or loss.backend != "triton"):
+        taken = str(loss) if loss else "objective.contrastive_weight is 0, so there is none"
+        raise ConfigError(
+            f"runtime.require asks for 'fused-loss', but {taken}; change what stands in the way, "
+            "or take it out of runtime.require"
+        )
+
+
+def check_data(config: Config, shard_set: ShardSet, split: Split, world_size: int) -> None:
+    """Refuse a set, a split and a configuration that do not fit each other."""
+    where = f"{config.data.root}, split {config.data.split!r}"
+    _check_labels(where, shard_set, split)
+    _check_parts(where, split, config.evaluation)
+    _check_batch_size(where, len(split.part("train")), config.train, world_size)
+    # A view larger than what crops are cut from would be blown up.
+    view, longest = config.saliency.view, config.crops.max_side or config.crops.short_side
+    if longest is not None and view > longest:
+        raise ConfigError(
+            f"saliency.view is {view} pixels, larger than crops.max_side or crops.short_side "
+            f"= {longest}; lower "
+            "saliency.view"
+        )
+
+
+def _check_labels(where: str, shard_set: ShardSet, split: Split) -> None:
+    if shard_set.score is None:
+        raise LmclError(
+            f"{where}: the set has no scores, so nothing can be learned from it; `lmcl score` "
+            "gives it some",
+            exit_code=3,
+        )
+    for part in ("train", "val", "test"):
+        unlabelled = split.part(part)[np.isnan(shard_set.unit_mos()[split.part(part)])]
+        if len(unlabelled):
+            raise LmclError(
+                f"{where}: {len(unlabelled)} images of the {part} part have no score (ids "
+                f"{unlabelled[:5].tolist()}); leave them out of the split or give them one",
+                exit_code=3,
+            )
+
+
+def _check_parts(where: str, split: Split, evaluation: EvaluationConfig) -> None:
+    if not len(split.part("train")):
+        raise LmclError(f"{where}: the train part is empty; make a split with one", exit_code=3)
+    if not len(split.part(evaluation.part)):
+        raise LmclError(
+            f"{where}: the {evaluation.part} part is empty; set evaluation.part to another "
+            "one or make a split with `lmcl-shard split`",
+            exit_code=3,
+        )
+    if evaluation.select == "best" and not len(split.part("val")):
+        raise ConfigError(
+            f"{where}: evaluation.select = 'best' needs a val part, and this split has none; set "
+            "evaluation.select = 'last', or make one with `lmcl-shard split --val-fraction 0.1`"
+        )
+
+
+def _check_batch_size(where: str, images: int, train: TrainConfig, world_size: int) -> None:
+    # One image a rank is always allowed: padding fills what is missing, and counts nowhere.
+    most = -(-images // world_size) * world_size
+    if train.batch_size > most:
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size} images, but {where} has {images} to "
+            f"train on; set it to at most {most}"
+        )
+
+
+@torch.no_grad()
+def check_saliency(encoder: Encoder, saliency: SaliencyConfig) -> None:
+    """Refuse a window, a number of layers or a view that the encoder's maps do not have.
+
+    One empty view goes through the encoder, as whole images will.
+
+    Raises:
+        ConfigError: Says what the encoder has.
+    """
+    device, was_training = next(encoder.parameters()).device, encoder.training
+    view = torch.zeros(1, 3, saliency.view, saliency.view, device=device)
+    maps = encoder.eval().cls_attention(view, layers=saliency.layers)
+    encoder.train(was_training)
+    best_window(maps.float().cpu(), saliency.window)
+
+
+def check_state(state: State, config: Config, split: Split) -> None:
+    """Refuse a checkpoint of another experiment or other data.
+
+    Raises:
+        ConfigError: With exit code 5.
+    """
+    theirs = parse_run_config(tomllib.loads(state.config), where="the checkpoint's configuration")
+    changed = binding_differences(config, theirs)
+    if changed:
+        raise ConfigError(
+            f"the checkpoint is of another configuration (asked / found there): "
+            f"{'; '.join(changed[:5])}; resume with that run's own config.toml, or start a new run "
+            "in another --output",
+            exit_code=5,
+        )
+    if state.data and state.data != split.hash:
+        raise ConfigError(
+            f"the checkpoint was trained on other data than {config.data.root}, split "
+            f"{split.name!r}: the set's names or the parts differ; name the set it was "
+            "trained on, or start a new run in another --output",
+            exit_code=5,
+        )
+
+
+def check_recipe(run_dir: RunDir, choice: DecodeChoice) -> None:
+    """Refuse to go on with other pixels than the run began with.
+
+    Raises:
+        ConfigError: With exit code 5.
+    """
+    try:
+        text = read_text(run_dir.root / "environment.json", limit_bytes=1 << 20)
+        before = str(msgspec.json.decode(text)["decode"])
+    except (OSError, ShardError, msgspec.DecodeError, KeyError, TypeError):
+        return  # another folder, or one of a version that did not write it down
+    if not same_pixels(before, choice.recipe):
+        raise ConfigError(
+            f"{run_dir.root}: was decoded by {before} so far, here it would be "
+            f"{choice.recipe} ({choice.reason}), whose pixels differ; set "
+            "runtime.decode to the decoder it began with, on a machine that has it, or start a new "
+            "run in another --output",
+            exit_code=5,
+        )
+
+
+def find_best(run_dir: RunDir, epoch: int, resume: str) -> Path:
+    """The weights of the best epoch so far: in the run, or beside the checkpoint named."""
+    own = best_path(run_dir.checkpoints, epoch)
+    if resume == "auto" or own.exists():
+        return own
+    return Path(resume).parent / own.name
+
+
+def check_best(run_dir: RunDir, epoch: int, resume: str, *, select: str) -> None:
+    """Refuse to train on towards an end that would look for weights which are lost.
+
+    Args:
+        run_dir: Of the run.
+        epoch: The best one so far; -1 if there is none.
+        resume: `auto`, or the checkpoint the run goes on from.
+        select: `evaluation.select`.
+
+    Raises:
+        LmclError: If the best epoch's weights are missing (exit code 4) or damaged (5).
+    """
+    if epoch < 0:
+        return
+    path = find_best(run_dir, epoch, resume)
+    is_copied = path.parent != run_dir.checkpoints
+    if select == "last" and not is_copied:
+        return
+    try:
+        load_tensors(path)
+    except LmclError as error:
+        if is_copied:
+            raise LmclError(
+                f"the checkpoint's best epoch is {epoch + 1}, and its weights are not beside "
+                f"it ({error}); copy the whole checkpoints folder, or resume in the run's own",
+                exit_code=4,
+            ) from error
+        raise LmclError(
+            f"{path}: the weights of the best epoch so far ({epoch + 1}) cannot be used ({error}); "
+            "bring that file back, or go on with --set evaluation.select=last, which takes the "
+            "last epoch's weights in the end",
+            exit_code=error.exit_code,
+        ) from error
