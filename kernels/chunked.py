@@ -72,7 +72,7 @@ def make_problem(
 
 
 @dataclasses.dataclass
-class _LogSums:
+class LogSums:
     """Running log-sum-exp of rows: sum = exp(peak) * total."""
 
     total: Float[Tensor, " n"]
@@ -151,8 +151,8 @@ def student_backward(
     """
     rows, near, beta = problem.rows, problem.neighbours, problem.beta
     d_rows = torch.zeros_like(rows)
-    stats = _Statistics.of(log_sum, weight, steady=problem.steady)
-    far = [_Statistics.of(*pair, steady=problem.steady) for pair in others]
+    stats = Statistics.of(log_sum, weight, steady=problem.steady)
+    far = [Statistics.of(*pair, steady=problem.steady) for pair in others]
     for place, (a, b) in enumerate(problem.spans):
         scaled = rows[a:b] * beta
         here = stats.part(a, b)
@@ -217,7 +217,7 @@ def teacher_forward(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Statistics:
+class Statistics:
     """Log-sum-exp and weight of rows, in the form the tile arithmetic wants."""
 
     log_sum: Float[Tensor, " n"]
@@ -228,17 +228,19 @@ class _Statistics:
     @staticmethod
     def of(
         log_sum: Float[Tensor, " n"], weight: Float[Tensor, " n"], *, steady: bool
-    ) -> "_Statistics":
+    ) -> "Statistics":
+        """Scales are formed where exponentials need no maximum."""
         scale = weight * (-log_sum).exp() if steady else None
-        return _Statistics(log_sum, weight, scale)
+        return Statistics(log_sum, weight, scale)
 
-    def part(self, start: int, stop: int) -> "_Statistics":
+    def part(self, start: int, stop: int) -> "Statistics":
+        """Those of some of the rows."""
         scale = None if self.scale is None else self.scale[start:stop]
-        return _Statistics(self.log_sum[start:stop], self.weight[start:stop], scale)
+        return Statistics(self.log_sum[start:stop], self.weight[start:stop], scale)
 
 
 def _pair_weights(
-    block: Float[Tensor, "i j"], rows: _Statistics, columns: _Statistics
+    block: Float[Tensor, "i j"], rows: Statistics, columns: Statistics
 ) -> Float[Tensor, "i j"]:
     """Logits -> exp(l) (w_i e^-L_i + w_j e^-L_j), in place."""
     if rows.scale is not None and columns.scale is not None:
@@ -248,7 +250,7 @@ def _pair_weights(
 
 
 def _own_weights(
-    near: Neighbours, stats: _Statistics, logits: Float[Tensor, "i c"], a: int
+    near: Neighbours, stats: Statistics, logits: Float[Tensor, "i c"], a: int
 ) -> Float[Tensor, "i c"]:
     """The same for the pairs inside images, whose weights may differ by direction."""
     b = a + logits.shape[0]
@@ -264,10 +266,10 @@ def _other_ranks(scaled: Float[Tensor, "i d"], problem: Problem) -> Iterator[Flo
             yield scaled @ columns[start : start + TILE].T
 
 
-def _empty_sums(problem: Problem) -> _LogSums:
+def _empty_sums(problem: Problem) -> LogSums:
     n = problem.rows.shape[0]
     peak = None if problem.steady else problem.rows.new_full((n,), -torch.inf)
-    return _LogSums(problem.rows.new_zeros(n), peak)
+    return LogSums(problem.rows.new_zeros(n), peak)
 
 
 def _finite(peak: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

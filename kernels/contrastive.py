@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels import reference_backend, torch_op, validation
 from kernels.precision import LossPlan, announce, float32_products, plan_for_rows
-from kernels.types import SHORTEST, LossInputs, LossOptions, LossOutput
+from kernels.types import LossInputs, LossOptions, LossOutput, divide_by_length, dtype_of_products
 
 
 def manifold_contrastive_loss(
@@ -84,7 +84,7 @@ def manifold_contrastive_loss(
     plan = plan_for_rows(
         rows.device,
         width=rows.shape[1],
-        dtype=_dtype_of_products(rows),
+        dtype=dtype_of_products(rows),
         precision=precision,
         backend=backend,
     )
@@ -134,13 +134,6 @@ def _flat_sizes(rank_sizes: Sequence[tuple[int, int]] | None) -> tuple[int, ...]
     return *(rows for rows, _ in rank_sizes), *(images for _, images in rank_sizes)
 
 
-def _dtype_of_products(rows: Float[Tensor, "n d"]) -> torch.dtype:
-    """Inside a GPU's autocast its dtype, for an operation of our own is not on autocast's lists."""
-    if rows.is_cuda and torch.is_autocast_enabled("cuda") and rows.dtype != torch.float64:
-        return torch.get_autocast_dtype("cuda")
-    return rows.dtype
-
-
 def _prepare_tables(
     rows: Float[Tensor, "n d"],
     hubs: Float[Tensor, "b d"],
@@ -152,14 +145,8 @@ def _prepare_tables(
     """What the Triton kernels do by themselves: lengths of 1, and rounding, once."""
 
     def prepare(table: Tensor) -> Tensor:
-        table = _divide_by_length(table) if normalize else table
+        table = divide_by_length(table) if normalize else table
         # The chunked backend widens half precision tile by tile and keeps the tables as they are.
         return table.to(plan.dtype) if plan.backend == "dense" else table
 
     return prepare(rows), prepare(hubs), None if keys is None else prepare(keys)
-
-
-def _divide_by_length(table: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """`F.normalize`, but a row of zeros has a gradient of zeros and not of its upstream / 1e-12."""
-    length = torch.linalg.vector_norm(table, dim=1, keepdim=True)
-    return table / torch.where(length > SHORTEST, length, torch.inf)

@@ -24,6 +24,8 @@ class RankLayout:
     """Images on all ranks."""
     rank: int
     """This process."""
+    process_group: Any = None
+    """Who takes part; None: every process."""
 
     @property
     def world_size(self) -> int:
@@ -74,11 +76,33 @@ def find_rank_layout(inputs: LossInputs) -> RankLayout:
     )
 
 
-def _ask_ranks(own: tuple[int, int], device: torch.device) -> tuple[tuple[int, int], ...]:
+def _ask_ranks(
+    own: tuple[int, ...], device: torch.device, process_group: Any = None
+) -> tuple[tuple[int, ...], ...]:
     table = torch.tensor(own, device=device)
-    every = [torch.empty_like(table) for _ in range(dist.get_world_size())]
-    dist.all_gather(every, table)
-    return tuple((rows, images) for rows, images in torch.stack(every).tolist())
+    every = [torch.empty_like(table) for _ in range(dist.get_world_size(process_group))]
+    dist.all_gather(every, table, group=process_group)
+    return tuple(tuple(sizes) for sizes in torch.stack(every).tolist())
+
+
+def ask_layouts(
+    counts: tuple[int, ...], device: torch.device, process_group: Any
+) -> tuple[RankLayout, ...]:
+    """One layout for each of several counts of rows: by one small gather, which waits for a GPU.
+
+    Args:
+        counts: How many rows of each kind this process holds.
+        device: Where the gather takes place.
+        process_group: Who takes part; None: this process alone.
+    """
+    if process_group is None:
+        return tuple(RankLayout(rows=(count,), images=0, rank=0) for count in counts)
+    sizes = _ask_ranks(counts, device, process_group)
+    rank = dist.get_rank(process_group)
+    return tuple(
+        RankLayout(rows=rows, images=0, rank=rank, process_group=process_group)
+        for rows in zip(*sizes, strict=True)
+    )
 
 
 def gather_rows(local: Tensor, layout: RankLayout) -> Tensor:
@@ -93,7 +117,7 @@ def gather_rows(local: Tensor, layout: RankLayout) -> Tensor:
     padded = local.new_zeros(max(layout.rows), *local.shape[1:])
     padded[: local.shape[0]] = local
     every = [torch.empty_like(padded) for _ in layout.rows]
-    dist.all_gather(every, padded)
+    dist.all_gather(every, padded, group=layout.process_group)
     return torch.cat([part[:count] for part, count in zip(every, layout.rows, strict=True)])
 
 
@@ -102,7 +126,7 @@ def sum_over_ranks(values: Tensor, layout: RankLayout) -> Tensor:
     if layout.world_size == 1:
         return values
     total = values.clone()
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=layout.process_group)
     return total
 
 

@@ -59,11 +59,11 @@ def reference_rows(
     other_crop = same_image & ~itself
     log_weight = torch.where(other_crop, intra_weight, 1.0).log()
     nothing = torch.full_like(logits, -torch.inf)
-    intra = _logsumexp(torch.where(other_crop, logits + log_weight, nothing))
-    inter = _logsumexp(torch.where(same_image, nothing, logits))
+    intra = logsumexp(torch.where(other_crop, logits + log_weight, nothing))
+    inter = logsumexp(torch.where(same_image, nothing, logits))
     positive = (rows * hubs).sum(1)
     terms = [intra, inter, positive / temperature] if include_positive else [intra, inter]
-    total = _logsumexp(torch.stack(terms, dim=1))
+    total = logsumexp(torch.stack(terms, dim=1))
     alive = total > -torch.inf
     dead_as_zero = torch.where(alive | total.isnan(), total, 0.0)
     return ReferenceRows(
@@ -92,7 +92,7 @@ def same_image_masks(
     return same, itself
 
 
-def _logsumexp(values: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+def logsumexp(values: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
     """Log-sum-exp over the second axis; a row of -inf gives -inf and a zero gradient, not NaN."""
     if values.shape[1] == 0:
         return values.new_full((values.shape[0],), -torch.inf)

@@ -111,7 +111,28 @@ def make_launch_config(inputs: LossInputs, weight: Float[Tensor, " n"]) -> Launc
         inputs: The step's inputs.
         weight: w_A of each row.
     """
-    rows, temperature, precision = inputs.rows, inputs.temperature, inputs.options.precision
+    return configure(
+        inputs.rows,
+        inputs.temperature,
+        inputs.options.precision,
+        weight=weight,
+        overlap=None if inputs.overlap is None else inputs.overlap.float().contiguous(),
+        include_positive=inputs.options.include_positive,
+        normalize=inputs.options.normalize,
+    )
+
+
+def configure(
+    rows: Tensor,
+    temperature: Tensor,
+    precision: str,
+    *,
+    weight: Tensor,
+    overlap: Tensor | None = None,
+    include_positive: bool = False,
+    normalize: bool = False,
+) -> LaunchConfig:
+    """`make_launch_config` from its parts, for whoever has no step of the loss."""
     interpreted = is_interpreted()
     # A float arrives as float64 on the CPU; its value costs nothing to read.
     on_device = temperature.is_cuda or (interpreted and temperature.dtype == torch.float32)
@@ -123,9 +144,9 @@ def make_launch_config(inputs: LossInputs, weight: Float[Tensor, " n"]) -> Launc
         temperature=1.0 if learned is not None else float(temperature),
         learned=learned,
         weight=weight,
-        overlap=None if inputs.overlap is None else inputs.overlap.float().contiguous(),
-        include_positive=inputs.options.include_positive,
-        normalize=inputs.options.normalize,
+        overlap=overlap,
+        include_positive=include_positive,
+        normalize=normalize,
         boost=4096.0 if precision == "fp16" else 1.0,
         options={
             "LEARNED": learned is not None,
@@ -204,12 +225,12 @@ def forward(operands: Operands, *, with_gradient: bool) -> tuple[Tensor, Tensor]
         stats[LENGTH] = operands.rows.length
     fixed = is_fixed(config) and not with_gradient
     tile = config.plan.means if with_gradient else config.plan.sums
-    grid = _grid(n, columns.shape[0], tile, rows.device)
+    grid = grid_of(n, columns.shape[0], tile, rows.device)
     sums = empty(grid[1], n, dtype=torch.float32, device=rows.device)
     peaks = sums if fixed else torch.empty_like(sums)
     common = (operands.groups.first, operands.groups.end, config.learned)
     sizes = (n, columns.shape[0], operands.offset)
-    walk = {**_widths(config), **_blocks(tile), **config.options}
+    walk = {**widths_of(config), **blocks_of(tile), **config.options}
     if not with_gradient:
         device.log_sums[grid](
             rows, columns, *common, sums, peaks, *sizes, config.temperature, FIXED=fixed, **walk,
@@ -239,13 +260,13 @@ def backward(operands: Operands, stats: Tensor, of_columns: ColumnStats) -> Tens
         return rows.new_empty(0, width, dtype=operands.d_dtype)
     fixed = is_fixed(config)
     tile = config.plan.pairs if fixed else config.plan.online_pairs
-    grid = _grid(n, columns.shape[0], tile, rows.device)
+    grid = grid_of(n, columns.shape[0], tile, rows.device)
     partial = empty(grid[1], n, width, dtype=torch.float32, device=rows.device)
     device.pair_gradient[grid](
         rows, columns, operands.groups.first, operands.groups.end, config.learned, stats[LOG],
         of_columns.row_scale, of_columns.column_log, of_columns.column_scale, partial,
         n, columns.shape[0], operands.offset, config.temperature,
-        FIXED=fixed, **_widths(config), **_blocks(tile), **config.options,
+        FIXED=fixed, **widths_of(config), **blocks_of(tile), **config.options,
     )  # fmt: skip
     factors = (of_columns.far_factor, of_columns.own_factor)
     return _finish_gradient(operands, stats, (partial, partial), factors=factors)
@@ -276,8 +297,8 @@ def _finish_rows(
         config.overlap, config.learned, *parts, stats, n, operands.offset, _table_width(config),
         parts[0].shape[0], config.temperature, config.boost,
         FIXED=fixed, HAS_OVERLAP=config.overlap is not None,
-        INCLUDE_POSITIVE=config.include_positive, **_widths(config),
-        **_blocks(tile, staged=False), **config.options,
+        INCLUDE_POSITIVE=config.include_positive, **widths_of(config),
+        **blocks_of(tile, staged=False), **config.options,
     )  # fmt: skip
 
 
@@ -298,13 +319,14 @@ def _finish_gradient(
         *(factors or (None, None)), stats[LENGTH], d_rows, stats[D_BETA], n, operands.offset,
         _table_width(config), parts[0].shape[0], config.temperature, config.boost,
         STUDENT=factors is not None,
-        HAS_OVERLAP=config.overlap is not None, NORMALIZE=config.normalize, **_widths(config),
-        **_blocks(tile, staged=False), **config.options,
+        HAS_OVERLAP=config.overlap is not None, NORMALIZE=config.normalize, **widths_of(config),
+        **blocks_of(tile, staged=False), **config.options,
     )  # fmt: skip
     return d_rows
 
 
-def _grid(rows: int, columns: int, tile: tuning.Tile, where: torch.device) -> tuple[int, int]:
+def grid_of(rows: int, columns: int, tile: tuning.Tile, where: torch.device) -> tuple[int, int]:
+    """Row tiles and column splits of a heavy kernel."""
     row_tiles = triton.cdiv(rows, tile.rows)
     splits = tuning.choose_splits(
         row_tiles, triton.cdiv(columns, tile.columns), processors=_processors(where)
@@ -312,11 +334,13 @@ def _grid(rows: int, columns: int, tile: tuning.Tile, where: torch.device) -> tu
     return row_tiles, splits
 
 
-def _widths(config: LaunchConfig) -> dict[str, int]:
+def widths_of(config: LaunchConfig) -> dict[str, int]:
+    """The two powers of two that a row is cut into."""
     return {"D0": config.plan.widths[0], "D1": config.plan.widths[1]}
 
 
-def _blocks(tile: tuning.Tile, *, staged: bool = True) -> dict[str, int]:
+def blocks_of(tile: tuning.Tile, *, staged: bool = True) -> dict[str, int]:
+    """A tile as compile-time arguments and launch options."""
     blocks = {"BLOCK_N": tile.rows, "BLOCK_M": tile.columns, "num_warps": tile.warps}
     return blocks | ({"STAGES": tile.stages} if staged else {})
 

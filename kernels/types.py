@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -89,3 +90,16 @@ class Forward(NamedTuple):
     """Lengths that the hubs were divided by, [b]; empty if they were not."""
     d_rows: Tensor
     """Teacher keys: gradient by the rows before the upstream factor, [n, d]; else empty."""
+
+
+def dtype_of_products(rows: Float[Tensor, "n d"]) -> torch.dtype:
+    """Inside a GPU's autocast its dtype, for an operation of our own is not on autocast's lists."""
+    if rows.is_cuda and torch.is_autocast_enabled("cuda") and rows.dtype != torch.float64:
+        return torch.get_autocast_dtype("cuda")
+    return rows.dtype
+
+
+def divide_by_length(table: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """`F.normalize`, but a row of zeros has a gradient of zeros and not of its upstream / 1e-12."""
+    length = torch.linalg.vector_norm(table, dim=1, keepdim=True)
+    return table / torch.where(length > SHORTEST, length, torch.inf)

@@ -1,6 +1,8 @@
 """What can be wrong with the arguments, one sentence each, before anything is computed."""
 
+import difflib
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -87,6 +89,148 @@ def check_overlap_width(overlap: Tensor | None, most: int) -> None:
         )
 
 
+def check_grouped(
+    q: Tensor,
+    k: Tensor | None,
+    temperature: float | Tensor,
+    q_group: Tensor | None,
+    k_group: Tensor | None,
+    group_weight: float | Tensor,
+) -> None:
+    """Refuse arguments of `grouped_logsumexp` without reading a tensor's values.
+
+    Raises:
+        ValueError: Sizes, groups of one side only, numbers outside their range.
+        TypeError: Wrong element types, or tensors on different devices.
+    """
+    _check_grouped_tables(q, k)
+    if k is not None and (q_group is None) != (k_group is None):
+        has, lacks = ("q", "k") if k_group is None else ("k", "q")
+        raise ValueError(
+            f"{lacks}_group: asked for groups of both sides, got only {has}_group; pass "
+            f"{lacks}_group too, or neither"
+        )
+    if k is None and k_group is not None:
+        raise ValueError(
+            "k_group: got groups of columns without columns; pass q_group, for rows that are "
+            "compared with one another have one group each"
+        )
+    for name, group, table in (("q_group", q_group, q), ("k_group", k_group, k)):
+        if group is None or table is None:
+            continue
+        check_group(name, group, name[0], table)
+    _check_group_weight(group_weight, q, q_group)
+    _check_options(temperature, 0.0)
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        _check_device("temperature", temperature, q, "q")
+
+
+def check_group(name: str, group: Tensor, of: str, table: Tensor) -> None:
+    """Refuse what is not one whole number per row of a table."""
+    if group.shape != table.shape[:1]:
+        raise ValueError(
+            f"{name}: asked for one whole number per row of {of}, [{table.shape[0]}], got "
+            f"{list(group.shape)}; pass equal numbers where rows belong together"
+        )
+    _check_group_type(name, group)
+    _check_device(name, group, table, of)
+
+
+def check_same_shape(name: str, table: Tensor, other: str, like: Tensor) -> None:
+    """Refuse two tables whose rows do not belong together one by one."""
+    if table.shape != like.shape or table.ndim != 2:
+        raise ValueError(
+            f"{name}: asked for the shape of {other}, [count, width], got {list(table.shape)} "
+            f"beside {list(like.shape)}; row i of one belongs to row i of the other"
+        )
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse an option that there is not."""
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise TypeError(
+                f"{name}: there is no such option, asked for any of {', '.join(known)}"
+                + (f"; did you mean {close[0]!r}?" if close else "; leave it out")
+            )
+
+
+def check_weights(weights: Tensor) -> None:
+    """Refuse negative weights; reads values. NaN passes and makes the result NaN."""
+    if bool((weights < 0).any()):
+        raise ValueError(
+            f"group_weight: asked for numbers of at least 0, got {float(weights.min()):.4g}; 0 "
+            "leaves a column out"
+        )
+
+
+def check_weight_width(weights: Tensor, most: int) -> None:
+    """Refuse a table of weights that has fewer columns than a group has members."""
+    if weights.shape[1] < most:
+        raise ValueError(
+            f"group_weight: asked for a column per member of a row's group, {most} here, got "
+            f"{weights.shape[1]}; pad the table with 0"
+        )
+
+
+def _check_grouped_tables(q: Tensor, k: Tensor | None) -> None:
+    for name, table in (("q", q), ("k", k)):
+        if table is None:
+            continue
+        if table.ndim != 2:
+            raise ValueError(
+                f"{name}: asked for a table [count, width], got shape {list(table.shape)}; "
+                "flatten everything but the last axis"
+            )
+        if table.dtype not in _FLOATS:
+            raise TypeError(
+                f"{name}: asked for float16, bfloat16, float32 or float64, got {table.dtype}; "
+                "convert it first"
+            )
+    if k is None:
+        return
+    if k.shape[1] != q.shape[1]:
+        raise ValueError(
+            f"k: asked for the width of q, {q.shape[1]}, got {k.shape[1]}; "
+            "take both from the same space"
+        )
+    if k.dtype != q.dtype:
+        raise TypeError(
+            f"k: asked for the dtype of q, {q.dtype}, got {k.dtype}; convert with k.to(q.dtype)"
+        )
+    _check_device("k", k, q, "q")
+
+
+def _check_group_weight(group_weight: float | Tensor, q: Tensor, q_group: Tensor | None) -> None:
+    if isinstance(group_weight, Tensor):
+        if group_weight.ndim != 2 or group_weight.shape[0] != q.shape[0]:
+            raise ValueError(
+                f"group_weight: asked for a number or one row of weights per row of q, "
+                f"[{q.shape[0]}, c], got {list(group_weight.shape)}; entry (i, c) is of the c-th "
+                "column of row i's group"
+            )
+        check_table(*group_weight.shape)
+        _check_device("group_weight", group_weight, q, "q")
+    elif not 0 <= group_weight < math.inf:
+        raise ValueError(
+            f"group_weight: asked for a number of at least 0, got {group_weight}; "
+            "0 leaves the own group out"
+        )
+    if q_group is None and (isinstance(group_weight, Tensor) or group_weight != 1.0):
+        raise ValueError(
+            "group_weight: got weights without groups; pass q_group (and k_group), or leave "
+            "group_weight at 1"
+        )
+
+
+def _check_group_type(name: str, group: Tensor) -> None:
+    if group.dtype not in (torch.int64, torch.int32):
+        raise TypeError(
+            f"{name}: asked for int64 indices, got {group.dtype}; convert with {name}.long()"
+        )
+
+
 def _check_overlap_values(overlap: Tensor) -> None:
     outside = (overlap < 0) | (overlap > 1 + torch.finfo(overlap.dtype).eps)
     if bool(outside.any()):
@@ -140,10 +284,7 @@ def _check_types(
                 f"{name}: asked for the dtype of rows, {rows.dtype}, got {tensor.dtype}; "
                 f"convert with {name}.to(rows.dtype)"
             )
-    if group.dtype not in (torch.int64, torch.int32):
-        raise TypeError(
-            f"group: asked for int64 image indices, got {group.dtype}; convert with group.long()"
-        )
+    _check_group_type("group", group)
     if overlap is not None and not overlap.is_floating_point():
         raise TypeError(
             f"overlap: asked for floating-point IoU, got {overlap.dtype}; pass "
@@ -155,11 +296,11 @@ def _check_types(
             _check_device(name, tensor, rows)
 
 
-def _check_device(name: str, tensor: Tensor, rows: Tensor) -> None:
+def _check_device(name: str, tensor: Tensor, rows: Tensor, of: str = "rows") -> None:
     if tensor.device != rows.device:
         raise TypeError(
-            f"{name}: asked for the device of rows, {rows.device}, got {tensor.device}; "
-            f"move it with {name}.to(rows.device)"
+            f"{name}: asked for the device of {of}, {rows.device}, got {tensor.device}; "
+            f"move it with {name}.to({of}.device)"
         )
 
 

@@ -34,6 +34,9 @@ LMCL_MODULES = {"__init__", "__main__", "config", "demo", "distributed", "errors
 
 COVERED_BY = {
     "kernels/test_contrastive.py": "kernels: chunked chunked_backend groups types",
+    "kernels/test_grouped.py": (
+        "kernels: _grouped_triton grouped_chunked grouped_passes grouped_triton pairs"
+    ),
     "kernels/test_reference.py": "kernels: reference_backend",
     "kernels/test_triton_backend.py": "kernels: _contrastive_triton triton_launch",
     "lmcl/bench/test_contrastive.py": "lmcl/bench: contrastive_cases contrastive_chart record",

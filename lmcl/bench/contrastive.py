@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kernels.precision import DTYPES
-from lmcl.bench.contrastive_cases import CASES, make_inputs
+from lmcl.bench.contrastive_cases import CASES, SHARE_OF_PAIRS, make_inputs
 from lmcl.bench.contrastive_chart import chart
 from lmcl.bench.record import Record, append, cpu_seconds, make_record, to_json
 
@@ -51,7 +51,7 @@ def run(
     as_json: bool,
     no_progress: bool,
 ) -> None:
-    r"""Measure the loss in seven ways; needs no data.
+    r"""Measure the loss in seven ways, and SupCon, InfoNCE and CLIP in two; needs no data.
 
     \b
     Example:
@@ -212,8 +212,9 @@ def _records(
     peak_rate: float,
 ) -> list[Record]:
     records = []
+    pairs = SHARE_OF_PAIRS.get(name, 1.0) * m * m
     for phase in PHASES:
-        rate = 2 * PRODUCTS[phase] * m * m * d / statistics.median(figures[phase])
+        rate = 2 * PRODUCTS[phase] * pairs * d / statistics.median(figures[phase])
         params: dict[str, int | float | str | bool] = {
             "rows": m,
             "width": d,

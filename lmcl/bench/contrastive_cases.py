@@ -1,7 +1,8 @@
-"""The loss computed in seven ways: ours, and the ways of others written anew beside it.
+"""The loss computed in seven ways, ours and the ways of others, and the losses over its operation.
 
-All compute the paper's mode (weight 1, no overlap, positive outside the sum), so that they agree
-in value and gradient; tests/lmcl/bench/test_contrastive.py checks that they do.
+The seven compute the paper's mode (weight 1, no overlap, positive outside the sum), so that they
+agree in value and gradient; SupCon, InfoNCE and CLIP do so with their usual dense code.
+tests/lmcl/bench/test_contrastive.py checks both.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from kernels import manifold_contrastive_loss
+from kernels import clip_loss, info_nce_loss, manifold_contrastive_loss, supcon_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -194,6 +195,56 @@ def ours(backend: str) -> Loss:
     return loss
 
 
+def dense_supcon(rows: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
+    """SupCon as it is usually written: masks over one (n, n) matrix."""
+    rows = F.normalize(rows, dim=1)
+    logits = rows @ rows.T / temperature
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    positive = (labels[:, None] == labels) & ~itself
+    log_sum = torch.logsumexp(logits.masked_fill(itself, -torch.inf), 1)
+    count = positive.sum(1)
+    mean = torch.where(positive, logits, 0.0).sum(1) / count.clamp(min=1)
+    return torch.where(count > 0, log_sum - mean, 0.0).sum() / (count > 0).sum().clamp(min=1)
+
+
+def dense_info_nce(one: Tensor, two: Tensor, temperature: float | Tensor) -> Tensor:
+    """SimCLR's loss as it is usually written: cross-entropy over a (2n, 2n) matrix."""
+    rows = F.normalize(torch.cat([one, two]), dim=1)
+    logits = (rows @ rows.T / temperature).fill_diagonal_(-torch.inf)
+    n = len(one)
+    target = torch.arange(2 * n, device=one.device).roll(n)
+    return F.cross_entropy(logits, target)
+
+
+def dense_clip(
+    image: Tensor,
+    text: Tensor,
+    temperature: float | Tensor,
+    *,
+    queue: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """CLIP's loss as it is usually written, each side's queue appended to its logits."""
+    image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
+    logits = image @ text.T / temperature
+    turned = logits.T
+    if queue is not None:
+        images, texts = (F.normalize(table, dim=1) for table in queue)
+        logits = torch.cat([logits, image @ texts.T / temperature], 1)
+        turned = torch.cat([turned, text @ images.T / temperature], 1)
+    target = torch.arange(len(image), device=image.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(turned, target)) / 2
+
+
+def _halves(loss: Callable[[Tensor, Tensor, float], Tensor]) -> Loss:
+    """A loss of two tables, over the upper and the lower half of the rows."""
+
+    def of_rows(rows: Tensor, hubs: Tensor, group: Tensor, temperature: float) -> Tensor:
+        half = len(rows) // 2
+        return loss(rows[:half], rows[half:], temperature)
+
+    return of_rows
+
+
 CASES: dict[str, Callable[[], Loss]] = {
     "naive_eager": lambda: naive_eager,
     "careful_eager": lambda: careful_eager,
@@ -202,5 +253,14 @@ CASES: dict[str, Callable[[], Loss]] = {
     "chunked": lambda: ours("chunked"),
     "chunked_compiled": chunked_compiled,
     "fused": lambda: ours("triton"),
+    "supcon_dense": lambda: lambda rows, hubs, group, tau: dense_supcon(rows, group, tau),
+    "supcon": lambda: lambda rows, hubs, group, tau: supcon_loss(rows, group, temperature=tau),
+    "info_nce_dense": lambda: _halves(dense_info_nce),
+    "info_nce": lambda: _halves(lambda one, two, tau: info_nce_loss(one, two, temperature=tau)),
+    "clip_dense": lambda: _halves(dense_clip),
+    "clip": lambda: _halves(lambda image, text, tau: clip_loss(image, text, temperature=tau)),
 }
 """Name of each case -> what makes its function; `fused` needs a GPU."""
+
+SHARE_OF_PAIRS = {"clip": 0.25, "clip_dense": 0.25}
+"""Share of the pairs of rows that a case compares, if not all: half of them with the other half."""

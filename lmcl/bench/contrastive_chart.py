@@ -8,7 +8,7 @@ from lmcl.bench.record import Record
 
 _ROW, _LEFT, _WIDTH, _TOP = 24, 170, 330, 34
 _PANEL = _LEFT + _WIDTH + 110
-_OURS = ("chunked", "fused")
+_OURS = ("chunked", "fused", "supcon", "info_nce", "clip")
 
 
 def chart(records: Sequence[Record]) -> str:

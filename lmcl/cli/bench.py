@@ -9,6 +9,7 @@ _CODECS = ("jpg", "png", "bmp")
 _LOSSES = (
     *("naive_eager", "careful_eager", "careful_compiled", "inf_cl"),
     *("chunked", "chunked_compiled", "fused"),
+    *("supcon_dense", "supcon", "info_nce_dense", "info_nce", "clip_dense", "clip"),
 )
 
 
@@ -54,7 +55,7 @@ def build(**options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 def contrastive(**options: Any) -> None:
-    r"""Measure the loss in seven ways; needs no data.
+    r"""Measure the loss in seven ways, and SupCon, InfoNCE and CLIP in two; needs no data.
 
     \b
     Example:

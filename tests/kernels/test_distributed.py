@@ -91,6 +91,46 @@ def _run(
     ]
 
 
+def _others(
+    batch: dict[str, Tensor], numbers: Tensor, backend: str, process_group: object
+) -> dict[str, list[Tensor]]:
+    """The operation and the losses over it: groups cross ranks, columns are fewer than rows."""
+    how = {"backend": backend, "process_group": process_group}
+    group, few = numbers % 3, numbers % 2 == 0
+    table = batch["overlap"].new_tensor([0.5, 0.0, 2.0, 1.0, 0.3, 1.0, 1.0]).repeat(1, 2)
+    table = (table + 0.25 * (numbers % 4)[:, None]) * (table > 0)
+
+    def columns(k: Tensor) -> dict[str, Tensor]:
+        return {"k": k[few], "k_group": group[few]}
+
+    calls = {
+        "none": lambda q, k: kernels.grouped_logsumexp(
+            q, temperature=0.3, q_group=group, group_weight=table, **how
+        ),
+        "mean": lambda q, k: kernels.grouped_logsumexp(
+            q, **columns(k), temperature=0.3, q_group=group, group_weight=table, reduction="mean",
+            **how,
+        ),
+        "sum": lambda q, k: kernels.grouped_logsumexp(q, temperature=0.3, reduction="sum", **how),
+        "supcon": lambda q, k: kernels.supcon_loss(q, group, temperature=0.3, **how),
+        "info-nce": lambda q, k: kernels.info_nce_loss(
+            q, k, temperature=0.3, include_positive=False, **how
+        ),
+        "clip": lambda q, k: kernels.clip_loss(q, k, temperature=0.3, **how),
+        "clip-queue": lambda q, k: kernels.clip_loss(
+            q, k, temperature=0.3, queue=(_batch()["keys"][:5].to(q), _batch()["hubs"].to(q)), **how
+        ),
+    }  # fmt: skip
+    results = {}
+    for name, call in calls.items():
+        q, k = (batch[key].clone().requires_grad_() for key in ("rows", "keys"))
+        value = call(q, k)
+        upstream = 1.0 + (numbers % 5).to(value) if name == "none" else torch.ones_like(value)
+        leaves = torch.autograd.grad(value, (q, k), upstream, materialize_grads=True)
+        results[name] = [value.detach(), *leaves]
+    return results
+
+
 def _rank(rank: int, deal: list[int], folder: str, in_single: bool) -> None:
     sys.stderr = open(Path(folder) / f"stderr-{rank}", "w")  # noqa: SIM115
     torch.set_num_threads(1)
@@ -112,6 +152,9 @@ def _rank(rank: int, deal: list[int], folder: str, in_single: bool) -> None:
         for backend in backends:
             results[f"{name}/{backend}"] = _run(batch, name, backend, tuple(deal))
     results["asked"] = set(asked)
+    numbers = torch.arange(sum(CROPS))[rows]
+    for backend in backends:
+        results[f"others/{backend}"] = _others(batch, numbers, backend, dist.group.WORLD)
     results["refusal"] = _refusal_of_wrong_sizes(batch, deal, backends[0])
     torch.save(results, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
@@ -195,6 +238,25 @@ def test_ranks_whose_sizes_are_known_ask_nobody(name, ranks) -> None:
     for each in ranks(name):
         assert each["asked"] == set(OPTIONS) - {"sizes-known"}
         assert "the ranks ask one another" in each["refusal"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_operation_and_its_losses_together_agree_with_one_process(name, ranks) -> None:
+    results = ranks(name)
+    in_single = ALL[name][1]
+    truth = _others(_batch(), torch.arange(sum(CROPS)), "dense", None)
+    close = {"rtol": 3e-5, "atol": 3e-5} if in_single else {"rtol": 1e-11, "atol": 1e-11}
+    for backend in ("triton",) if in_single else ("chunked", "dense"):
+        parts = [each[f"others/{backend}"] for each in results]
+        for call, (value, *gradients) in truth.items():
+            values = [part[call][0].double() for part in parts]
+            got = torch.cat(values) if call == "none" else torch.stack(values)
+            torch.testing.assert_close(got, value.expand_as(got), **close, msg=call)
+            # A reduced value is that of all ranks, and DDP takes the mean of its gradients.
+            times = 1 if call == "none" else len(parts)
+            for place, gradient in enumerate(gradients, 1):
+                whole = torch.cat([part[call][place] for part in parts]).double() / times
+                torch.testing.assert_close(whole, gradient, **close, msg=call)
 
 
 def test_the_backward_pass_sends_eight_bytes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

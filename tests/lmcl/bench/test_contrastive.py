@@ -26,6 +26,14 @@ def test_every_case_is_the_same_loss(name: str, monkeypatch: pytest.MonkeyPatch)
     )
 
 
+@pytest.mark.parametrize("name", ["supcon", "info_nce", "clip"])
+def test_the_losses_of_others_are_their_dense_code(name: str) -> None:
+    torch.testing.assert_close(
+        _value_and_gradients(name)[:2], _value_and_gradients(f"{name}_dense")[:2], rtol=1e-4,
+        atol=1e-6,
+    )  # fmt: skip
+
+
 def test_the_compiled_chunks_are_the_same_loss_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(contrastive_cases, "_CHUNK", 16)
