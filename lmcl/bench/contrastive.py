@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kernels.precision import DTYPES
 from lmcl.bench.contrastive_cases import CASES, SHARE_OF_PAIRS, make_inputs
 from lmcl.bench.contrastive_chart import chart
 from lmcl.bench.record import Record, append, cpu_seconds, make_record, to_json
+from lmcl.utils.kernels import DTYPES
 
 TEMPERATURE = 0.1
 PHASES = ("forward", "backward", "both")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from kernels import clip_loss, info_nce_loss, manifold_contrastive_loss, supcon_loss
+from lmcl.utils.kernels import clip_loss, info_nce_loss, manifold_contrastive_loss, supcon_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from kernels import Chip, LossOutput, LossPlan, manifold_contrastive_loss, plan_loss
 from lmcl.models.quality_model import StudentOutput
+from lmcl.utils.kernels import Chip, LossOutput, LossPlan, manifold_contrastive_loss, plan_loss
 from lmcl.utils.validators import check_bounds
 
 

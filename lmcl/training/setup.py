@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
-from kernels import LossPlan, announce, read_chip
 from lmcl.config import (
     Config,
     DataConfig,
@@ -65,6 +64,7 @@ from lmcl.training.student import make_student
 from lmcl.training.trainer import Trainer, training_crops
 from lmcl.utils.environment import describe_environment, engines_line
 from lmcl.utils.files import write_atomic
+from lmcl.utils.kernels import LossPlan, announce, read_chip
 from lmcl.utils.trackers import Trackers
 from pipeline.backends.select import DecodeChoice
 from pipeline.loader import Loader, decode_choice
