@@ -7,7 +7,6 @@ import msgspec
 import numpy as np
 import torch
 
-from kernels import LossPlan
 from lmcl.config import (
     Config,
     EvaluationConfig,
@@ -21,6 +20,7 @@ from lmcl.models.encoder import Encoder
 from lmcl.models.saliency import SaliencyConfig, best_window
 from lmcl.training.checkpoint import State, best_path, load_tensors
 from lmcl.training.run_dir import RunDir
+from lmcl.utils.kernels import LossPlan
 from pipeline.backends.select import DecodeChoice
 from pipeline.decode_config import same_pixels
 from shards.errors import ShardError
