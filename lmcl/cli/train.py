@@ -13,9 +13,11 @@ def config_options(function: Callable[..., None]) -> Callable[..., None]:
     file = click.option(
         "--config",
         "config_file",
-        required=True,
+        default="mine",
+        show_default=True,
         type=click.Path(path_type=Path),
-        help="TOML file of the run, or a name of `lmcl show-config --list`.",
+        help="TOML file of the run, or a name of `lmcl show-config --list`; mine goes on from the "
+        "starter model with your own images.",
     )
     change = click.option(
         "--set",

@@ -122,10 +122,11 @@ def test_a_missing_model_folder_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     assert refused.value.exit_code == 4
 
 
-def test_a_run_goes_on_from_the_starter_by_its_name(demo_set: Path, tmp_path: Path) -> None:
-    data = (f"data.root='{demo_set}'", "data.split='70-10-20-seed123-00'")
-    start = ("train.start_from='starter'", "encoder.weights=''", "runtime.cells=''")
-    run = prepare(load_config("starter", [*data, *start]), tmp_path, resume="", progress=False)
+def test_the_configuration_for_own_images_goes_on_from_the_starter(
+    demo_set: Path, tmp_path: Path
+) -> None:
+    data = (f"data.root='{demo_set}'", "data.split='70-10-20-seed123-00'", "runtime.cells=''")
+    run = prepare(load_config("mine", data), tmp_path, resume="", progress=False)
     run.loader.close()
     starter = load_model(find_model("starter"))
     assert (run.preprocessing.mean, run.preprocessing.std) == (starter.card.mean, starter.card.std)
