@@ -32,7 +32,7 @@ from pipeline.boxes import CropConfig
 from pipeline.decode_config import DecodeConfig
 from shards.errors import ShardError
 from shards.source_files import read_text
-from shards.text import printable, redact_url
+from shards.text import looked_at, printable, redact_url
 
 _MOST_BYTES, _MOST_TEXT, _MOST_DEPTH, _MOST_BASES = 1 << 20, 4096, 8, 16
 """Of a configuration file, of one text in it, of its tables, and of the files it stands on."""
@@ -42,6 +42,11 @@ CONFIGS = next(
     _PACKAGE / "configs",
 )
 """The configurations that come with the project: inside an installed package, beside a clone's."""
+_PATHS = (
+    *("data.root", "data.split", "data.cache", "encoder.weights", "train.start_from"),
+    "runtime.cells",
+)
+"""Fields that hold a path, or may: `~` in them is the user's folder."""
 _MOST_SEED = 2**63 - 1
 """TOML's integers and torch's seeds go so far."""
 
@@ -252,7 +257,7 @@ def find_config(path: str | Path, *, folders: bool = False) -> Path:
         path: What was asked for.
         folders: Whether a folder of several may be meant, such as `ablations/ladder`.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     is_there = os.path.lexists(path) and (folders or not path.is_dir())
     if is_there or path.is_absolute() or ".." in path.parts:
         return path
@@ -334,7 +339,7 @@ def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
         hint = f"did you mean {meant}?" if near else f"known here: {', '.join(sorted(owner))}"
         raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
     try:
-        return msgspec.convert(tree, Config)
+        return msgspec.convert(_with_home(tree), Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}; `lmcl show-config` prints every field") from error
 
@@ -392,15 +397,17 @@ def _read_tree(path: Path, *, above: tuple[Path, ...]) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise ConfigError(f'{path}: base = {base!r} is no file name; write base = "other.toml"')
-    return _merged(_read_tree(path.parent / base, above=(*above, path.resolve())), tree)
+    below = path.parent / os.path.expanduser(base)
+    return _merged(_read_tree(below, above=(*above, path.resolve())), tree)
 
 
 def _parse_file(path: Path, led_here: str) -> dict[str, Any]:
     try:
         if not path.exists():
             raise ConfigError(
-                f"{path}{led_here}: there is no such configuration file, nor one of that name that "
-                f"comes with the project; {_near_name(path)}`lmcl show-config --list` names these",
+                f"{path}{led_here}: there is no such configuration file{looked_at(path)}, nor one "
+                f"of that name that comes with the project; {_near_name(path)}`lmcl show-config "
+                "--list` names these",
                 exit_code=4,
             )
         # Windows editors put a byte order mark in front of UTF-8.
@@ -507,6 +514,18 @@ def _parse_value(text: str) -> Any:
     except ValueError:
         return text  # a bare word: shells eat the quotes TOML wants around strings
     return parsed["value"]
+
+
+def _with_home(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables with `~` expanded in the fields of `_PATHS`."""
+    found = dict(tree)
+    for key in _PATHS:
+        table, _, name = key.partition(".")
+        inside = found.get(table)
+        value = inside.get(name) if isinstance(inside, Mapping) else None
+        if isinstance(inside, Mapping) and isinstance(value, str) and value.startswith("~"):
+            found[table] = {**inside, name: os.path.expanduser(value)}
+    return found
 
 
 def _unknown_keys(

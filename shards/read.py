@@ -24,7 +24,7 @@ from shards.manifest import MANIFEST, Manifest, decode, version_file
 from shards.sample_table import SampleRow, SampleTable
 from shards.score_scale import ScoreScale
 from shards.store import Store
-from shards.text import is_url
+from shards.text import is_url, looked_at
 
 _OPEN_FILES = 64
 _VERSIONED = re.compile(r"(.+)@v?([0-9]{1,9})/*")
@@ -54,8 +54,8 @@ def open_set(
     store = Store(root)
     if store.folder is not None and not store.folder.is_dir():
         raise ShardError(
-            f"{root}: there is no such folder; make a set with `lmcl-shard build NAME SOURCE "
-            f"--output {root}`",
+            f"{root}: there is no such folder{looked_at(root)}; make a set with `lmcl-shard "
+            f"build NAME SOURCE --output {root}`",
             exit_code=4,
         )
     manifest = _read_manifest(store, version)

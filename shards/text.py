@@ -185,6 +185,14 @@ def _both_ends(first: list[str], last: list[str], limit: int) -> str:
     return "".join(head) + _MARK + "".join(reversed(tail))
 
 
+def looked_at(path: str | Path) -> str:
+    """Where a relative path was looked for, in brackets; empty for one that says so itself."""
+    text = str(path)
+    if is_url(text) or os.path.isabs(text):
+        return ""
+    return f" (looked at {printable(os.path.abspath(text))})"
+
+
 def _fitting(pieces: list[str], room: int) -> list[str]:
     fitting = []
     for piece in pieces:

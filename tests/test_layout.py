@@ -53,7 +53,7 @@ COVERED_BY = {
     "lmcl/evaluation/metrics/test_evaluate.py": "lmcl/evaluation/metrics: bootstrap",
     "lmcl/training/test_ranks.py": "lmcl: distributed",
     "lmcl/training/test_trainer.py": (
-        "lmcl: evaluation/predict evaluation/results training/finish "
+        "lmcl: evaluation/predict evaluation/results "
         "training/seeding training/setup training/signals utils/environment"
     ),
     "lmcl/features/test_cache.py": "lmcl/features: build partial",

@@ -36,7 +36,7 @@ import click
 @click.option(
     "--fit-on",
     type=click.Choice(["test", "val", "train"]),
-    help="Part of the split that PLCC's and RMSE's mapping is fitted on [the judged images "
+    help="Part of the split that PLCC's and RMSE's mapping is fitted on [the evaluated images "
     "themselves; with a --protocol of splits: train].",
 )
 @click.option(

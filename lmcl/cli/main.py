@@ -12,7 +12,7 @@ from shards.exit_codes import report_errors
 _ELSEWHERE = {
     "calibrate": ("lmcl.cli.calibrate", "What a run's scores mean: intervals, percentiles."),
     "demo": ("lmcl.cli.demo", "The whole method on a synthetic set, and its report."),
-    "eval": ("lmcl.cli.eval", "Judge a run's model on a part or on another set."),
+    "eval": ("lmcl.cli.eval", "Evaluate a run's model on a part or on another set."),
     "export": (
         "lmcl.cli.export",
         "Write a model as torch.export program or ONNX, with parity.",

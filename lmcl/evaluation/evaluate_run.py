@@ -138,8 +138,8 @@ def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) ->
         ids, scope = _without_training_images(shard_set, ids, scope, config)
     if not len(ids):
         raise LmclError(
-            f"{shard_set.root}: part {asked.part!r} holds no image to judge "
-            f"({scope.left_out} are training images of the run); choose another",
+            f"{shard_set.root}: part {asked.part!r} holds no image to "
+            f"evaluate ({scope.left_out} are in the run's train and val parts); choose another",
             exit_code=3,
         )
     choice = decode_choice(shard_set, decode, context.device)
@@ -295,24 +295,24 @@ def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -
 
 
 def _warn_of_seen(trained: Split, shard_set: ShardSet) -> None:
-    seen = len(trained.part("train")) + len(trained.part("val"))
+    train, val = len(trained.part("train")), len(trained.part("val"))
     logger.warning(
-        "--part all of %s: %d of its %d images are ones this run has learned from, so these "
-        "figures are no test; evaluate --part test for one",
-        *(shard_set.name, seen, len(shard_set.ids())),
+        "--part all of %s: of its %d images this run has learned from %d (train part) and was "
+        "chosen by %d (val part), so these figures are no test; evaluate --part test for one",
+        *(shard_set.name, len(shard_set.ids()), train, val),
     )
 
 
 def _check_unseen(asked: Split, trained: Split, shard_set: ShardSet) -> None:
     """Refuse the test part of another split of the run's own set if the run has learned from it."""
     judged = asked.part("test")
-    learned = np.union1d(trained.part("train"), trained.part("val"))
-    seen = int(np.isin(judged, learned).sum())
-    if seen:
+    train, val = (int(np.isin(judged, trained.part(part)).sum()) for part in ("train", "val"))
+    if train + val:
         raise LmclError(
-            f"--split {asked.name} of {shard_set.name}: this run learned from {seen} of the "
-            f"{len(judged)} images of that part: they are in the train and val parts of its "
-            f"own split {trained.name}; train a run on {asked.name}, or evaluate --part test",
+            f"--split {asked.name} of {shard_set.name}: of the {len(judged)} images of its test "
+            f"part this run learned from {train} and was chosen by {val}: they are in the train "
+            f"and val parts of its own split {trained.name}; train a run on {asked.name}, or "
+            "evaluate --part test",
             exit_code=2,
         )
 
@@ -326,7 +326,7 @@ def _fit_ids(shard_set: ShardSet, asked: Asked, chosen: _Chosen) -> NDArray[np.i
         if asked.fit_on == "test":
             return nothing  # all images are judged: they are the test part
         raise LmclError(
-            f"--fit-on {asked.fit_on}: all images of {shard_set.name} are judged, so it has no "
+            f"--fit-on {asked.fit_on}: all images of {shard_set.name} are evaluated, so it has no "
             f"{asked.fit_on} part; evaluate one split by `--split NAME`, or draw splits of another "
             "set by `--protocol 70-10-20`",
             exit_code=2,

@@ -28,7 +28,7 @@ from shards import ScoreScale
 from shards.errors import ShardError
 from shards.files import atomic_folder, atomic_path
 from shards.source_files import open_regular, read_regular
-from shards.text import printable
+from shards.text import looked_at, printable
 
 FORMAT_VERSION = 1
 
@@ -117,8 +117,8 @@ def load_model(folder: Path) -> ReleasedModel:
     for path in (config, weights):
         if not path.is_file():
             raise LmclError(
-                f"{printable(path)}: missing; a model folder holds config.json and "
-                "model.safetensors, as in `<run>/model` of a finished run",
+                f"{printable(path)}: missing{looked_at(path)}; a model folder holds config.json "
+                "and model.safetensors, as in `<run>/model` of a finished run",
                 exit_code=4,
             )
     card = read_card(config)

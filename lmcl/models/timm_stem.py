@@ -5,7 +5,6 @@ brought to the cells of the coarsest as the mean and the deviation under each ce
 what noise, blur and the grid of a codec change.
 """
 
-import glob
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.nn import functional
 
 from lmcl.errors import ConfigError
 from lmcl.models.stem import LEAST_SQUARE, CropNorm, LevelStem, at_least_float32
+from lmcl.models.vit import near_models
 from shards.text import printable
 
 
@@ -131,8 +131,7 @@ def _find_levels(name: str, levels: Sequence[str], sizes: Sequence[int]) -> tupl
         ConfigError: If timm has no such model, cannot take it apart, or has no such depth.
     """
     if not timm.is_model(name):
-        beginning = glob.escape(name[:40].partition("_")[0])
-        near = timm.list_models(f"*{beginning}*")[:3] or ["resnet18", "convnext_atto"]
+        near = near_models(name) or ["resnet18", "convnext_atto"]
         raise ConfigError(
             f"encoder.stem = {printable(name, 80)!r}: timm {timm.__version__} has no such model; "
             f"try one of {', '.join(near)}, or squeezenet1_1"

@@ -1,6 +1,6 @@
 """Vision transformers of timm as encoders."""
 
-import glob
+import difflib
 from collections.abc import Sequence
 
 import timm
@@ -16,12 +16,22 @@ from shards.text import printable
 
 
 def _unknown(name: str) -> ConfigError:
-    beginning = glob.escape(name[:40].partition("_")[0])
-    near = timm.list_models(f"*{beginning}*vit*")[:3] or timm.list_models("deit3_*patch16_224")
+    near = near_models(name) or timm.list_models("deit3_*patch16_224")
     return ConfigError(
         f"encoder.name = {printable(name, 80)!r}: timm {timm.__version__} has no such model; try "
         f"one of {', '.join(near)}, or squeezenet-vit"
     )
+
+
+def near_models(name: str) -> list[str]:
+    """Names of timm's models that a wrong name may stand for, the nearest first.
+
+    Those of the family, which is what stands before the first `_`, where there are any.
+    """
+    known, asked = timm.list_models(), name[:80]
+    family = asked.partition("_")[0]
+    kin = [one for one in known if one.partition("_")[0] == family]
+    return difflib.get_close_matches(asked, kin or known, n=3, cutoff=0.4) or kin[:3]
 
 
 def _as_stem(name: str) -> str:

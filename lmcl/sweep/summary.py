@@ -145,7 +145,7 @@ def read_run(task: Task) -> RunFigures:
     except (OSError, KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
         raise LmclError(
             f"{task.folder}: metrics.json or protocol.json cannot be read ({error!r}); remove "
-            "report.html there and call the sweep again: the run is judged anew",
+            "report.html there and call the sweep again: the run is evaluated anew",
             exit_code=3,
         ) from error
 
@@ -155,13 +155,13 @@ def table(summary: Summary) -> str:
     width = max(len(model.name) for model in summary.models)
     unit = {"splits": "split", "seeds": "seed"}[summary.over]
     lines = [
-        f"{'SRCC on the judged part':{width}}  {'n':>3} {'median':>8} {'mean':>8} {'sd':>7} "
+        f"{'SRCC on the evaluated part':{width}}  {'n':>3} {'median':>8} {'mean':>8} {'sd':>7} "
         f"{'95 % of the mean':>18} {'PLCC median':>12}"
     ]
     for model in summary.models:
         srcc, plcc = model.spreads[HEADLINE], model.spreads["plcc_raw"]
         lines.append(
-            f"{model.name:{max(width, 23)}}  {srcc.n:3d} {srcc.median:8.4f} {srcc.mean:8.4f} "
+            f"{model.name:{max(width, 26)}}  {srcc.n:3d} {srcc.median:8.4f} {srcc.mean:8.4f} "
             f"{srcc.sd:7.4f} {_range(srcc.interval):>18} {plcc.median:12.4f}"
         )
     if summary.steps:

@@ -14,6 +14,7 @@ from lmcl.utils.files import write_atomic
 from shards.errors import ShardError
 from shards.files import atomic_path, remove_stale_temporaries
 from shards.source_files import read_text
+from shards.text import looked_at
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +274,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise LmclError(
-            f"{path}: there is no such checkpoint; --resume auto takes the newest of the run",
+            f"{path}: there is no such checkpoint{looked_at(path)}; --resume auto takes the "
+            "newest of the run",
             exit_code=4,
         )
     digest = digest_path(path)

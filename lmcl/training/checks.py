@@ -28,6 +28,9 @@ from shards.read import ShardSet
 from shards.source_files import read_text
 from shards.splits.split import Split
 
+_ALIKE, _NARROW = 0.9, 0.01
+"""Share of equal scores, and deviation on the scale 0 to 1, that are worth a word."""
+
 
 def check_required(runtime: RuntimeConfig, choice: DecodeChoice, loss: LossPlan | None) -> None:
     """Refuse a fall-back from what the configuration cannot do without.
@@ -106,6 +109,38 @@ def _check_batch_size(where: str, images: int, train: TrainConfig, world_size: i
             f"train.batch_size is {train.batch_size} images, but {where} has {images} to "
             f"train on; set it to at most {most}"
         )
+
+
+def warn_of_scores(shard_set: ShardSet, split: Split, *, select: str) -> list[str]:
+    """What is odd about the scores that are learned from and chosen by.
+
+    Args:
+        shard_set: The set.
+        split: Its parts.
+        select: `evaluation.select`.
+    """
+    mos, found = shard_set.unit_mos(), []
+    train, val = mos[split.part("train")], mos[split.part("val")]
+    values, counts = np.unique(train, return_counts=True)
+    if len(values) == 1:
+        found.append(
+            f"all {len(train)} scores of the train part are equal, so there is nothing to learn; "
+            "look at the set with `lmcl-shard info`"
+        )
+    elif counts.max() > _ALIKE * len(train) or train.std() < _NARROW:
+        found.append(
+            f"the scores of the train part hardly differ ({counts.max()} of {len(train)} are "
+            f"equal, their deviation is {train.std():.2g} of the scale): a model that always gives "
+            "their mean looks good by its error; look at the set with `lmcl-shard info`"
+        )
+    if select == "best" and len(val) and np.ptp(val) == 0:
+        what = "one image" if len(val) == 1 else f"{len(val)} images with equal scores"
+        found.append(
+            f"the val part is {what}, which has no SRCC: no epoch can be chosen by it, and the "
+            "last one will be evaluated; make a split with a larger val part, or set "
+            "evaluation.select = 'last'"
+        )
+    return found
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from lmcl.evaluation.results import (
     write_pictures,
 )
 from lmcl.evaluation.significance import Difference
+from lmcl.evaluation.words import caution_words, figures_words
 from lmcl.models.pretrained import ModelCard, save_model
 from lmcl.models.quality_model import QualityModel
 from lmcl.training.checkpoint import best_path, load_tensors
@@ -39,17 +40,20 @@ class Outcome:
     part: str
     evaluation: Evaluation
     is_main: bool
+    chosen: str = ""
+    """Which epoch's weights were evaluated, and why these."""
     probe: Difference | None = None
     """How far it is ahead of a ridge on its encoder's frozen features, if one was made."""
 
     def summary(self) -> str:
         """The figures and where to look, for the terminal."""
-        found = self.evaluation
-        floor = f"\n{difference_words(self.probe)}" if self.probe else ""
-        return (
-            f"{self.part}: SRCC {found.srcc:.4f}  PLCC {found.plcc_raw:.4f}  "
-            f"({found.n} images){floor}\nreport: {self.folder / 'report.html'}"
-        )
+        lines = [
+            caution_words(self.evaluation),
+            difference_words(self.probe) if self.probe else "",
+            f"{self.part}: {figures_words(self.evaluation)}, {self.chosen}",
+            f"report: {self.folder / 'report.html'}",
+        ]
+        return "\n".join(line for line in lines if line)
 
 
 def write_outcome(trainer: Trainer) -> Outcome:
@@ -64,6 +68,7 @@ def write_outcome(trainer: Trainer) -> Outcome:
     evaluations = {
         name: evaluate_predictions(trainer.shard_set, found) for name, found in judged.items()
     }
+    selection = _selection(trainer, evaluations.get("val"))
     if trainer.context.is_main:
         for name, found in judged.items():
             boxes = maps if name == part else None
@@ -77,7 +82,7 @@ def write_outcome(trainer: Trainer) -> Outcome:
             )
             table.write_csv(trainer.run_dir.predictions / f"{name}.csv")
         _write_metrics(trainer, judged, evaluations)
-        _write_protocol(trainer, epoch)
+        _write_protocol(trainer, epoch, selection)
         save_model(trainer.run_dir.model, model, _card(trainer, evaluations[part]))
         write_calibration(trainer.run_dir.model, calibration, neighbours)
         write_pictures(trainer.run_dir.root, trainer.shard_set, judged[part], maps)
@@ -89,6 +94,7 @@ def write_outcome(trainer: Trainer) -> Outcome:
         part=part,
         evaluation=evaluations[part],
         is_main=trainer.context.is_main,
+        chosen=f"weights of {selection}",
         probe=probed.difference if probed else None,
     )
 
@@ -97,7 +103,7 @@ def chosen_weights(trainer: Trainer) -> tuple[QualityModel, int]:
     """The model to be judged and the epoch it comes from (counted from 0)."""
     model = trainer.evaluated_model
     if trainer.config.evaluation.select == "last" or trainer.progress.best_epoch < 0:
-        return model, trainer.config.train.epochs - 1
+        return model, trainer.progress.position.epoch - 1
     path = best_path(trainer.run_dir.checkpoints, trainer.progress.best_epoch)
     model.load_state_dict(load_tensors(path)["model"])
     return model, trainer.progress.best_epoch
@@ -153,13 +159,22 @@ def _write_metrics(
     write_atomic(trainer.run_dir.metrics, to_pretty_json(tree))
 
 
-def _write_protocol(trainer: Trainer, epoch: int) -> None:
-    score, split, crops = trainer.shard_set.score, trainer.split, trainer.config.crops
-    selection = (
-        f"epoch {epoch + 1}, the highest SRCC on the val part"
-        if trainer.config.evaluation.select == "best"
-        else "last epoch, no selection"
+def _selection(trainer: Trainer, val: Evaluation | None) -> str:
+    """Which epoch was evaluated, and by what rule."""
+    epochs, last = trainer.config.train.epochs, trainer.progress.position.epoch
+    if trainer.config.evaluation.select == "last":
+        return f"epoch {last} of {epochs}, the last one, no selection"
+    if trainer.progress.best_epoch >= 0:
+        best = trainer.progress.best_epoch + 1
+        return f"epoch {best} of {epochs}, the highest SRCC on the val part"
+    why = val.reasons.get("srcc", "") if val else ""
+    return f"epoch {last} of {epochs}, the last one: no epoch has an SRCC on the val part" + (
+        f" ({why})" if why else ""
     )
+
+
+def _write_protocol(trainer: Trainer, epoch: int, selection: str) -> None:
+    score, split, crops = trainer.shard_set.score, trainer.split, trainer.config.crops
     tree = {
         "set": trainer.shard_set.name,
         "set_version": trainer.shard_set.manifest.version,

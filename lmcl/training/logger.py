@@ -34,11 +34,12 @@ class StepEntry:
     loss: float
     l1: float
     """Mean absolute error of the random crops, in [0, 1] units."""
-    contrastive: float
-    """Nats; 0 when switched off, as are the three after it."""
-    intra_share: float
-    intra_similarity: float
-    positive_similarity: float
+    contrastive: float | None
+    """Nats; None when switched off, as are the three after it: not taken is not 0."""
+    intra_share: float | None
+    """None with one random crop an image, as is the next."""
+    intra_similarity: float | None
+    positive_similarity: float | None
     grad_norm: float | None
     """Before clipping; None when `train.clip` is 0."""
     lr: float
@@ -52,12 +53,14 @@ class StepEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEntry:
-    """The end of an epoch; correlations are None without a val part."""
+    """The end of an epoch; correlations are None without a val part, or where undefined."""
 
     epoch: int
     time_s: float
     val_srcc: float | None
     val_plcc: float | None
+    val_reason: str = ""
+    """Why the val part has no correlation; empty if it has one, or there is no such part."""
 
 
 class CollapseWatch:
@@ -72,9 +75,10 @@ class CollapseWatch:
         self.limit = limit
         self.streak = streak
 
-    def saw(self, similarity: float) -> bool:
+    def saw(self, similarity: float | None) -> bool:
         """Count one step; whether it is the one to warn at."""
-        self.streak = self.streak + 1 if similarity > COLLAPSED else 0
+        has_collapsed = similarity is not None and similarity > COLLAPSED
+        self.streak = self.streak + 1 if has_collapsed else 0
         return 0 < self.limit == self.streak
 
 
@@ -148,15 +152,18 @@ class MetricsLogger:
         """Tell of an epoch's end; `last` is its last step, None if all were taken before."""
         if not self._enabled:
             return
-        self._folder.append_log({"event": "epoch", **_known(entry)})
+        self._folder.append_log({"event": "epoch", **vars(entry)})
         self._trackers.log(_figures(entry), step=done)
         words = [f"epoch {entry.epoch + 1}"]
         if entry.val_srcc is not None:
             words.append(f"validation SRCC {entry.val_srcc:.4f}, PLCC {entry.val_plcc:.4f}")
+        elif entry.val_reason:
+            words.append(f"validation SRCC is not defined ({entry.val_reason})")
         if last is not None:
+            words.append(f"l1 {last.l1:.4f}")
+            if last.contrastive is not None:
+                words.append(f"contrastive {last.contrastive:.3f}")
             words += [
-                f"l1 {last.l1:.4f}",
-                f"contrastive {last.contrastive:.3f}",
                 f"lr {last.lr:.2g}",
                 f"{last.images_per_s:.1f} images/s",
                 f"data wait {last.data_wait:.0%}",
@@ -170,13 +177,13 @@ class MetricsLogger:
     def _postfix(self, entry: StepEntry, *, done: int, steps: int) -> str:
         each = (time.monotonic() - self._began) / max(done - self._first_done, 1)
         left = timedelta(seconds=round(each * (steps - done)))
-        return (
-            f"loss {entry.loss:.3f} = l1 {entry.l1:.3f} & contrastive {entry.contrastive:.2f}, "
-            f"lr {entry.lr:.1e}, data wait {entry.data_wait:.0%}, run ends in {left}"
-        )
+        terms = f"loss {entry.loss:.3f} = l1 {entry.l1:.3f}"
+        if entry.contrastive is not None:
+            terms += f" & contrastive {entry.contrastive:.2f}"
+        return f"{terms}, lr {entry.lr:.1e}, data wait {entry.data_wait:.0%}, run ends in {left}"
 
     def _warn_of_collapse(self, entry: StepEntry) -> None:
-        at = f"epoch {entry.epoch + 1}, step {entry.step}"
+        at = f"epoch {entry.epoch + 1}, step {entry.step + 1}"
         self._folder.append_log(
             {"event": "collapse", "epoch": entry.epoch, "step": entry.step}
             | {"steps": self.watch.limit, "intra_similarity": entry.intra_similarity}
@@ -190,14 +197,12 @@ class MetricsLogger:
         )
 
 
-def _known(entry: StepEntry | EpochEntry) -> dict[str, int | float]:
-    return {name: value for name, value in vars(entry).items() if value is not None}
-
-
 def _figures(entry: StepEntry | EpochEntry) -> dict[str, int | float]:
     """What a tracker draws: finite numbers under `train/` and `val/`."""
     found = {}
-    for name, value in _known(entry).items():
+    for name, value in vars(entry).items():
+        if not isinstance(value, int | float):
+            continue
         if name.startswith("val_"):
             found[f"val/{name.removeprefix('val_')}"] = value
         elif name != "step":

@@ -37,6 +37,7 @@ from lmcl.models.precision import PrecisionChoice, choose_precision, warn_of_emu
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.quality_model import QualityModel, enable_gradient_checkpointing
 from lmcl.training.checkpoint import (
+    Position,
     State,
     best_path,
     load_tensors,
@@ -52,6 +53,7 @@ from lmcl.training.checks import (
     check_saliency,
     check_state,
     find_best,
+    warn_of_scores,
 )
 from lmcl.training.finish import Outcome, write_outcome
 from lmcl.training.grad_cache import GradCache, check_divisible
@@ -204,6 +206,7 @@ def check_start(
         check_recipe(run_dir, choice)
         check_best(run_dir, state.best_epoch, resume, select=config.evaluation.select)
     rates, warnings = _look_at_rates(config, len(split.part("train")))
+    warnings += warn_of_scores(shard_set, split, select=config.evaluation.select)
     return _CheckedStart(
         shard_set=shard_set,
         split=split,
@@ -286,7 +289,9 @@ def prepare(
     teacher = Teacher(start.student, config.teacher)
     _apply_runtime(start.student, config.runtime)
     data = _make_data(config, start.shard_set, start.split, context, start.student)
-    trainer = _make_trainer(config, run_dir, accelerator, context, data, start.student, teacher)
+    trainer = _make_trainer(
+        config, run_dir, accelerator, context, data, start.student, teacher, state=start.state
+    )
     trainer.stop = stop or trainer.stop
     weights = start.image_weights
     trainer.image_weights = weights if weights is None else weights.to(accelerator.device)
@@ -483,7 +488,11 @@ def _make_trainer(
     data: _Data,
     student: QualityModel,
     teacher: Teacher,
+    *,
+    state: State | None,
 ) -> Trainer:
+    at = state.position if state else Position(epoch=0, step=0)
+    done = at.epoch * data.loader.steps + at.step
     optimizer = _make_optimizer(student, config.train, lr=config.schedule.lr)
     wrapped, optimizer = accelerator.prepare(student, optimizer)
     return Trainer(
@@ -501,7 +510,7 @@ def _make_trainer(
         optimizer=optimizer,
         loader=data.loader,
         source=data.source,
-        metrics_logger=_make_metrics_logger(config, run_dir, context),
+        metrics_logger=_make_metrics_logger(config, run_dir, context, done=done),
     )
 
 
@@ -526,11 +535,13 @@ def _make_grad_cache(
     )
 
 
-def _make_metrics_logger(config: Config, run_dir: RunDir, context: RankContext) -> MetricsLogger:
+def _make_metrics_logger(
+    config: Config, run_dir: RunDir, context: RankContext, *, done: int
+) -> MetricsLogger:
     names = config.runtime.trackers if context.is_main else ()
     return MetricsLogger(
         run_dir,
-        Trackers(names, run_dir.root, settings=flatten(config)),
+        Trackers(names, run_dir.root, settings=flatten(config), done=done),
         CollapseWatch(limit=config.runtime.collapse_steps),
         enabled=context.is_main,
         progress=context.progress,

@@ -20,7 +20,7 @@ from torch import Tensor
 from lmcl.config import Config, dump_config
 from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
-from lmcl.evaluation.metrics import plcc, srcc
+from lmcl.evaluation.metrics import no_correlation, plcc, srcc
 from lmcl.evaluation.predict import CropLoader, CropSource, compute_saliency, predict
 from lmcl.method.lr_schedule import learning_rate
 from lmcl.method.objective import Terms, crop_errors, objective
@@ -364,6 +364,7 @@ class Trainer:
         """Predict the val part, if there is one; keep the weights of the best epoch."""
         ids = self.split.part("val")
         value = value_plcc = None
+        why = ""
         if len(ids):
             found = predict(
                 self.evaluated_model,
@@ -376,13 +377,19 @@ class Trainer:
                 title=f"epoch {epoch + 1}: validation",
             )
             mos = self.shard_set.unit_mos()[found.ids]
-            value, value_plcc = srcc(found.score, mos), plcc(found.score, mos)
+            why = no_correlation(found.score, mos)
+            if not why:
+                value, value_plcc = srcc(found.score, mos), plcc(found.score, mos)
             best = self.progress.best_srcc
-            if value > best or (math.isnan(best) and not math.isnan(value)):
+            if value is not None and (value > best or math.isnan(best)):
                 self.progress.best_srcc, self.progress.best_epoch = value, epoch
                 self._save_best()
         entry = EpochEntry(
-            epoch=epoch, time_s=self.progress.seconds, val_srcc=value, val_plcc=value_plcc
+            epoch=epoch,
+            time_s=self.progress.seconds,
+            val_srcc=value,
+            val_plcc=value_plcc,
+            val_reason=why,
         )
         self.metrics_logger.epoch_end(entry, last, done=(epoch + 1) * self.loader.steps)
 
@@ -472,24 +479,25 @@ class Trainer:
         ranks = ", ".join(map(str, stats.broken))
         files = ", ".join(f"nonfinite-rank{rank}.txt" for rank in stats.broken)
         return LmclError(
-            f"{root}: the {what} is not finite at epoch {batch.epoch}, step "
-            f"{batch.step}, rank {ranks}; the sample ids of the batch are in {files}. Lower "
+            f"{root}: the {what} is not finite at epoch {batch.epoch + 1}, step "
+            f"{batch.step + 1}, rank {ranks}; the sample ids of the batch are in {files}. Lower "
             "schedule.lr or raise objective.temperature, set runtime.precision = 'no', or look at "
             "these images with `lmcl-shard verify --deep`"
         )
 
     def _entry(self, batch: CropBatch, out: StepOutput, *, rate: float, wait: float) -> StepEntry:
         stats, weight = out.stats, self.config.objective.contrastive_weight
+        crops = self.config.crops.random
         return StepEntry(
             epoch=batch.epoch,
             step=batch.step,
             images=stats.images,
             loss=(1 - weight) * stats.regression + weight * stats.contrastive,
             l1=stats.l1,
-            contrastive=stats.contrastive,
-            intra_share=stats.intra_share,
-            intra_similarity=stats.intra_similarity,
-            positive_similarity=stats.positive_similarity,
+            contrastive=stats.contrastive if weight else None,
+            intra_share=stats.intra_share if weight and crops > 1 else None,
+            intra_similarity=stats.intra_similarity if weight and crops > 1 else None,
+            positive_similarity=stats.positive_similarity if weight else None,
             grad_norm=stats.grad_norm if self.config.train.clip else None,
             lr=out.lr,
             images_per_s=round(rate, 2),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lmcl.errors import LmclError
 from shards.files import atomic_write
-from shards.text import printable
+from shards.text import looked_at, printable
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -27,7 +27,9 @@ def require_run_folder(root: Path) -> None:
     close = difflib.get_close_matches(root.name, sorted(runs), n=1)
     offer = f"; did you mean {printable(beside / close[0])}?" if close else ""
     what = "a file, and no run folder" if root.exists() else "no such run folder"
-    raise LmclError(f"{printable(root)}: {what}; `lmcl train` makes one{offer}", exit_code=4)
+    raise LmclError(
+        f"{printable(root)}: {what}{looked_at(root)}; `lmcl train` makes one{offer}", exit_code=4
+    )
 
 
 def make_output_folder(path: Path) -> None:

@@ -20,7 +20,9 @@ TRACKERS = tuple(sorted(kind.value for kind in LoggerType if kind.value != "all"
 class Trackers:
     """The trackers of one run; rank 0 opens them, and only those that answer."""
 
-    def __init__(self, names: Sequence[str], folder: Path, *, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, names: Sequence[str], folder: Path, *, settings: Mapping[str, str], done: int = 0
+    ) -> None:
         """Open what can be opened.
 
         Args:
@@ -28,10 +30,12 @@ class Trackers:
             folder: The run folder: its name is the project's, and TensorBoard's files lie in its
                 `trackers` folder.
             settings: The effective configuration, flat, for trackers that show it.
+            done: Optimiser steps behind a run that goes on: TensorBoard drops what an earlier
+                start wrote of later ones, as they will be taken again.
         """
         self._open: list[GeneralTracker] = []
         for name in names:
-            if (tracker := _start(name, folder, settings)) is not None:
+            if (tracker := _start(name, folder, settings, done)) is not None:
                 self._open.append(tracker)
 
     def log(self, values: Mapping[str, int | float], *, step: int) -> None:
@@ -53,7 +57,9 @@ class Trackers:
         self._open.clear()
 
 
-def _start(name: str, folder: Path, settings: Mapping[str, str]) -> GeneralTracker | None:
+def _start(
+    name: str, folder: Path, settings: Mapping[str, str], done: int = 0
+) -> GeneralTracker | None:
     kind = LoggerType(name)
     if kind not in get_available_trackers():
         logger.warning("%s", _left_out(name, f"is not installed (pip install {name})"))
@@ -61,7 +67,9 @@ def _start(name: str, folder: Path, settings: Mapping[str, str]) -> GeneralTrack
     factory = LOGGER_TYPE_TO_CLASS[name]
     try:
         if factory.requires_logging_directory:
-            tracker: GeneralTracker = factory(folder.name, logging_dir=folder / "trackers")
+            # Entries are under the number of steps done when they are written.
+            more = {"purge_step": done + 1} if name == "tensorboard" else {}
+            tracker: GeneralTracker = factory(folder.name, logging_dir=folder / "trackers", **more)
         else:
             tracker = factory(folder.name)
         tracker.start()

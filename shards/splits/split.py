@@ -22,6 +22,7 @@ from shards.manifest import SPLITS
 from shards.read import ShardSet
 from shards.source_files import read_regular
 from shards.store import Store
+from shards.text import looked_at
 
 ALGORITHM = 1
 """Version of the draw; a change that moves a single image gets the next number."""
@@ -370,9 +371,11 @@ def _split_bytes(shard_set: ShardSet, name: str | Path) -> tuple[str, bytes]:
     if shard_set.store.exists(inside):
         return f"{shard_set.root}/{inside}", shard_set.store.read(inside)
     known = [Path(file).stem for file in shard_set.store.names(SPLITS)]
+    is_file = text.endswith(".json")
+    where = f", nor a file of that name{looked_at(text)}" if is_file else ""
     raise ShardError(
-        f"{shard_set.root}: no split {text!r}; there are {', '.join(known) or 'none yet'}; draw "
-        f"one with `lmcl-shard split {shard_set.root}`",
+        f"{shard_set.root}: no split {text!r}{where}; there are {', '.join(known) or 'none yet'}; "
+        f"draw one with `lmcl-shard split {shard_set.root}`",
         exit_code=4,
     )
 

@@ -1,5 +1,6 @@
 """The work of `lmcl eval`: evaluate, and say what came of it."""
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from lmcl.evaluation.scope import (
     Scope,
     SplitFigures,
 )
+from lmcl.evaluation.words import caution_words, figures_words
 
 
 def run(
@@ -33,11 +35,13 @@ def run(
     done = evaluate_run(run, asked, batch_size=batch_size, progress=not no_progress)
     found, scope, path = done.evaluation, done.scope, done.path
     click.echo(
-        f"{path.stem}: SRCC {found.srcc:.4f}  PLCC {found.plcc_raw:.4f}  "
-        f"PLCC after the fit {found.plcc_fit4:.4f}  ({found.n} images)\npredictions: {path}"
+        f"{path.stem}: {figures_words(found)}"
+        + ("" if math.isnan(found.plcc_fit4) else f"  PLCC after the fit {found.plcc_fit4:.4f}")
+        + f"\npredictions: {path}"
     )
-    if "srcc" in found.reasons:
-        click.echo(_no_figure(found))
+    for words in (_unlabelled(found), caution_words(found)):
+        if words:
+            click.echo(words)
     if scope.tested_on != scope.trained_on:
         click.echo(_across(scope))
     if scope.tested_on != scope.trained_on or scope.fitted:
@@ -59,13 +63,14 @@ def _part(part: str | None, split: str | None) -> str:
     return part or split or "test"
 
 
-def _no_figure(found: Evaluation) -> str:
-    """Why there is no rank correlation, and what became of the predictions."""
-    unlabelled = (
-        f"; {found.n_unlabelled} of the {found.n + found.n_unlabelled} judged images have no score "
-        "in the set, their predictions are written all the same"
+def _unlabelled(found: Evaluation) -> str:
+    """What became of predictions that nothing can be compared with; empty if there are none."""
+    if not found.n_unlabelled:
+        return ""
+    return (
+        f"{found.n_unlabelled} of the {found.n + found.n_unlabelled} evaluated images have no "
+        "score in the set, their predictions are written all the same"
     )
-    return f"no figures: {found.reasons['srcc']}{unlabelled if found.n_unlabelled else ''}"
 
 
 def _medians(splits: tuple[SplitFigures, ...]) -> list[tuple[str, float]]:
@@ -79,7 +84,7 @@ def _medians(splits: tuple[SplitFigures, ...]) -> list[tuple[str, float]]:
 
 def _across(scope: Scope) -> str:
     left = (
-        f"; {scope.left_out} training images left out"
+        f"; {scope.left_out} images of the run's train and val parts left out"
         if scope.left_out
         else ""
         if scope.left_out_known

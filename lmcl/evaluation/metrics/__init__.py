@@ -4,7 +4,7 @@ Everything is float64 numpy on the CPU, over the whole set at once. A figure tha
 is NaN and carries its reason; nothing is dropped silently (docs/reports.md).
 """
 
-from lmcl.evaluation.metrics.correlation import Interval, krcc, plcc, srcc
+from lmcl.evaluation.metrics.correlation import Interval, krcc, no_correlation, plcc, srcc
 from lmcl.evaluation.metrics.evaluate import (
     LEAST_GROUPS,
     Evaluation,
@@ -24,6 +24,7 @@ __all__ = [
     "fit_logistic",
     "fit_mapping",
     "krcc",
+    "no_correlation",
     "plcc",
     "srcc",
 ]

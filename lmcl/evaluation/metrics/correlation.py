@@ -27,6 +27,15 @@ class Interval:
     """`fisher`, `bonett-wright`, `fieller` or `cluster-bootstrap`."""
 
 
+def no_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
+    """Why predictions `x` and scores `y` have no correlation; empty if they have one."""
+    if len(y) < 2:
+        return "one image has no correlation"
+    if is_constant(x):
+        return "all predictions are equal"
+    return "all scores are equal" if is_constant(y) else ""
+
+
 def plcc(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Pearson's linear correlation; NaN if fewer than two values or one column is constant."""
     if len(x) < 2 or is_constant(x) or is_constant(y):

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from lmcl.evaluation.metrics.bootstrap import bootstrap_intervals
 from lmcl.evaluation.metrics.correlation import (
     Interval,
-    is_constant,
     krcc,
     krcc_interval,
+    no_correlation,
     plcc,
     plcc_interval,
     srcc,
@@ -246,12 +246,8 @@ def _reason(
 ) -> str:
     if name == "outlier_ratio":
         return "the standard deviations of the ratings are not known"
-    if len(y) < 2:
-        return "one image has no correlation"
-    if is_constant(x):
-        return "all predictions are equal"
-    if is_constant(y):
-        return "all scores are equal"
+    if why := no_correlation(x, y):
+        return why
     fit = fit5 if name.endswith("5") else fit4
     return f"no mapping: {fit.reason}"
 

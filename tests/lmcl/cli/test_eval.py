@@ -96,7 +96,7 @@ def test_a_protocol_of_splits_fits_on_train_and_counts_the_test_part(run, turned
         catch_exceptions=False,
     )
     assert said.exit_code == 0
-    assert "direction turned; 3 training images left out" in said.output
+    assert "direction turned; 3 images of the run's train and val parts left out" in said.output
     assert "median of 10 splits: srcc" in said.output
     tree = json.loads((run / "predictions" / "turned-70-10-20.metrics.json").read_text())
     scope = tree["scope"]
@@ -142,7 +142,7 @@ def test_the_own_set_is_known_by_its_images_and_not_by_its_path(
 def test_the_test_part_of_another_split_of_the_own_set_is_refused_if_it_was_learned_from(
     run,
 ) -> None:
-    with pytest.raises(LmclError, match=r"learned from [1-9]\d* of the \d+ images of that part"):
+    with pytest.raises(LmclError, match="learned from 0 and was chosen by 10: they are in"):
         evaluate_run(run, Asked(part="70-10-20-seed123-01"), batch_size=8, progress=False)
 
 
@@ -151,8 +151,9 @@ def test_all_images_of_the_own_set_come_with_a_warning_that_counts_those_learned
 ) -> None:
     evaluate_run(run, Asked(part="all"), batch_size=8, progress=False)
     split = load_split(open_set(demo_set), "70-10-20-seed123-00")
-    seen = len(split.part("train")) + len(split.part("val"))
-    assert f"{seen} of its 60 images are ones this run has learned from" in caplog.text
+    train, val = len(split.part("train")), len(split.part("val"))
+    assert f"of its 60 images this run has learned from {train} (train part)" in caplog.text
+    assert f"chosen by {val} (val part)" in caplog.text
 
 
 def test_the_metrics_say_with_which_decoder_the_images_were_judged(run, turned) -> None:
@@ -174,8 +175,8 @@ def test_a_set_without_scores_is_judged_and_its_missing_figures_explained(
     asked = [str(run), "--set", str(tmp_path / "bare"), "--no-progress"]
     said = CliRunner().invoke(command, asked, catch_exceptions=False)
     assert said.exit_code == 0
-    assert "no figures: " in said.output
-    assert "4 of the 4 judged images have no score in the set" in said.output
+    assert "SRCC and PLCC are not defined: no image has a score" in said.output
+    assert "4 of the 4 evaluated images have no score in the set" in said.output
     assert len(read_csv(run / "predictions" / "unlabelled-all.csv")) == 4
 
 

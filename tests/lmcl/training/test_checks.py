@@ -1,6 +1,7 @@
 """What a start refuses, `--dry-run` refuses in the same words; neither leaves a trace."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import torch
 from click.testing import CliRunner
 
 from lmcl.cli.main import cli
-from lmcl.config import Config
+from lmcl.config import Config, load_config
 from lmcl.training.setup import fit, plan, prepare
 from shards.lock import lock_folder
 
 Tiny = Callable[..., Config]
+REPO = Path(__file__).resolve().parents[3]
 VIT = "encoder.name=vit_tiny_patch16_224"
 
 REFUSED = [
@@ -96,3 +98,65 @@ def test_an_odd_schedule_is_shown_and_warned_of_by_a_dry_run_and_by_a_start(
         assert "learning rate step: first " in text
         assert "█" in text
         assert said in text
+
+
+@pytest.mark.parametrize("way", ["--output=~/run", "--output", "data.root", "runtime.cells"])
+def test_a_tilde_is_the_users_folder_wherever_a_path_stands(
+    demo_set: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "set").symlink_to(demo_set)
+    (tmp_path / "my.toml").write_text(
+        f'base = "{REPO}/configs/smoke.toml"\n[data]\nroot = "~/set"\n'
+    )
+    changes = {
+        "data.root": ["--set", "data.root=~/none"],
+        "runtime.cells": ["--set", "runtime.cells=~/kept"],
+        "--output": ["--output", "~/run"],
+    }.get(way, [way])
+    words = ["train", "--config", "~/my.toml", "--dry-run", *changes]
+    done = CliRunner().invoke(cli, words)
+    if way == "data.root":
+        assert f"{tmp_path}/none: there is no such folder" in str(done.exception)
+    elif way == "runtime.cells":
+        assert load_config("~/my.toml", changes[1:]).runtime.cells == f"{tmp_path}/kept"
+    else:
+        assert f"run folder {tmp_path}/run" in done.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "resume"),
+    [
+        (["data.root=some/set"], ""),
+        (["data.split=some/split.json"], ""),
+        ([VIT, "encoder.weights=some/file.pth"], ""),
+        (["train.start_from=some/model"], ""),
+        ([], "some/checkpoint.pt"),
+    ],
+)
+def test_a_missing_path_says_where_it_was_looked_for(
+    tiny: Tiny, tmp_path: Path, changes: list[str], resume: str
+) -> None:
+    with pytest.raises(Exception, match=f"looked (at|in) {os.getcwd()}/some"):
+        plan(tiny(*changes), tmp_path / "run", resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "meant"),
+    [
+        ("name", "vit_tiny_patch17", "vit_tiny_patch16_224"),
+        ("name", "deit3_smal_patch16_224", "deit3_small_patch16_224"),
+        ("name", "eva02_tiny_patch14", "eva02_tiny_patch14_224"),
+        ("stem", "resnet51", "resnet50"),
+        ("stem", "convnext_ato", "convnext_atto"),
+    ],
+)
+def test_a_wrong_models_name_is_answered_by_its_family(
+    tiny: Tiny, tmp_path: Path, field: str, name: str, meant: str
+) -> None:
+    hybrid = ["encoder.name=hybrid"] if field == "stem" else []
+    with pytest.raises(Exception, match="no such model") as error:
+        plan(tiny(*hybrid, f"encoder.{field}={name}"), tmp_path / "run")
+    listed = str(error.value).partition("try one of ")[2].split(", or ")[0].split(", ")
+    assert meant in listed
+    assert {one.partition("_")[0] for one in listed if "_" in one} <= {name.partition("_")[0]}

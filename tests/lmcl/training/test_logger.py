@@ -90,4 +90,7 @@ def test_an_epoch_without_a_val_part_says_so_by_silence(
         "event": "epoch",
         "epoch": 0,
         "time_s": 1.0,
+        "val_srcc": None,
+        "val_plcc": None,
+        "val_reason": "",
     }

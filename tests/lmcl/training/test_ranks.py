@@ -104,9 +104,9 @@ def test_an_accident_on_one_rank_stops_all_and_is_named(demo_set: Path, tmp_path
     start(2, tmp_path, demo_set, "accident", "gradient-accident")
     for rank in range(2):
         message = (tmp_path / f"accident-{rank}.txt").read_text()
-        assert "the l1 term is not finite at epoch 0, step 0, rank 1;" in message
+        assert "the l1 term is not finite at epoch 1, step 1, rank 1;" in message
         message = (tmp_path / f"gradient-accident-{rank}.txt").read_text()
-        assert "the gradient is not finite at epoch 0, step 0, rank 0, 1;" in message
+        assert "the gradient is not finite at epoch 1, step 1, rank 0, 1;" in message
     assert not (tmp_path / "accident" / "nonfinite-rank0.txt").exists()
     assert len((tmp_path / "accident" / "nonfinite-rank1.txt").read_text().split()) == 6
 

@@ -238,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(
 
         run.core.forward = without_directions
     with pytest.raises(
-        LmclError, match=f"the {term} term is not finite at epoch 0, step 0, rank 0"
+        LmclError, match=f"the {term} term is not finite at epoch 1, step 1, rank 0"
     ) as error:
         run.train()
     run.loader.close()
@@ -253,7 +253,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_a_weight(
 ) -> None:
     run = prepare(tiny(f"train.clip={clip}"), tmp_path / "nan", resume="", progress=False)
     run.core.panel.head.weight.register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(LmclError, match="the gradient is not finite at epoch 0, step 0, rank 0"):
+    with pytest.raises(LmclError, match="the gradient is not finite at epoch 1, step 1, rank 0"):
         run.train()
     run.loader.close()
     assert all(weight.isfinite().all() for weight in run.core.parameters())

@@ -25,6 +25,19 @@ def test_tensorboard_has_the_figures_of_every_step(
     assert [event.step for event in found.Scalars("val/srcc")] == [4, 8]
 
 
+def test_curves_do_not_double_when_steps_are_taken_again(tmp_path: Path) -> None:
+    """A run killed after its third step goes on from its second one."""
+    for done, last in ((0, 3), (2, 5)):
+        trackers = Trackers(["tensorboard"], tmp_path / "run", settings={}, done=done)
+        for step in range(done + 1, last + 1):
+            trackers.log({"train/loss": float(10 * last + step)}, step=step)
+        trackers.close()
+    found = tensorboard.EventAccumulator(str(tmp_path / "run" / "trackers" / "run"))
+    found.Reload()
+    events = [(event.step, event.value) for event in found.Scalars("train/loss")]
+    assert events == [(1, 31.0), (2, 32.0), (3, 53.0), (4, 54.0), (5, 55.0)]
+
+
 def test_a_tracker_that_is_not_installed_is_said_and_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
