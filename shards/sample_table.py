@@ -125,6 +125,27 @@ def described_row(set_name: str, row: SampleRow) -> dict[str, Any]:
     }
 
 
+DESCRIBED = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("set", pa.string()),
+        ("path", pa.string()),
+        ("mos", pa.float64()),
+        ("mos_std", pa.float64()),
+        ("group", pa.string()),
+        ("distortion", pa.string()),
+        ("level", pa.int64()),
+        ("subset", pa.string()),
+        ("part", pa.string()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("codec", pa.string()),
+        ("sha256", pa.string()),
+    ]
+)
+"""Names and types of `described_row`, null where it says None."""
+
+
 def to_arrow(rows: list[SampleRow]) -> pa.Table:
     """Rows as an Arrow table of this module's schema."""
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}

@@ -22,7 +22,17 @@ from shards.cache import file_sha256
 from shards.errors import ShardError
 from shards.layout import STATE, index_line, index_name, key_of
 from shards.lock import LOCK_NAME
-from shards.manifest import MANIFEST, NOTED, REJECTED, SAMPLES, SPLITS, ShardInfo, decode, ids_hash
+from shards.manifest import (
+    CARD,
+    MANIFEST,
+    NOTED,
+    REJECTED,
+    SAMPLES,
+    SPLITS,
+    ShardInfo,
+    decode,
+    ids_hash,
+)
 from shards.picture_counts import PictureCounts
 from shards.read import ShardSet, open_set
 from shards.sample_table import described_row, group_key
@@ -442,7 +452,7 @@ class _Check:
 
     def _leftovers(self) -> None:
         store = self._set.store
-        known = {MANIFEST, SAMPLES, REJECTED, NOTED, LOCK_NAME}
+        known = {MANIFEST, SAMPLES, REJECTED, NOTED, LOCK_NAME, CARD}
         for shard in self._set.manifest.shards:
             known |= {shard.name, index_name(shard.name)}
         self._strange(known)

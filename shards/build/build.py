@@ -22,7 +22,9 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from shards.build.card import write_card
 from shards.build.decode_budget import lock_file, new_token
 from shards.build.difference import describe_difference
 from shards.build.executor import Engine, run_jobs
@@ -285,21 +287,25 @@ def _finish(dataset: DataSet, plan: Plan, store: Store, records: Sequence[ShardR
     )
     # All that the manifest vouches for is on disk before the manifest is.
     store.settle(index_name(shard.name) for shard in shards)
+    write_card(store, manifest, labels.codecs)
     store.write(MANIFEST, encode(manifest))
     remove_leftovers(store, shards, dataset.name)
     return manifest
 
 
 class Labels:
-    """Running statistics of the raw scores of usable images."""
+    """Running statistics of the raw scores of usable images, and the codecs of all."""
 
     def __init__(self) -> None:
+        self.codecs: set[str] = set()
+        """Of the images that have bytes."""
         self._count = 0
         self._sum = self._squares = 0.0
         self._low, self._high = math.inf, -math.inf
 
     def add(self, table: pa.Table) -> None:
         """Look at some rows."""
+        self.codecs |= {name for name in pc.unique(table.column("codec")).to_pylist() if name}
         mos = table.column("mos").to_numpy()[table.column("ok").to_numpy()]
         mos = mos[np.isfinite(mos)]
         if mos.size == 0:

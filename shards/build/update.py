@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.build.build import Labels, default_workers, version_text
+from shards.build.card import write_card
 from shards.build.decode_budget import lock_file, new_token
 from shards.build.executor import run_jobs
 from shards.build.output import hold_output, remove_leftovers
@@ -320,6 +321,7 @@ def _write(
     _add_lines(store, NOTED, [line for record in records for line in record.noted])
     store.write(manifest.samples, content)
     store.settle(index_name(shard.name) for shard in shards)
+    write_card(store, manifest, pc.unique(every.column("codec")).to_pylist())
     store.write(MANIFEST, encode(manifest))
     # For whoever reads the table without the manifest: the newest one, once it holds.
     store.write(SAMPLES, content)
