@@ -5,13 +5,14 @@ import importlib.util
 import json
 import os
 import resource
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import warm
 
 # Toy tensors are fastest on one thread, and two test workers share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -91,12 +92,9 @@ def killed() -> Callable[..., dict[str, Any]]:
     """Run `tests/killed.py`: a command killed at random touches of the disk, and run again."""
 
     def run(kind: str, root: Path, tries: int, *more: object) -> dict[str, Any]:
-        done = subprocess.run(
-            [sys.executable, Path(__file__).with_name("killed.py"), kind, root, str(tries), *more],
-            cwd=Path(__file__).parents[1],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        done = warm.run(
+            [sys.executable, Path(__file__).with_name("killed.py"), kind, root, tries, *more],
             capture_output=True,
-            text=True,
             timeout=1700,
         )
         assert done.returncode == 0, done.stderr[-3000:]

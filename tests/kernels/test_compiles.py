@@ -30,12 +30,19 @@ def faults(facts: dict[str, object]) -> list[str]:
     return script["faults"](facts)
 
 
-SLOW = pytest.mark.slow
+FEW = ["log_sums", "pair_gradient-online", "finish_gradient", "hub_gradient"]
 
 
-@pytest.mark.parametrize(
-    "capability", [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)]
-)
+def test_the_kernels_of_a_training_step_compile_for_one_chip_without_spills(tmp_path: Path) -> None:
+    asked = ["--capability", "90", "--width", "256", "--variant", *FEW]
+    everything = compile_all(tmp_path, *asked)
+    assert len(everything) == len(FEW)
+    for facts in everything:
+        assert faults(facts) == [], facts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.timeout(900)
 def test_no_spills_tensor_cores_and_asynchronous_copies(capability: int, tmp_path: Path) -> None:
     everything = compile_all(tmp_path, "--capability", str(capability), "--width", "256", "384")

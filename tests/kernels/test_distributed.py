@@ -1,7 +1,5 @@
 """Several gloo ranks against one process: value and every gradient, DDP's averaging included."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +13,8 @@ from torch import Tensor
 
 import kernels
 from kernels import chunked_backend, distributed
+from tests import warm
 
-ROOT = Path(__file__).resolve().parents[2]
 D = 16
 CROPS = [3, 1, 4, 2, 3, 5, 2]
 DEALS = {
@@ -189,13 +187,7 @@ def _run_all(folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict]]:
     # A process of its own: torch's autograd threads of the other tests do not survive a fork.
     folder = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=dict(os.environ, PYTHONPATH=str(ROOT), TRITON_INTERPRET="1"),
-    )
+    done = warm.run([sys.executable, __file__, folder], capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
     def load(name: str) -> list[dict]:

@@ -1,9 +1,6 @@
 """The operation as torch sees it: opcheck, one graph under torch.compile, one derivative only."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +8,8 @@ import torch
 import kernels
 from kernels import torch_op
 from kernels.types import LossInputs, LossOptions
+from tests import warm
 
-ROOT = Path(__file__).resolve().parents[2]
 BACKENDS = ["chunked", "triton"]
 
 
@@ -52,7 +49,8 @@ def test_opcheck_is_clean(backend, teacher, make_batch) -> None:
 
 
 ONE_GRAPH = """
-import sys, torch, kernels
+import sys, torch, warnings, kernels
+warnings.simplefilter("ignore")
 backend, chosen = sys.argv[1:]
 torch.manual_seed(0)
 group = torch.tensor([4, 4, 4, 1, 1])
@@ -99,10 +97,7 @@ torch.testing.assert_close(gradients[2], gradients[0])
 )
 def test_one_graph_under_compile_with_static_and_dynamic_sizes(backend, options) -> None:
     # In a process of its own, because the checker of shapes cannot be traced.
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ONE_GRAPH, backend, options],
-        capture_output=True, text=True, check=False, cwd=ROOT, env=dict(os.environ, PYTHONPATH="."),
-    )  # fmt: skip
+    done = warm.run([sys.executable, "-c", ONE_GRAPH, backend, options], capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

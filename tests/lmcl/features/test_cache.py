@@ -47,7 +47,11 @@ def _scores(run: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "changes",
-    [(), ("encoder.patch=32", "saliency.window=1"), ("objective.hub='centre'",)],
+    [
+        (),
+        pytest.param(("encoder.patch=32", "saliency.window=1"), marks=pytest.mark.slow),
+        ("objective.hub='centre'",),
+    ],
     ids=["16", "32", "centre"],
 )
 def test_a_run_on_kept_cells_is_the_run_on_pixels(
@@ -96,7 +100,11 @@ def test_other_stem_weights_are_other_cells(tiny: ConfigMaker, tmp_path: Path) -
     assert len(list((tmp_path / "cells").iterdir())) == 6
 
 
-@pytest.mark.parametrize("stopped", [KeyboardInterrupt, LmclError], ids=["ctrl-c", "signal"])
+@pytest.mark.parametrize(
+    "stopped",
+    [KeyboardInterrupt, pytest.param(LmclError, marks=pytest.mark.slow)],
+    ids=["ctrl-c", "signal"],
+)
 def test_features_that_were_stopped_go_on_and_are_the_same_bits(
     tiny: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: type
 ) -> None:

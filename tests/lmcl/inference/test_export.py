@@ -36,12 +36,16 @@ ENCODERS = {
 }
 
 
-@pytest.fixture(scope="module", params=ENCODERS)
-def folder(request, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_folder(ENCODERS["conv-vit"], tmp_path_factory.mktemp("run"))
+
+
+def make_folder(encoder: EncoderConfig, run: Path) -> Path:
     torch.manual_seed(0)
     side = 32
     card = ModelCard(
-        encoder=ENCODERS[request.param],
+        encoder=encoder,
         decoder=DecoderConfig(queries=3, heads=3),
         crops=CropConfig(size=side, random=3, evaluation=4),
         saliency=SaliencyConfig(view=side, layers=1, window=1),
@@ -51,7 +55,6 @@ def folder(request, tmp_path_factory) -> Path:
         split_hash="ab" * 16,
         decode="torch-pillow",
     )
-    run = tmp_path_factory.mktemp("run")
     save_model(run / "model", build_model(card), card)
     return run
 
@@ -66,8 +69,12 @@ def images(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("name", ["pt2", pytest.param("onnx", marks=needs_onnx)])
-def test_an_exported_model_scores_as_the_model_does_at_every_batch(folder, images, name) -> None:
+def test_an_exported_model_scores_as_the_model_does_at_every_batch(
+    images, tmp_path, encoder, name
+) -> None:
+    folder = make_folder(ENCODERS[encoder], tmp_path)
     found = CliRunner().invoke(
         command, [str(folder), "--format", name, "--images", str(images)], catch_exceptions=False
     )
