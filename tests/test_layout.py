@@ -65,6 +65,7 @@ COVERED_BY = {
     ),
     "lmcl/inference/test_batch_job.py": "lmcl/inference: filter scores_file sheet",
     "lmcl/inference/test_export.py": "lmcl: cli/export",
+    "lmcl/inference/test_push.py": "lmcl: cli/push models/hub",
     "lmcl/inference/test_saliency_overlay.py": "lmcl: cli/saliency",
     "lmcl/models/test_quality_model.py": (
         "lmcl/models: attention conv_vit encoder factory vit weights"

@@ -29,7 +29,7 @@ import click
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="File [RUN/export/model.<format>; of starter: export/model.<format>].",
+    help="File [RUN/export/model.<format>; of starter and hf://: export/model.<format>].",
 )
 @click.option(
     "--images",
@@ -47,17 +47,16 @@ def command(
     most: int | None,
     no_progress: bool,
 ) -> None:
-    """Export a run's model, a model folder, or starter, and check the file against PyTorch."""
+    """Export the model of a run, a folder, starter or hf://USER/NAME, and check it by PyTorch."""
     from lmcl.inference.engines import export_name
     from lmcl.inference.export import NO_IMAGES, export, images_named, images_of_run
     from lmcl.inference.scorer import open_scorer
-    from lmcl.models.named import STARTER_FOLDER, find_model
+    from lmcl.models.named import find_model, is_read_only
 
     if precision == "int8" and format_name != "onnx":
         raise click.UsageError("--precision int8 is for --format onnx")
     folder, place = find_model(run), Path(run)
-    # What comes with the project is not written into.
-    inside = Path("export") if folder == STARTER_FOLDER else place / "export"
+    inside = Path("export") if is_read_only(folder) else place / "export"
     names = {"safetensors": "model", "pt2": "model.pt2", "onnx": export_name(precision)}
     target = output or inside / names[format_name]
     scorer = open_scorer(folder, device="cpu")

@@ -19,6 +19,7 @@ _ELSEWHERE = {
     ),
     "gmad": ("lmcl.cli.gmad", "Pairs of images on which two models contradict each other."),
     "probe": ("lmcl.cli.probe", "A ridge on frozen features: the floor training must beat."),
+    "push": ("lmcl.cli.push", "Put a model on a hub, for `--model hf://USER/NAME`."),
     "score": ("lmcl.cli.score", "Score images, folders, tables and shards; filter by quality."),
     "report": ("lmcl.cli.report", "Write or compare reports of finished runs."),
     "saliency": ("lmcl.cli.saliency", "Draw where a model looks in photographs."),
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors become one sentence on stderr and an exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # A run opens a loader for every pass; which decoder it took is said once, by the session.
-    for noisy in ("accelerate", "httpx", "pipeline.loader", "timm", "torch", "urllib3"):
+    for noisy in ("accelerate", "httpx", "httpx2", "pipeline.loader", "timm", "torch", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # The usual loaders are measured as their users run them: Pillow's gain a fifth by it.
     if (sys.argv[1:] if arguments is None else arguments)[:2] != ["bench", "loader"]:

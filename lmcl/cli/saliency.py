@@ -16,7 +16,8 @@ import click
     default="starter",
     show_default=True,
     metavar="MODEL",
-    help="Model folder, or a run that holds one; starter comes with the project.",
+    help="Model folder, a run that holds one, or hf://USER/NAME[@REVISION] on a hub; starter comes "
+    "with the project.",
 )
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="Folder of the pictures."

@@ -30,8 +30,8 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     default="starter",
     show_default=True,
     metavar="MODEL",
-    help="Model folder, a run that holds one, or a file of `lmcl export --format onnx`; starter "
-    "comes with the project.",
+    help="Model folder, a run that holds one, a file of `lmcl export --format onnx`, or "
+    "hf://USER/NAME[@REVISION] on a hub; starter comes with the project.",
 )
 @click.option(
     "--output",

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from lmcl.errors import LmclError
 from lmcl.evaluation.adaptive import AdaptiveRule
 from lmcl.evaluation.conformal import Conformal, Numbers
+from lmcl.models.folders import MODEL_FILES
 from shards.errors import ShardError
 from shards.files import atomic_write
 from shards.score_scale import ScoreScale
@@ -35,8 +36,7 @@ CONFIDENCE = 0.9
 UNUSUAL = 0.99
 """An image further from the training images than this share of val images has a note."""
 UNUSUAL_NOTE = "unlike the training images"
-MOST_BYTES = 1 << 23
-_MOST_NEIGHBOUR_BYTES = 1 << 26
+MOST_BYTES = MODEL_FILES[CALIBRATION]
 _MOST_NUMBERS = 200_000
 _MOST_TEXT = 1000
 NEAREST = 5
@@ -277,7 +277,7 @@ def read_neighbours(folder: Path) -> bytes:
         ShardError: If it is no regular file, or larger than one can be.
     """
     path = folder / NEIGHBOURS
-    return read_regular(path, limit_bytes=_MOST_NEIGHBOUR_BYTES) if path.exists() else b""
+    return read_regular(path, limit_bytes=MODEL_FILES[NEIGHBOURS]) if path.exists() else b""
 
 
 def parse_meaning(data: bytes, neighbours: bytes) -> Meaning:

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcl.errors import LmclError
+from lmcl.models.folders import MODEL_FILES
 from lmcl.utils.files import write_atomic
 from shards.errors import ShardError
 from shards.source_files import read_regular
 from shards.text import printable
 
 THRESHOLDS = "thresholds.json"
-MOST_BYTES = 1 << 20
 _MOST_RULES = 1000
 _CONFIDENCE = 0.95
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -243,7 +243,7 @@ def read_rules(folder: Path) -> Mapping[str, ThresholdRule]:
     if not path.exists():
         return {}
     try:
-        return parse_rules(read_regular(path, limit_bytes=MOST_BYTES))
+        return parse_rules(read_regular(path, limit_bytes=MODEL_FILES[THRESHOLDS]))
     except (ValueError, ShardError) as error:
         raise LmclError(
             f"{printable(path)}: holds no rules of this version ({printable(error)}); remove it, "

@@ -46,6 +46,9 @@ from shards.text import printable
 
 logger = logging.getLogger(__name__)
 
+SOURCE_KEY = "source"
+"""Where on a hub a model is from, in a scores file's origin."""
+
 T = TypeVar("T")
 _AHEAD = 4
 """Batches that are decoded ahead of the model."""
@@ -422,6 +425,7 @@ def _note(scorer: Scorer, options: ScoringOptions) -> dict[str, str]:
     crops = scorer.card.crops
     return {
         "model": scorer.fingerprint,
+        **({SOURCE_KEY: scorer.source} if scorer.source else {}),
         "scale": scorer.scale_label,
         "crops": f"{crops.evaluation} x {crops.size}, {crops.evaluation_layout}",
         "max_side": str(crops.max_side),
@@ -465,12 +469,18 @@ def _prepare_output(options: ScoringOptions, note: dict[str, str]) -> None:
             raise _begun(output, journals if not is_there else [])
         found = read_note(output)
         differing = [name for name, value in note.items() if not _agrees(name, found, value)]
+        before, now = found.get(SOURCE_KEY, ""), note.get(SOURCE_KEY, "")
+        is_moved = before and now and before != now
+        moved = f"{printable(before)} before, {printable(now)} now" if is_moved else ""
         if differing:
             raise LmclError(
                 f"{printable(output)}: was begun with another {' and '.join(differing)} "
-                f"({printable(note_path(output).name)} says which); choose another --output",
+                f"({moved or f'{printable(note_path(output).name)} says which'}); choose another "
+                "--output",
                 exit_code=5,
             )
+        if moved:
+            logger.warning("%s: the same weights and calibration, from %s", output, moved)
         if is_there:
             _back_to_journal(output)
         note = {key: value for key, value in found.items() if key == MOVES_KEY} | note
@@ -478,6 +488,9 @@ def _prepare_output(options: ScoringOptions, note: dict[str, str]) -> None:
 
 
 def _agrees(name: str, found: Mapping[str, str], value: str) -> bool:
+    if name == SOURCE_KEY:
+        # Commits may differ in the model card alone; weights and calibration are compared.
+        return True
     # Before there was a choice, the engine was PyTorch.
     before = found.get(name, "torch" if name == "engine" else "")
     # Recipes of one decoder have different names in different versions.

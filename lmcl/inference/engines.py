@@ -10,7 +10,7 @@ from typing import Literal
 from lmcl.errors import LmclError
 from lmcl.inference.onnx_engine import SUFFIX, OnnxEngine
 from lmcl.models.folders import fingerprint_of, model_folder_of
-from lmcl.models.named import STARTER_FOLDER
+from lmcl.models.named import is_read_only
 from shards.text import printable
 
 EngineName = Literal["auto", "onnx", "torch"]
@@ -81,8 +81,8 @@ def _beside(path: Path, precision: str) -> OnnxEngine | None:
     folder = model_folder_of(path)
     if not (folder / "config.json").is_file():
         return None
-    # Nothing is written into what comes with the project: its export lies where it was made.
-    for run in (Path(),) if folder == STARTER_FOLDER else (folder, folder.parent):
+    # Where nothing is written, an export lies where it was made.
+    for run in (Path(),) if is_read_only(folder) else (folder, folder.parent):
         file = run / "export" / export_name(precision)
         if not file.is_file():
             continue

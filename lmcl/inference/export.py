@@ -29,6 +29,8 @@ from lmcl.errors import LmclError
 from lmcl.inference.inputs import list_items
 from lmcl.inference.onnx_file import complete_onnx, write_program
 from lmcl.inference.scorer import Scorer
+from lmcl.models.folders import MODEL_FILES
+from lmcl.models.named import is_cached
 from lmcl.utils.files import write_atomic
 from shards.errors import ShardError
 from shards.files import atomic_folder, temporary_beside
@@ -413,11 +415,11 @@ def _copy(folder: Path, output: Path) -> Parity:
     if os.path.lexists(output):
         raise _in_the_way(output)
     with atomic_folder(output) as new:
-        # Of a folder from elsewhere, these three and nothing that a link leads to.
-        for name in ("config.json", "model.safetensors", "README.md"):
+        # Of a folder from elsewhere, its own files and nothing that a link leads to.
+        for name, most in MODEL_FILES.items():
             if os.path.lexists(folder / name):
-                data = read_regular(folder / name, limit_bytes=1 << 36, follow_links=False)
-                (new / name).write_bytes(data)
+                file = _own_file(folder, name)
+                (new / name).write_bytes(read_regular(file, limit_bytes=most, follow_links=False))
     return Parity(
         format="safetensors",
         file=output.name,
@@ -428,6 +430,15 @@ def _copy(folder: Path, output: Path) -> Parity:
         max_score_difference=float("nan"),
         runtime="a copy",
     )
+
+
+def _own_file(folder: Path, name: str) -> Path:
+    """A file of a model folder; of a hub's cache, which is made of links, what it links to."""
+    file = folder / name
+    if not is_cached(folder):
+        return file
+    real = file.resolve()
+    return real if real.is_relative_to(folder.parent.parent.resolve()) else file
 
 
 def _finite(values: dict[str, object]) -> dict[str, object]:

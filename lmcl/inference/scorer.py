@@ -44,7 +44,8 @@ from lmcl.inference.calibration import (
 from lmcl.inference.engines import EngineName, open_export
 from lmcl.inference.onnx_engine import SUFFIX, OnnxEngine
 from lmcl.models.folders import fingerprint_of
-from lmcl.models.named import STARTER, find_model
+from lmcl.models.named import STARTER, locate_model
+from lmcl.utils.hub_names import is_hub_name
 from pipeline.boxes import evaluation_boxes, frame_sizes, scaled_sizes
 from pipeline.decode import PILLOW_RECIPE, decode_rgb, reflect_pad, resize_rgb, to_rgb
 from pipeline.decode_config import DEFAULT_DECODE, DecodeConfig
@@ -163,6 +164,7 @@ class Scorer:
         interpreter: Interpreter | None = None,
         what_scores_mean: str = "",
         adaptive: AdaptiveRule | None = None,
+        source: str = "",
     ) -> None:
         if isinstance(released, OnnxEngine):
             self.engine: Any = released
@@ -181,6 +183,8 @@ class Scorer:
         self.precision = self.engine.precision
         self.device = self.engine.device
         self.fingerprint = fingerprint or getattr(self.card, "sha256", "")
+        self.source = source
+        """Where on a hub the model is from, `hf://USER/NAME@COMMIT`; empty if it is not."""
         self.scale = self.card.score
         self.training_set = self.card.training_set
         self.batch_images = self.engine.batch_images
@@ -480,11 +484,13 @@ def load(
 ) -> Scorer:
     """Open a released model folder, a run folder that holds one, or an exported .onnx file.
 
-    Nothing is downloaded; an exported file is opened without torch.
+    Nothing is downloaded but a model that is named by its place on a hub; an exported file is
+    opened without torch.
 
     Args:
         path: Folder with config.json and model.safetensors, or a file that `lmcl export` wrote;
-            `starter` (the default): the model that comes with the project (docs/starter.md).
+            `hf://USER/NAME[@REVISION]`: a model on a hub (docs/hub.md); `starter` (the default):
+            the model that comes with the project (docs/starter.md).
         device: `auto` takes a GPU if there is one.
         precision: `bfloat16` is faster where the processor knows it; scores move by some
             thousandths of the range (docs/scoring.md).
@@ -494,9 +500,10 @@ def load(
             (`lmcl.inference.engines`); gradients and `details` need `torch`.
 
     Raises:
-        LmclError: If the folder is missing (4) or damaged (5).
+        LmclError: If the folder is missing (4) or damaged (5), or the hub fails (1).
     """
-    is_exported = str(path).endswith(SUFFIX) and not Path(path).is_dir()
+    is_file = not is_hub_name(path) and not Path(path).is_dir()
+    is_exported = is_file and str(path).endswith(SUFFIX)
     return open_scorer(
         path,
         device=device,
@@ -517,7 +524,7 @@ def open_scorer(
     boxes: bool = False,
     reading: Reading = DEFAULT_READING,
 ) -> Scorer:
-    """Open a model folder (or a run folder that holds one), its export, or `starter`.
+    """Open a model folder (or a run folder that holds one), its export, `starter` or `hf://...`.
 
     Args:
         model: Its path or name.
@@ -532,7 +539,8 @@ def open_scorer(
         LmclError: If it is missing (4) or damaged (5), there is no such device or decoder (2), or
             what was asked for does not go together (2).
     """
-    folder = find_model(model)
+    found = locate_model(model)
+    folder, source = found.folder, found.source
     others = "--boxes" if boxes else "--decode gpu" if decode.decode == "gpu" else ""
     exported = open_export(folder, engine, device=device, precision=precision, needs_torch=others)
     if exported is not None:
@@ -540,7 +548,7 @@ def open_scorer(
         # The folder's calibration may be newer than the file; the file has its own elsewhere.
         meaning = read_meaning(home) or card.meaning
         meant = _meant(meaning, home, reading, card.score, card.sha256, exported.width)
-        return Scorer(exported, decode=decode, **meant)
+        return Scorer(exported, decode=decode, source=source, **meant)
     import torch
 
     from lmcl.models.pretrained import load_model
@@ -561,6 +569,7 @@ def open_scorer(
             fingerprint=fingerprint,
             precision=precision,
             decode=decode,
+            source=source,
             **meant,
         )
     except PipelineError as error:

@@ -25,7 +25,7 @@ class ImageQuality(Metric):
     """Mean score of all images seen, in the scale of the training set; no reference images.
 
     Args:
-        model: An open model, or its folder.
+        model: An open model, its folder, or its name (`starter`, `hf://USER/NAME[@REVISION]`).
         kwargs: Of `torchmetrics.Metric`.
     """
 

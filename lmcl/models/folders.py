@@ -1,7 +1,21 @@
 """Model folders, as far as they are known without opening them."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+
+MODEL_FILES: Mapping[str, int] = {
+    "config.json": 1 << 20,
+    "README.md": 1 << 20,
+    "thresholds.json": 1 << 20,
+    "calibration.json": 1 << 23,
+    "neighbours.safetensors": 1 << 26,
+    "model.safetensors": 1 << 36,
+}
+"""All that a model folder consists of, and the most bytes each file may have: JSON, safetensors
+and the model card. Nothing else travels to or from a hub. The weights come last: a folder whose
+download was interrupted has none."""
+REQUIRED_FILES = ("config.json", "model.safetensors")
 
 
 def model_folder_of(folder: Path) -> Path:
@@ -13,7 +27,7 @@ def model_folder_of(folder: Path) -> Path:
 def fingerprint_of(folder: Path) -> str:
     """What tells a model from every other: a hash over its configuration and weights."""
     digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
+    for name in REQUIRED_FILES:
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

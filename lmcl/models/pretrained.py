@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lmcl.errors import LmclError
 from lmcl.models.encoder import EncoderConfig
+from lmcl.models.folders import MODEL_FILES
 from lmcl.models.folders import model_folder_of as model_folder_of
 from lmcl.models.normalization import IMAGENET
 from lmcl.models.packaged import PACKAGED
@@ -32,8 +33,6 @@ from shards.text import looked_at, printable
 
 FORMAT_VERSION = 1
 
-_MOST_CARD_BYTES = 1 << 20
-_MOST_WEIGHT_BYTES = 1 << 36
 _MOST_HEADER_BYTES = 1 << 24
 """Of model.safetensors: names and shapes; a ViT-g has 60 kB of them."""
 _MOST_TEXT = 1000
@@ -153,7 +152,7 @@ def read_card(config: Path) -> ModelCard:
         LmclError: If it is damaged, of another version, or asks for what no model has (5).
     """
     try:
-        data = read_regular(config, limit_bytes=_MOST_CARD_BYTES)
+        data = read_regular(config, limit_bytes=MODEL_FILES["config.json"])
         card = msgspec.json.decode(data, type=ModelCard)
         _check_card(card)
     except (msgspec.DecodeError, ValueError, RecursionError, ShardError) as error:
@@ -224,7 +223,7 @@ def _read_shapes(weights: Path) -> dict[str, list[int]]:
         LmclError: If it is none, or its tensors are of no type that weights have; exit code 5.
     """
     try:
-        with open_regular(weights, limit_bytes=_MOST_WEIGHT_BYTES) as file:
+        with open_regular(weights, limit_bytes=MODEL_FILES["model.safetensors"]) as file:
             header_bytes = int.from_bytes(file.read(8), "little")
         if header_bytes > _MOST_HEADER_BYTES:
             raise ValueError(f"its header claims {header_bytes:,} bytes")

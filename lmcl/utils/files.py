@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from lmcl.errors import LmclError
+from lmcl.utils.hub_names import refuse_hub_name
 from shards.files import atomic_write
 from shards.text import looked_at, printable
 
@@ -18,8 +19,10 @@ def require_run_folder(root: Path) -> None:
     """Refuse what is no run folder, before anything in it is asked for.
 
     Raises:
-        LmclError: If there is no such folder (exit code 4); a similar one beside it is offered.
+        LmclError: If there is no such folder (exit code 4); a similar one beside it is offered. If
+            it is a model on a hub (exit code 2).
     """
+    refuse_hub_name(root)
     if root.is_dir():
         return
     beside = root.parent

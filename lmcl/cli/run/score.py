@@ -36,7 +36,7 @@ from lmcl.inference.moves import (
 from lmcl.inference.onnx_engine import SUFFIX
 from lmcl.inference.scorer import Precision, Scorer, open_scorer
 from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
-from lmcl.models.named import STARTER, find_model
+from lmcl.models.named import STARTER, find_model, pin_model
 from lmcl.training.launcher import end_with_launcher
 from pipeline.decode_config import DecodeConfig, DecodeName
 from shards.files import check_own
@@ -109,6 +109,7 @@ def score_files(
         return
     if not paths:
         raise click.UsageError("Missing argument 'PATH...'.")
+    model = pin_model(model)
     if keep is not None:
         below = _cut(model, keep, below)
     if (move_to is None) != (below is None) and (move_to is not None or dry_run):
