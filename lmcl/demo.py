@@ -31,7 +31,8 @@ from shards.text import printable
 logger = logging.getLogger(__name__)
 
 CONFIG = CONFIGS / "demo.toml"
-CONTENTS = 60
+CONTENTS = 120
+"""Scenes of the set, ten images each: more scenes teach more than more epochs (experiments.md)."""
 _SEED = 123
 MARKER = ".lmcl-demo.json"
 """Lists the files a demo has made: `--again` removes these and nothing else."""
