@@ -22,7 +22,7 @@ from lmcl.errors import ConfigError
 from lmcl.method.lr_schedule import ScheduleConfig
 from lmcl.method.objective import ObjectiveConfig
 from lmcl.method.teacher import TeacherConfig
-from lmcl.models.encoder import EncoderConfig
+from lmcl.models.encoder import EncoderConfig, encoder_as_written
 from lmcl.models.normalization import IMAGENET, find_normalization
 from lmcl.models.quality_model import DecoderConfig, check_heads
 from lmcl.models.saliency import SaliencyConfig
@@ -311,7 +311,8 @@ def parse_run_config(tree: dict[str, Any], *, where: str) -> Config:
     config = parse_config(tree, where=where)
     if "precision" not in tree.get("runtime", {}):
         config = with_precision(config, "no")
-    encoder = config.encoder
+    encoder = encoder_as_written(config.encoder, tree.get("encoder", {}))
+    config = dataclasses.replace(config, encoder=encoder)
     if "normalize" in tree.get("encoder", {}) or find_normalization(encoder) == IMAGENET:
         return config
     return dataclasses.replace(config, encoder=dataclasses.replace(encoder, normalize="imagenet"))

@@ -68,7 +68,7 @@ COVERED_BY = {
     "lmcl/inference/test_push.py": "lmcl: cli/push models/hub",
     "lmcl/inference/test_saliency_overlay.py": "lmcl: cli/saliency",
     "lmcl/models/test_quality_model.py": (
-        "lmcl/models: attention conv_vit encoder factory vit weights"
+        "lmcl/models: attention conv_vit encoder factory weights"
     ),
     "lmcl/cli/test_probe.py": "lmcl: evaluation/probe training/probe training/student",
     "lmcl/report/test_gmad.py": "lmcl: cli/gmad",

@@ -6,8 +6,8 @@ the training forward keeps the fused attention.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,6 +23,8 @@ STEM_WIDTH, STEM_HEADS = 192, 3
 """Of the blocks above a convolutional stem, unless the configuration says otherwise."""
 SQUEEZENET = "squeezenet1_1"
 """The one stem of `hybrid` that is torchvision's; timm has none of the kind."""
+_NORM_AFTER_POOLING = ("eva_giant_patch14_", "eva02_", "beit3_")
+"""Beginnings of the names of models with CLS whose last norm is behind the pooling in timm."""
 Triple = tuple[float, float, float]
 
 
@@ -47,6 +49,9 @@ class EncoderConfig:
     normalize: Literal["model", "imagenet", "half", "clip"] | tuple[Triple, Triple] = "model"
     """Means and deviations pixels are normalised with. `model`: the named model's own, from timm's
     `pretrained_cfg`; `imagenet`; `half`: .5 and .5; `clip`; or two triples of RGB in [0, 1]."""
+    final_norm: bool = True
+    """Whether CLS and patches pass the last norm where timm puts it behind the pooling (EVA,
+    EVA-02). Models and runs of versions without this field keep theirs unnormalised."""
     width: int | None = None
     """Token width; None: as the timm model is named, 192 otherwise."""
     depth: int | None = None
@@ -124,6 +129,19 @@ class EncoderConfig:
     def token_width(self) -> int | None:
         """Width of the tokens, where it is known without asking timm."""
         return self.width or (STEM_WIDTH if self.has_stem else None)
+
+
+def encoder_as_written(config: EncoderConfig, table: Mapping[str, object]) -> EncoderConfig:
+    """An encoder read from a file of any version: fields it did not have mean what they did.
+
+    Args:
+        config: As parsed, with today's defaults.
+        table: What the file says.
+    """
+    is_concerned = config.name.startswith(_NORM_AFTER_POOLING) and "clip" not in config.name
+    if is_concerned and "final_norm" not in table:
+        return replace(config, final_norm=False)
+    return config
 
 
 class Encoder(nn.Module):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmcl.errors import LmclError
-from lmcl.models.encoder import EncoderConfig
+from lmcl.models.encoder import EncoderConfig, encoder_as_written
 from lmcl.models.folders import MODEL_FILES
 from lmcl.models.folders import model_folder_of as model_folder_of
 from lmcl.models.normalization import IMAGENET
@@ -154,6 +154,8 @@ def read_card(config: Path) -> ModelCard:
     try:
         data = read_regular(config, limit_bytes=MODEL_FILES["config.json"])
         card = msgspec.json.decode(data, type=ModelCard)
+        table = msgspec.json.decode(data)["encoder"]
+        card = replace(card, encoder=encoder_as_written(card.encoder, table))
         _check_card(card)
     except (msgspec.DecodeError, ValueError, RecursionError, ShardError) as error:
         raise LmclError(

@@ -6,9 +6,7 @@ a picture is gone from the last one (docs/decisions/0006): `SqueezeLevels` those
 """
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 
-import numpy as np
 import torch
 import torchvision
 from jaxtyping import Float
@@ -132,16 +130,6 @@ class SqueezeLevels(LevelStem):
                 _, window, stride = _TAPS[place]
                 levels.append(_under_cells(x, window, stride, merges=self.merges))
         return torch.cat(levels, dim=1).flatten(2).transpose(1, 2)
-
-    def load(self, path: Path) -> None:
-        """Fill the convolutions from an .npz file with torchvision's names.
-
-        Raises:
-            RuntimeError: If names or shapes do not fit.
-        """
-        with np.load(path) as arrays:
-            state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        self.layers.load_state_dict(state)
 
 
 class CropNorm(nn.Module):

@@ -59,6 +59,7 @@ class TimmLevels(LevelStem):
         sizes: Sequence[int],
     ) -> None:
         super().__init__()
+        self.name = name
         self._create = partial(
             create_features, name, sizes, places=_find_levels(name, levels, sizes)
         )

@@ -15,15 +15,16 @@ from lmcl.models.stem import PixelsOrFeatures
 from shards.text import printable
 
 
-def _unknown(name: str) -> ConfigError:
-    near = near_models(name) or timm.list_models("deit3_*patch16_224")
+def _unknown(name: str, sizes: Sequence[int]) -> ConfigError:
+    near = [one for one in near_models(name, count=12) if _is_accepted(one, sizes)][:3]
+    near = near or ["deit3_small_patch16_224"]
     return ConfigError(
         f"encoder.name = {printable(name, 80)!r}: timm {timm.__version__} has no such model; try "
         f"one of {', '.join(near)}, or squeezenet-vit"
     )
 
 
-def near_models(name: str) -> list[str]:
+def near_models(name: str, *, count: int = 3) -> list[str]:
     """Names of timm's models that a wrong name may stand for, the nearest first.
 
     Those of the family, which is what stands before the first `_`, where there are any.
@@ -31,7 +32,16 @@ def near_models(name: str) -> list[str]:
     known, asked = timm.list_models(), name[:80]
     family = asked.partition("_")[0]
     kin = [one for one in known if one.partition("_")[0] == family]
-    return difflib.get_close_matches(asked, kin or known, n=3, cutoff=0.4) or kin[:3]
+    return difflib.get_close_matches(asked, kin or known, n=count, cutoff=0.4) or kin[:count]
+
+
+def _is_accepted(name: str, sizes: Sequence[int]) -> bool:
+    try:
+        with torch.device("meta"):
+            TimmEncoder(EncoderConfig(name=name, width=48, depth=1, heads=3), sizes=sizes)
+    except ConfigError:
+        return False
+    return True
 
 
 def _as_stem(name: str) -> str:
@@ -51,7 +61,7 @@ class TimmEncoder(Encoder):
         }
         # Names with a scheme (hf-hub:, local-dir:) would fetch a configuration, or read a folder's.
         if not timm.is_model(config.name):
-            raise _unknown(config.name)
+            raise _unknown(config.name, sizes)
         try:
             self.vit = timm.create_model(
                 config.name,
@@ -101,14 +111,33 @@ class TimmEncoder(Encoder):
                 f"e.g. deit3_small_patch16_224, or {_as_stem(config.name)}"
             )
         self.has_own_cls = getattr(self.vit, "cls_token", None) is not None
-        if not self.has_own_cls and getattr(self.vit, "attn_pool", None) is not None:
-            self.vit.attn_pool = None  # pools to one vector, where every token is wanted
+        self.final_norm = config.final_norm
+        self._leave_out_pooling()
         self.width, heads = int(self.vit.embed_dim), self.vit.blocks[0].attn.num_heads
         if self.width % heads:
             raise ConfigError(
                 f"encoder.name = {config.name!r} has {heads} heads and a width of {self.width}; "
                 "set encoder.width to a multiple of encoder.heads"
             )
+
+    def _leave_out_pooling(self) -> None:
+        """Take away, or freeze, what pools to one vector, where every token is wanted.
+
+        A parameter that never gets a gradient stops training on several processes. Frozen ones
+        stay under their names: models of earlier versions hold them.
+        """
+        pool = getattr(self.vit, "attn_pool", None)
+        if pool is not None and not self.has_own_cls:
+            self.vit.attn_pool = None
+        elif pool is not None:
+            pool.requires_grad_(False)
+        if self.has_own_cls and not self.final_norm:
+            self._norm_after_pooling().requires_grad_(False)
+
+    def _norm_after_pooling(self) -> nn.Module:
+        """The last norm, where timm puts it behind the pooling; else nothing."""
+        found: nn.Module | None = getattr(self.vit, "fc_norm", None)
+        return found if found is not None else nn.Identity()
 
     @property
     def is_half(self) -> bool:
@@ -126,22 +155,26 @@ class TimmEncoder(Encoder):
         return self.has_own_cls
 
     def tokens(self, pixels: PixelsOrFeatures) -> Float[Tensor, "n t d"]:
-        """CLS and patch tokens; register tokens are dropped.
+        """CLS and patch tokens after the final norm; register tokens are dropped.
 
         Without a CLS token the mean of the patches stands in its place.
         """
         if self.is_half:
             # Autocast would take every norm back to float32, and each product to bfloat16 again.
             with torch.autocast(pixels.device.type, enabled=False):
-                out: Tensor = self.vit.forward_features(pixels.bfloat16()).float()
+                out = self._all_tokens(pixels.bfloat16()).float()
         else:
-            out = self.vit.forward_features(pixels)
+            out = self._all_tokens(pixels)
         patches = out[:, self.prefix :]
         if not self.has_own_cls:
-            # Where the model pools by mean, its last norm comes after that.
-            patches = getattr(self.vit, "fc_norm", torch.nn.Identity())(patches)
             return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
         return out if self.prefix == 1 else torch.cat([out[:, :1], patches], dim=1)
+
+    def _all_tokens(self, pixels: PixelsOrFeatures) -> Tensor:
+        out: Tensor = self.vit.forward_features(pixels)
+        if self.has_own_cls and not self.final_norm:
+            return out
+        return self._norm_after_pooling()(out)  # type: ignore[no-any-return]
 
     def layers(self) -> Sequence[nn.Module]:
         """All blocks of the timm model."""

@@ -5,11 +5,12 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import timm
 import torch
-from timm.models import load_pretrained, load_state_dict
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models import load_pretrained
 from torch import Tensor, nn
 
 from lmcl.errors import ConfigError, LmclError
@@ -17,8 +18,20 @@ from lmcl.models.conv_vit import ConvVit
 from lmcl.models.encoder import Encoder, EncoderConfig
 from lmcl.models.packaged import PACKAGED, read_packaged
 from lmcl.models.stem import SqueezeLevels
+from lmcl.models.tensor_files import (
+    Misfit,
+    MisfitError,
+    best_wrapping,
+    fit_tensors,
+    names_wanted,
+    read_tensor_file,
+    refuse_nonfinite,
+    timm_converter,
+    unreadable,
+)
 from lmcl.models.timm_stem import TimmLevels
 from lmcl.models.vit import TimmEncoder
+from shards.text import printable
 
 
 def load_weights(
@@ -47,20 +60,65 @@ def load_weights(
             exit_code=4,
         )
     try:
-        if path.suffix == ".npz":
-            _load_squeezenet(encoder, path)
-        elif (stem := _timm_stem(encoder)) is not None:
-            _load_file(stem, path)
-        else:
-            _load_vit(encoder, path)
+        _load_file(encoder, path)
     except (RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"encoder.weights = {config.weights!r} does not fit "
+            f"encoder.weights = {printable(config.weights)!r} does not fit "
             f"{config.timm_name or config.name!r}: "
             f"{str(error).splitlines()[0]}; use the weights of that very architecture",
             exit_code=5,
         ) from error
     return "file"
+
+
+def _load_file(encoder: Encoder, path: Path) -> None:
+    """Fill an encoder, or its stem, from a file of whoever trained it."""
+    stem = encoder.stem if isinstance(encoder, ConvVit) else None
+    if isinstance(stem, SqueezeLevels):
+        network: nn.Module = stem.layers
+    elif isinstance(stem, TimmLevels):
+        network = stem.layers
+    elif isinstance(encoder, TimmEncoder):
+        network = encoder.vit
+    else:
+        raise ValueError("conv-vit starts from scratch; no weights of others are of its kind")
+    is_npz = path.suffix == ".npz"
+    if is_npz and not isinstance(stem, SqueezeLevels):
+        raise ValueError("an .npz file holds the weights of SqueezeNet only")
+    found = _read_npz(path) if is_npz else read_tensor_file(path)
+    try:
+        if isinstance(stem, TimmLevels):
+            tensors = _fit_levels(stem, found)
+        elif isinstance(stem, SqueezeLevels):
+            tensors = fit_tensors(found, network.state_dict(), _features_alone)
+        else:
+            tensors = fit_tensors(found, _without_pooling(network), timm_converter(network))
+    except TypeError as error:
+        raise unreadable(path, error) from error
+    refuse_nonfinite(tensors, f"encoder.weights = {printable(path)!r}")
+    network.load_state_dict(tensors, strict=False)  # all that takes part is there
+
+
+def _without_pooling(network: nn.Module) -> dict[str, Tensor]:
+    """A ViT's tensors but for those of a pooling that takes no part (`TimmEncoder`)."""
+    state = network.state_dict()
+    return {name: value for name, value in state.items() if not name.startswith("attn_pool.")}
+
+
+def _features_alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """SqueezeNet's convolutions out of a whole torchvision model."""
+    return {name.removeprefix("features."): value for name, value in tensors.items()}
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        # numpy would leave such a file open.
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no .npz archive")
+        with np.load(path) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except Exception as error:
+        raise unreadable(path, error) from error
 
 
 def _timm_stem(encoder: Encoder) -> TimmLevels | None:
@@ -80,22 +138,46 @@ def _load_package(encoder: Encoder, config: EncoderConfig) -> None:
     stem.layers.load_state_dict({name: tensors[name] for name in stem.layers.state_dict()})
 
 
-def _load_file(stem: TimmLevels, path: Path) -> None:
-    """Fill a stem from a checkpoint of the whole model.
+def _fit_levels(stem: TimmLevels, found: Any) -> dict[str, Tensor]:
+    """A stem's tensors out of a checkpoint of the whole model.
 
     Raises:
-        ValueError: If the checkpoint leaves tensors of the stem as they were: names it.
+        MisfitError: If the checkpoint leaves tensors of the stem as they were: names the first.
     """
+    with torch.device("meta"):
+        whole = timm.create_model(stem.name, pretrained=False).state_dict()
+    state = best_wrapping(found, list(whole))
+    reshaped = [
+        f"{name} {list(value.shape)} in place of {list(whole[name].shape)}"
+        for name, value in state.items()
+        if name in whole and value.shape != whole[name].shape
+    ]
     try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    first, second = (_filled_layers(stem, state, seed=seed) for seed in (0, 1))
+        first, second = (_filled_layers(stem, state, seed=seed) for seed in (0, 1))
+    except RuntimeError as error:
+        raise MisfitError(_misfit_of_levels([], state, whole, reshaped)) from error
     # timm loads parts of models without a word; what it did not load is random, and differs.
-    left = [name for name, value in first.items() if not torch.equal(value, second[name])]
-    if left:
-        raise ValueError(f"{len(left)} tensors are missing, {left[0]} for one")
-    stem.layers.load_state_dict(first)
+    missing = [name for name, value in first.items() if not torch.equal(value, second[name])]
+    if missing:
+        absent = [name for name in names_wanted(whole) if name not in state]
+        raise MisfitError(_misfit_of_levels(absent or missing, state, whole, reshaped))
+    return first
+
+
+def _misfit_of_levels(
+    missing: list[str],
+    state: Mapping[str, Tensor],
+    whole: Mapping[str, Tensor],
+    reshaped: list[str],
+) -> str:
+    unexpected = tuple(name for name in names_wanted(state) if name not in whole)
+    misfit = Misfit(
+        wanted=len(whole),
+        missing=tuple(missing),
+        unexpected=unexpected,
+        reshaped=tuple(reshaped),
+    )
+    return f"of {misfit.wanted} tensors: {misfit}"
 
 
 def _filled_layers(
@@ -121,47 +203,6 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _load_squeezenet(encoder: Encoder, path: Path) -> None:
-    stem = encoder.stem if isinstance(encoder, ConvVit) else None
-    if not isinstance(stem, SqueezeLevels):
-        raise ValueError("an .npz file holds the weights of SqueezeNet only")
-    try:
-        # numpy would leave such a file open.
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("it is no .npz archive")
-        stem.load(path)
-    except RuntimeError:
-        raise  # names or shapes that do not fit
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _load_vit(encoder: Encoder, path: Path) -> None:
-    if not isinstance(encoder, TimmEncoder):
-        raise ValueError("a checkpoint file holds a timm model; this encoder takes an .npz file")
-
-    def without_head(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        kept = {name: value for name, value in state.items() if not name.startswith("head")}
-        return checkpoint_filter_fn(kept, model)  # type: ignore[no-any-return]
-
-    try:
-        state = without_head(load_state_dict(str(path), weights_only=True), encoder.vit)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    encoder.vit.load_state_dict(state)
-
-
-def _unreadable(path: Path, error: Exception) -> LmclError:
-    """Parsers say in any way they like that a file is none of theirs."""
-    said = (str(error).splitlines() or ["nothing more is known"])[0]
-    return LmclError(
-        f"encoder.weights = {str(path)!r}: cannot be read as weights ({type(error).__name__}: "
-        f"{said}); it is damaged or of another format: copy it again, or name a .safetensors, .pth "
-        "or .npz file",
-        exit_code=5,
-    )
-
-
 def _load_from_hub(encoder: Encoder, config: EncoderConfig) -> None:
     stem = _timm_stem(encoder)
     if stem is None and not isinstance(encoder, TimmEncoder):
@@ -172,7 +213,8 @@ def _load_from_hub(encoder: Encoder, config: EncoderConfig) -> None:
                 whole = stem.create_layers(pretrained=True)
             stem.layers.load_state_dict(whole.state_dict())
         elif isinstance(encoder, TimmEncoder):
-            load_pretrained(encoder.vit, num_classes=0, filter_fn=checkpoint_filter_fn)
+            filter_fn = timm_converter(encoder.vit)
+            load_pretrained(encoder.vit, num_classes=0, filter_fn=lambda own, _: filter_fn(own))
     except Exception as error:
         raise LmclError(
             f"encoder.weights = 'timm': the weights of {config.timm_name!r} could not be fetched "

@@ -42,6 +42,22 @@ CASES = {
     "teacher": ["objective.keys=teacher", "objective.include_positive=true"],
     "parts": ["runtime.micro_batch=3"],
 }
+KINDS = {
+    name: [f"encoder.name={name}", "encoder.width=48", "encoder.heads=3", "encoder.patch=8"]
+    for name in (
+        *("vit_base_patch16_siglip_224", "vit_medium_patch16_reg4_gap_256"),
+        *("deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224"),
+        *("vit_pe_core_tiny_patch16_384", "vit_small_patch16_dinov3", "conv-vit"),
+    )
+} | {
+    stem: ["encoder.name=hybrid", f"encoder.stem={stem}", "encoder.width=48", *more]
+    for stem, more in (
+        ("resnet10t", ["encoder.frozen=2", "saliency.window=1"]),
+        ("convnext_atto", ["saliency.window=1", "encoder.levels=['stages.0', 'stages.2']"]),
+        ("tf_efficientnet_lite0", ["saliency.window=1", "encoder.frozen=5"]),
+    )
+}
+"""One encoder of each kind, and what makes it small."""
 FIRST, LAST = 0, 3
 """Of the epoch's steps: 12 images, and the 4 that remain: 2 + 2, or 2 + 1 + 1."""
 HANG_S = 60
@@ -159,6 +175,14 @@ def test_another_number_of_processes_goes_on_with_the_same_samples_in_the_same_o
         assert left == pytest.approx(right, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_two_ranks_train_one_encoder_of_each_kind(demo_set: Path, tmp_path: Path) -> None:
+    start(2, tmp_path, demo_set, *(f"kind-{name}" for name in KINDS))
+    for name in KINDS:
+        log = (tmp_path / f"kind-{name}" / "log.jsonl").read_text().splitlines()
+        assert sum("loss" in json.loads(line) for line in log) == 4
+
+
 def make_config(shards: Path, *changes: str) -> Config:
     return load_config(REPO / "configs" / "smoke.toml", [f"data.root='{shards}'", *SMALL, *changes])
 
@@ -216,6 +240,15 @@ def train_on_few(folder: Path, shards: Path, name: str) -> None:
     fit(make_config(shards, *changes), folder / name, progress=False)
 
 
+def train_a_kind(folder: Path, shards: Path, name: str) -> None:
+    """One epoch: what has no gradient stops the second step."""
+    changes = (*KINDS[name.removeprefix("kind-")], "decoder.heads=3")
+    run = prepare(make_config(shards, *changes), folder / name, resume="", progress=False)
+    run.run_saliency_pass(0)
+    run.train_epoch(0)
+    run.close()
+
+
 def stop_or_go_on(folder: Path, shards: Path) -> None:
     """The first call stops in the first epoch; the second finishes and says what it saw."""
     config = make_config(shards, "evaluation.select=last")
@@ -249,6 +282,8 @@ def main(folder: Path, shards: Path, scenarios: list[str]) -> None:
             meet_accident(folder, shards, name)
         elif name == "resume":
             stop_or_go_on(folder, shards)
+        elif name.startswith("kind-"):
+            train_a_kind(folder, shards, name)
         else:
             train_on_few(folder, shards, name)
         faulthandler.cancel_dump_traceback_later()
