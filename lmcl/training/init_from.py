@@ -6,14 +6,21 @@ a frozen stem goes on together with it (docs/decisions/0010).
 
 from dataclasses import replace
 
+from torch import Tensor, nn
+
 from lmcl.config import Config
 from lmcl.errors import ConfigError
 from lmcl.models.named import find_model
 from lmcl.models.normalization import find_normalization
 from lmcl.models.pretrained import ModelCard, load_model
 from lmcl.models.quality_model import QualityModel
+from lmcl.models.tensor_files import refuse_nonfinite, timm_converter
 from shards.read import ShardSet
 from shards.splits.split import Split
+from shards.text import printable
+
+_SIZED = ("encoder.vit.", "encoder.stem.layers.model.")
+"""Networks of timm's whose positions depend on the crop's size."""
 
 
 def start_from_model(
@@ -32,7 +39,50 @@ def start_from_model(
     released = load_model(find_model(asked))
     _check_architecture(released.card, config)
     _check_unseen(released.card, config, shard_set=shard_set, split=split)
-    student.load_state_dict(released.model.state_dict())
+    state = released.model.state_dict()
+    refuse_nonfinite(state, f"train.start_from = {printable(asked)!r}")
+    student.load_state_dict(_fit_to_crops(student, state, released.card, config))
+
+
+def _fit_to_crops(
+    student: QualityModel, state: dict[str, Tensor], card: ModelCard, config: Config
+) -> dict[str, Tensor]:
+    """The model's tensors for crops of this run's size: positions are resampled, as for files.
+
+    Raises:
+        ConfigError: If something else depends on the size; exit code 5.
+    """
+    wanted = student.state_dict()
+    for prefix in _SIZED:
+        network = _module_at(student, prefix)
+        if network is None:
+            continue
+        own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        if all(wanted[prefix + name].shape == value.shape for name, value in own.items()):
+            continue
+        resized = timm_converter(network)(own)
+        state = {**state, **{prefix + n: t for n, t in resized.items() if n in own}}
+    unlike = [name for name, value in state.items() if value.shape != wanted[name].shape]
+    if unlike:
+        there, here = (
+            (card.crops.size, card.saliency.view),
+            (config.crops.size, config.saliency.view),
+        )
+        raise ConfigError(
+            f"train.start_from = {printable(config.train.start_from)!r}: {unlike[0]} has shape "
+            f"{list(state[unlike[0]].shape)} in it and {list(wanted[unlike[0]].shape)} here, and "
+            f"cannot be brought from crops and views of {there} pixels to {here}; set crops.size "
+            f"= {there[0]} and saliency.view = {there[1]}",
+            exit_code=5,
+        )
+    return state
+
+
+def _module_at(student: QualityModel, prefix: str) -> nn.Module | None:
+    found: object = student
+    for name in prefix.rstrip(".").split("."):
+        found = getattr(found, name, None)
+    return found if isinstance(found, nn.Module) else None
 
 
 def _check_architecture(card: ModelCard, config: Config) -> None:

@@ -11,11 +11,14 @@ from safetensors.torch import load_file
 from lmcl.config import Config, load_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.models.named import find_model
-from lmcl.models.pretrained import load_model, save_model
+from lmcl.models.normalization import find_normalization
+from lmcl.models.pretrained import ModelCard, load_model, save_model
 from lmcl.models.quality_model import QualityModel
 from lmcl.training.checkpoint import list_checkpoints
 from lmcl.training.setup import fit, prepare
+from shards import ScoreScale
 
+HYBRID = ("encoder.name=hybrid", "encoder.patch=16")
 Tiny = Callable[..., Config]
 
 
@@ -145,3 +148,80 @@ def test_a_model_fed_with_other_pixels_is_refused_with_the_field_that_helps(
     numbers = "[[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]"
     config = tiny(f"train.start_from='{learned}'", f"encoder.normalize={numbers}")
     prepare(config, tmp_path / "run", resume="", progress=False).loader.close()
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        ["encoder.name=vit_tiny_patch16_224", "encoder.patch=8"],
+        ["encoder.name=eva02_tiny_patch14_224", "encoder.patch=8"],
+        [*HYBRID, "encoder.stem=vit_tiny_patch16_224", "encoder.levels=['blocks.0']"],
+    ],
+    ids=["vit", "eva02", "stem"],
+)
+def test_a_model_goes_on_with_crops_of_another_size(
+    tiny: Tiny, tmp_path: Path, encoder: list[str]
+) -> None:
+    folder = tmp_path / "model"
+    small = [*encoder, "encoder.width=48", "encoder.heads=3", "decoder.heads=3"]
+    before = tiny(*small)
+    torch.manual_seed(3)
+    model = QualityModel(before.encoder, before.decoder, crop_size=32, view_size=32)
+    save_model(folder, model, _card(before))
+    sizes = ("crops.size=64", "saliency.view=64", "saliency.window=1")
+    after = tiny(*small, *sizes, f"train.start_from='{folder}'")
+    run = prepare(after, tmp_path / "run", resume="", progress=False)
+    run.close()
+    left, right = model.state_dict(), run.core.state_dict()
+    changed = [name for name in left if left[name].shape != right[name].shape]
+    assert [name.rpartition(".")[2] for name in changed] == ["pos_embed"]
+    assert all(torch.equal(left[name], right[name]) for name in left if name not in changed)
+    mean = [state[changed[0]][:, 1:].mean(dim=1) for state in (left, right)]
+    torch.testing.assert_close(mean[0], mean[1], atol=2e-3, rtol=0)
+
+
+def test_a_model_whose_positions_cannot_be_resampled_is_refused_with_its_size(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    small = [
+        *("encoder.name=hybrid", "encoder.stem=swin_tiny_patch4_window7_224"),
+        *("encoder.levels=['layers.0']", "encoder.width=48", "encoder.heads=3", "decoder.heads=3"),
+    ]
+    before = tiny(*small, "crops.size=16", "saliency.view=16")
+    model = QualityModel(before.encoder, before.decoder, crop_size=16, view_size=16)
+    save_model(folder, model, _card(before))
+    with pytest.raises(
+        ConfigError, match=r"set crops\.size = 16 and saliency\.view = 16"
+    ) as refused:
+        prepare(
+            tiny(*small, f"train.start_from='{folder}'"), tmp_path / "r", resume="", progress=False
+        )
+    assert refused.value.exit_code == 5
+
+
+def test_a_model_with_numbers_that_are_not_finite_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(f"train.start_from='{tmp_path / 'model'}'")
+    model = QualityModel(config.encoder, config.decoder, crop_size=32, view_size=32)
+    with torch.no_grad():
+        model.panel.head.weight.fill_(torch.nan)
+    save_model(tmp_path / "model", model, _card(config))
+    with pytest.raises(LmclError, match=r"NaN or infinite numbers in 1 of .*panel\.head\.weight"):
+        prepare(config, tmp_path / "run", resume="", progress=False)
+
+
+def _card(config: Config) -> ModelCard:
+    mean, std = find_normalization(config.encoder)
+    return ModelCard(
+        encoder=config.encoder,
+        decoder=config.decoder,
+        crops=config.crops,
+        saliency=config.saliency,
+        score=ScoreScale(kind="mos", low=0.0, high=1.0, higher_is_better=True),
+        training_set="another set",
+        split="s",
+        split_hash="ab" * 16,
+        decode="torch-pillow",
+        mean=mean,
+        std=std,
+    )
