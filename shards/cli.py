@@ -627,23 +627,16 @@ def _set_name(given: str | None) -> str | None:
 
 
 def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> "ScoreScale | None":
-    from shards.score_scale import ScoreScale
+    from shards.score_scale import scale_of_range
 
     if score_range is None:
         if lower_is_better:
             raise click.UsageError("--lower-is-better needs --score-range LOW HIGH as well")
         return None
-    low, high = score_range
-    if not (low < high and math.isfinite(low) and math.isfinite(high)):
-        raise click.UsageError(
-            f"--score-range needs two finite numbers, LOW < HIGH, got {low:g} {high:g}"
-        )
-    return ScoreScale(
-        kind="dmos" if lower_is_better else "mos",
-        low=low,
-        high=high,
-        higher_is_better=not lower_is_better,
-    )
+    try:
+        return scale_of_range(*score_range, lower_is_better=lower_is_better)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _tell_noted(output: str) -> None:

@@ -75,5 +75,19 @@ class ScoreScale:
         return self.low + values * (self.high - self.low)
 
 
+def scale_of_range(low: float, high: float, *, lower_is_better: bool) -> ScoreScale:
+    """The scale that `--score-range LOW HIGH` and `--lower-is-better` say.
+
+    Raises:
+        ValueError: If the ends are no two finite numbers, the lower one first.
+    """
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(
+            f"--score-range needs two finite numbers, LOW < HIGH, got {low:g} {high:g}"
+        )
+    kind: Kind = "dmos" if lower_is_better else "mos"
+    return ScoreScale(kind=kind, low=low, high=high, higher_is_better=not lower_is_better)
+
+
 UNKNOWN_SCALE = ScoreScale(kind="", low=math.nan, high=math.nan, higher_is_better=True)
 """Of a run that did not record its scale."""

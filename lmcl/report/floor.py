@@ -87,7 +87,10 @@ def read_probe(root: Path) -> Probe:
             digest = hashlib.sha256(source.read()).hexdigest()
     except RunFileError as error:
         what = "no probe was made" if error.is_missing else f"{error.name} {error.reason}"
-        return Probe(reason=f"{what}; `lmcl probe {printable(root)}` makes one")
+        # Of a folder that `lmcl eval --table` made there is no run to probe.
+        is_run = (root / "config.toml").is_file()
+        how = f"; `lmcl probe {printable(root)}` makes one" if is_run else ""
+        return Probe(reason=what + how)
     except ValueError as error:
         return Probe(reason=f"{error}; `lmcl probe {printable(root)}` makes another")
     if digest != facts.predictions_sha256:

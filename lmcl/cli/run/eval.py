@@ -9,11 +9,13 @@ import numpy as np
 
 from lmcl.evaluation.evaluate_run import PARTS, Asked, FitPart, evaluate_run
 from lmcl.evaluation.metrics import Evaluation
-from lmcl.evaluation.scope import (
-    Scope,
-    SplitFigures,
-)
+from lmcl.evaluation.scope import Scope, SplitFigures
 from lmcl.evaluation.words import caution_words, figures_words
+from lmcl.inference.evaluate_table import TableAsked, evaluate_table
+from lmcl.models.named import STARTER
+from shards.datasets.registry import SourceOptions
+from shards.datasets.roles import ColumnNames
+from shards.score_scale import ScoreScale, scale_of_range
 
 
 def run(
@@ -33,15 +35,8 @@ def run(
         data=data, part=_part(part, split), protocol=protocol, fit_on=fit_on, decode=decode
     )
     done = evaluate_run(run, asked, batch_size=batch_size, progress=not no_progress)
-    found, scope, path = done.evaluation, done.scope, done.path
-    click.echo(
-        f"{path.stem}: {figures_words(found)}"
-        + ("" if math.isnan(found.plcc_fit4) else f"  PLCC after the fit {found.plcc_fit4:.4f}")
-        + f"\npredictions: {path}"
-    )
-    for words in (_unlabelled(found), caution_words(found)):
-        if words:
-            click.echo(words)
+    scope = done.scope
+    _print_figures(done.evaluation, done.path)
     if scope.tested_on != scope.trained_on:
         click.echo(_across(scope))
     if scope.tested_on != scope.trained_on or scope.fitted:
@@ -50,6 +45,65 @@ def run(
         click.echo(done.decoders.summary())
     for name, value in _medians(scope.splits):
         click.echo(f"median of {len(scope.splits)} splits: {name} {value:.4f}")
+
+
+def run_on_table(
+    model: Path,
+    table: str,
+    *,
+    images: str | None,
+    score_range: tuple[float, float] | None,
+    lower_is_better: bool,
+    extra_files: Literal["error", "ignore"] | None,
+    path_column: str | None,
+    score_column: str | None,
+    std_column: str | None,
+    group_column: str | None,
+    output: Path | None,
+    no_progress: bool,
+) -> None:
+    """Evaluate a model on a labelled folder and print its figures."""
+    if lower_is_better and score_range is None:
+        raise click.UsageError("--lower-is-better needs --score-range LOW HIGH as well")
+    columns = ColumnNames(path=path_column, score=score_column, std=std_column, group=group_column)
+    options = SourceOptions(
+        score=_scale(score_range, lower_is_better),
+        columns=columns,
+        extra_files=extra_files or "error",
+        missing="error",
+    )
+    asked = TableAsked(table=table, images=images, options=options)
+    name: str | Path = STARTER if str(model) == STARTER and not model.is_dir() else model
+    done = evaluate_table(name, asked, output=output, progress=not no_progress)
+    for line in done.notes:
+        click.echo(line, err=True)
+    if score_range is None:
+        scale = done.scope.scale.description
+        click.echo(
+            f"scale: {scale}, as the scores are; --score-range LOW HIGH says otherwise", err=True
+        )
+    _print_figures(done.evaluation, done.path)
+    click.echo(_across(done.scope))
+
+
+def _scale(score_range: tuple[float, float] | None, lower_is_better: bool) -> ScoreScale | None:
+    if score_range is None:
+        return None
+    try:
+        return scale_of_range(*score_range, lower_is_better=lower_is_better)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _print_figures(found: Evaluation, path: Path) -> None:
+    click.echo(
+        f"{path.stem}: {figures_words(found)}"
+        + ("" if math.isnan(found.plcc_fit4) else f"  PLCC after the fit {found.plcc_fit4:.4f}")
+        + f"\npredictions: {path}"
+    )
+    for words in (_unlabelled(found), caution_words(found)):
+        if words:
+            click.echo(words)
 
 
 def _part(part: str | None, split: str | None) -> str:
