@@ -103,6 +103,67 @@ def local_folder(
     return target
 
 
+def local_files(
+    urls: Iterable[str],
+    *,
+    limit_bytes: int = DEFAULT_BYTES,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Path | str]:
+    """Copies of single files in the cache, several at a time; what cannot be had is a sentence.
+
+    Args:
+        urls: The files.
+        limit_bytes: Most bytes they may have together.
+        tell: Called with a line before anything is fetched.
+
+    Raises:
+        ShardError: If they are larger than the cache may be.
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for url in dict.fromkeys(urls):
+        folder, name = split_url(url)
+        is_web = folder.lower().startswith(_HTTP)
+        groups.setdefault(folder, {})[url] = urllib.parse.unquote(name) if is_web else name
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        described = list(pool.map(_described, groups, groups.values()))
+        size = sum(
+            entry[0] for found in described if isinstance(found, dict) for entry in found.values()
+        )
+        if groups:
+            _refuse_large(next(iter(groups)), size, limit_bytes)
+            count = sum(map(len, groups.values()))
+            tell(f"{count:,} images behind URLs, {size / 1e6:,.1f} MB; those not here are fetched")
+        parts = pool.map(_copied, groups, groups.values(), described)
+        return {url: copy for part in parts for url, copy in part.items()}
+
+
+def _described(folder: str, names: dict[str, str]) -> dict[str, tuple[int, str]] | str:
+    try:
+        inside = sorted({name for name in names.values() if _is_inside(name)})
+        return dict(_asked(Store(folder), inside))
+    except ShardError as error:
+        return str(error)
+
+
+def _copied(
+    folder: str, names: dict[str, str], found: dict[str, tuple[int, str]] | str
+) -> dict[str, Path | str]:
+    if isinstance(found, str):
+        return dict.fromkeys(names, found)
+    # Another table's files of the same folder have a folder of their own: they may be in use.
+    key = "\n".join([redact_url(folder), *sorted(found)])
+    target = _root() / hashlib.sha256(key.encode()).hexdigest()[:24]
+    try:
+        _copy_all(Store(folder), target, found, lambda line: None)
+    except ShardError as error:
+        return dict.fromkeys(names, str(error))
+    missing = "there is no such file; correct the URL, or take the row out"
+    return {
+        url: target / name if name in found else f"{shown_url(url)}: {missing}"
+        for url, name in names.items()
+    }
+
+
 def _root() -> Path:
     return cache_root() / "files"
 
@@ -122,9 +183,11 @@ def _refuse_large(url: str, size: int, limit_bytes: int) -> None:
 
 
 def _asked(store: Store, names: list[str]) -> Iterable[tuple[str, tuple[int, str]]]:
+    is_web = store.root.startswith(_HTTP)
+
     def ask(name: str) -> tuple[str, tuple[int, str]] | None:
         try:
-            size, version = store.describe(urllib.parse.quote(name))
+            size, version = store.describe(urllib.parse.quote(name) if is_web else name)
         except ShardError as error:
             if error.exit_code == 4:
                 return None

@@ -90,7 +90,7 @@ COVERED_BY = {
     "pipeline/test_bad_input.py": "pipeline: errors image_headers",
     "pipeline/test_boxes.py": "pipeline: overlap",
     "shards/build/test_build.py": "shards/build: output pack plan",
-    "shards/test_remote.py": "shards: build/retry cache store",
+    "shards/test_remote.py": "shards: build/retry cache store datasets/remote_paths",
     "shards/datasets/test_official.py": (
         "shards/datasets: agiqa3k biq2021 csiq excel files flive kadid10k koniq10k live livec "
         "matlab spaq tid2013"

@@ -439,6 +439,7 @@ def _from_table(file: Path, options: TableOptions) -> Iterator[Item]:
     """A table's images; a relative path is meant relative to the table, or to `--images`."""
     # Here: it brings pyarrow, and most jobs name no table.
     from shards.datasets.paths import DiskFinder
+    from shards.datasets.remote_paths import RemotePaths
 
     try:
         given = ColumnNames(path=options.path_column)
@@ -459,9 +460,15 @@ def _from_table(file: Path, options: TableOptions) -> Iterator[Item]:
             yield from _pictures(file, table, column)
             return
         finder = DiskFinder(options.images or file.parent, encoding=table.encoding)
+
+        def cells() -> Iterator[str]:
+            for number, row in table.rows():
+                yield name_text(row.get(column), where=f"{file}: row {number}")
+
+        remote = RemotePaths(cells)
         for number, row in table.rows():
             text = name_text(row.get(column), where=f"{file}: row {number}")
-            yield _from_line(file, number, text, finder)
+            yield _from_line(file, number, text, finder, remote)
     except ShardError as error:
         hint = _PLAIN_LIST if file.suffix == ".txt" else ""
         yield _absent(file, f"the table cannot be read: {error}{hint}")
@@ -479,15 +486,15 @@ def _pictures(file: Path, table: LabelTable, column: str) -> Iterator[Item]:
         )
 
 
-def _from_line(table: Path, number: int, path: str, finder: Any) -> Item:
+def _from_line(table: Path, number: int, path: str, finder: Any, remote: Any) -> Item:
     if not path:
         return _absent(f"{table.as_posix()}:{number}", f"line {number} of the table has no path")
     if "\0" in path:
         return _absent(path, "a NUL character stands in the path; no file can be called so")
     place = finder.find(path)
     if place is None:
-        if _is_url(path):
-            return _url(path)
+        if is_url(path) and not path.lower().startswith("file:"):
+            return _from_remote(path, remote)
         hint = finder.hint(path)
         if hint:
             return _absent(path, f"no such file; {hint}")
@@ -496,6 +503,14 @@ def _from_line(table: Path, number: int, path: str, finder: Any) -> Item:
     plain = place.name.isprintable()
     name = path if plain else PurePosixPath(path).with_name(place.name).as_posix()
     return Item(path=text_of_name(name), file=str(place))
+
+
+def _from_remote(url: str, remote: Any) -> Item:
+    """An image that a table names by its URL, from a copy in the cache."""
+    found = remote.find(url)
+    if isinstance(found, str):
+        return _absent(url, found)
+    return Item(path=text_of_name(shown_url(url)), file=str(found), is_copy=True)
 
 
 def _from_url(url: str, left_out: _LeftOut) -> Iterator[Item]:
@@ -532,7 +547,8 @@ def _from_remote_table(url: str, options: TableOptions) -> Iterator[Item]:
         images = local_folder(split_url(url)[0], names=names, tell=options.tell)
     for item in _from_table(here, dataclasses.replace(options, images=images)):
         path = item.path.replace(here.as_posix(), shown_url(url), 1)
-        yield dataclasses.replace(item, path=path, is_copy=options.images is None)
+        is_copy = item.is_copy or options.images is None
+        yield dataclasses.replace(item, path=path, is_copy=is_copy)
 
 
 def _from_tar(file: Path, is_left_out: _LeftOut) -> Iterator[Item]:

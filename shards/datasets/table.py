@@ -19,6 +19,7 @@ import numpy as np
 
 from shards.datasets.files import FolderIndex, need_file, parse_score, refuse_unlabelled
 from shards.datasets.paths import PathFinder, is_absolute, leads_out, spellings
+from shards.datasets.remote_paths import RemotePaths, is_remote, name_of_url
 from shards.datasets.roles import (
     DISTORTION,
     GROUP,
@@ -136,7 +137,7 @@ def table_paths(labels: Path, columns: ColumnNames | None = None) -> list[str]:
         path
         for number, row in table.rows()
         for path in spellings(name_text(row.get(column), where=f"{labels}: row {number}"))
-        if path and not is_absolute(path) and not leads_out(path)
+        if path and not is_absolute(path) and not leads_out(path) and not is_remote(path)
     ]
 
 
@@ -227,6 +228,18 @@ def _with_names_of_rows(reading: "_Reading", tables: int) -> "_Reading":
     return replace(reading, front=front, is_numbered=not (unique and is_named))
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where an image of a table is."""
+
+    path: str
+    """Its name in the set."""
+    file: Path
+    embedded: Embedded | None = None
+    problem: str = ""
+    """Why there is none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
     """A table, what its columns mean, and where its images are."""
@@ -238,6 +251,8 @@ class _Reading:
     """The folder its paths lie in; None if it holds the images."""
     picture: str | None
     """The column that holds the images."""
+    remote: RemotePaths
+    """Files that its paths name by URLs."""
     part: str = ""
     """Of all rows, where the file's name says it and no column does."""
     front: str = ""
@@ -267,20 +282,26 @@ class _Reading:
             marks=marks,
             finder=finder,
             picture=picture,
+            remote=RemotePaths(lambda: _paths_in(table, columns.get(PATH.name))),
             part=parse_part(part[1], where=where) if part and picture else "",
         )
 
-    def locate(self, number: int, row: Row, where: str) -> tuple[str, Path, Embedded | None]:
+    def locate(self, number: int, row: Row, where: str) -> "_Place":
         """An image's name in the set, and where its bytes are."""
         if self.picture is not None:
             place = Embedded(column=self.picture, row=number - 1)
-            return self._name_of_picture(number, row), self.table.path, place
+            return _Place(self._name_of_picture(number, row), self.table.path, embedded=place)
         assert self.finder is not None
         text = name_text(self.cell(row, PATH), where=f"{where}: {self.columns[PATH.name]}")
         if not text:
             raise ShardError(f"{where}: names no image; correct the row", exit_code=3)
+        if is_remote(text):
+            copy, path = self.remote.find(text), name_of_url(text)
+            if isinstance(copy, str):
+                return _Place(path, Path(path), problem=f"{where}: {copy}")
+            return _Place(path, copy)
         path, _ = self.finder.find(text, where=where)
-        return path, self.finder.index.folder / path, None
+        return _Place(path, self.finder.index.folder / path)
 
     def _name_of_picture(self, number: int, row: Row) -> str:
         assert self.picture is not None
@@ -293,6 +314,10 @@ class _Reading:
             path = f"{_NAMELESS}{number:08d}{'-' if path else ''}{path.rpartition('/')[2]}"
         return self.front + path
 
+    def is_remote(self, row: Row) -> bool:
+        """Whether a row names its image by a URL."""
+        return self.picture is None and is_remote(str(self.cell(row, PATH)))
+
     def cell(self, row: Row, role: Role) -> Any:
         """A row's cell in the column of a role; None if there is no such column."""
         column = self.columns[role.name]
@@ -301,6 +326,13 @@ class _Reading:
     def number(self, row: Row, role: Role) -> Any:
         """The same for numbers, written as programs write them."""
         return self.marks.plain(self.cell(row, role))
+
+
+def _paths_in(table: LabelTable, column: str | None) -> Iterator[str]:
+    """The cells of paths, as text."""
+    assert column is not None  # a table without one holds its images
+    for number, row in table.rows():
+        yield name_text(row.get(column), where=f"{table.path}: row {number}")
 
 
 def _first_pass(
@@ -316,16 +348,18 @@ def _first_pass(
             sample = _sample(reading, (number, row))
             if sample.mos is not None:
                 low, high = min(low, sample.mos), max(high, sample.mos)
-            if reading.finder is not None:
+            if reading.finder is not None and not reading.is_remote(row):
                 absent.add(number, row, sample)
             yield sample.path
 
     def refuse() -> None:
-        is_all = absent.count == absent.rows and missing != "ignore"
+        is_all = 0 < absent.count == absent.rows and missing != "ignore"
         if absent.count and (missing == "error" or is_all):
             raise absent.error()
 
-    if extra_files == "ignore" or reading.finder is None:
+    # A table of URLs alone says nothing about the folder it happens to lie in.
+    is_remote_alone = all(reading.is_remote(row) for _, row in reading.table.rows())
+    if extra_files == "ignore" or reading.finder is None or is_remote_alone:
         for _ in names():
             pass
         refuse()
@@ -404,24 +438,25 @@ def _samples(reading: _Reading) -> Iterator[Sample]:
 def _sample(reading: _Reading, numbered: Numbered) -> Sample:
     number, row = numbered
     where = f"{printable(reading.table.path)}: row {number}"
-    path, file, embedded = reading.locate(number, row, where)
+    place = reading.locate(number, row, where)
     group, distortion, subset = (
         cell_text(reading.cell(row, role), where=f"{where}: {role.name}")
         for role in (GROUP, DISTORTION, SUBSET)
     )
     return Sample(
-        path=path,
-        file=file,
+        path=place.path,
+        file=place.file,
         mos=parse_score(reading.number(row, SCORE), where=where),
         mos_std=_spread(reading.number(row, STD), reading.columns[STD.name], where),
-        group=group if group != "" else path,
+        group=group if group != "" else place.path,
         distortion=distortion,
         level=_level(reading.number(row, LEVEL), where),
         subset=subset,
         part=parse_part(reading.cell(row, SPLIT), where=where) or reading.part,
-        size=reading.table.mean_bytes if embedded is not None else None,
-        embedded=embedded,
+        size=reading.table.mean_bytes if place.embedded is not None else None,
+        embedded=place.embedded,
         row=number,
+        problem=place.problem,
     )
 
 

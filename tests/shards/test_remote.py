@@ -458,3 +458,80 @@ def test_what_is_larger_than_the_cache_is_refused(memory: str, tmp_path: Path) -
     for fetch in (local_copy, local_folder):
         with pytest.raises(ShardError, match=r"more than the .* the cache may have; copy it"):
             fetch(f"{memory}/a/x.png" if fetch is local_copy else f"{memory}/a", limit_bytes=1000)
+
+
+@pytest.fixture
+def table_of_urls(
+    plain_web: str,
+    memory: str,
+    tmp_path: Path,
+    picture: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[Path, list[bytes]]:
+    """A table whose images are on the web, in a bucket, and in its own folder."""
+    monkeypatch.setenv("LMCL_CACHE", str(tmp_path / "cache"))
+    found = _pictures(tmp_path / "web", picture)
+    fsspec.filesystem("memory").pipe("/bucket/photos/1 b.png", found[1])
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "2.png").write_bytes(found[2])
+    paths = [
+        f"{plain_web}/photos/0%20b.png?token=secret",
+        f"{memory}/photos/1 b.png",
+        "2.png",
+    ]
+    rows = "".join(f"{path},{k}\n" for k, path in enumerate(paths))
+    (tmp_path / "mixed" / "labels.csv").write_text("path,score\n" + rows)
+    return tmp_path / "mixed" / "labels.csv", found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_urls_in_a_column_of_paths_are_the_files_behind_them(
+    table_of_urls: tuple[Path, list[bytes]], tmp_path: Path
+) -> None:
+    table, found = table_of_urls
+    done = _shard(str(table), "--output", str(tmp_path / "o"))
+    assert done.exit_code == 0, (done.output, done.exception)
+    packed = open_set(tmp_path / "o")
+    assert [data for _, data, _ in packed] == found
+    names = [str(name) for name in packed.samples.path]
+    assert re.fullmatch(r"127\.0\.0\.1:\d+/photos/0 b-[0-9a-f]{8}\.png", names[0])
+    assert names[1:] == ["bucket/photos/1 b.png", "2.png"]
+    assert "secret" not in "".join(names) + done.output
+    items = list_items([str(table)])
+    assert [item.read() for item in items] == found
+    assert [item.is_file for item in items] == [False, False, True]
+    assert "secret" not in "".join(item.path for item in items)
+    # They are here now: nothing is fetched again.
+    fsspec.filesystem("memory").pipe("/bucket/photos/1 b.png", found[1])
+    assert [item.read() for item in list_items([str(table)])] == found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_urls_that_give_nothing_are_named_with_their_rows(
+    table_of_urls: tuple[Path, list[bytes]], plain_web: str, tmp_path: Path
+) -> None:
+    table, found = table_of_urls
+    lines = table.read_text().replace("0%20b.png", "none.png")
+    table.write_text(f"{lines}{plain_web}/..%2F..%2Fetc/passwd,3\n")
+    done = _shard(str(table), "--output", str(tmp_path / "o"))
+    assert isinstance(done.exception, ShardError)
+    assert "row 2: " in str(done.exception)
+    assert "none.png" in str(done.exception)
+    assert "there is no such file" in str(done.exception)
+    assert "secret" not in str(done.exception)
+    done = _shard(str(table), "--output", str(tmp_path / "o"), "--on-error", "skip")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert [data for _, data, _ in open_set(tmp_path / "o")] == found[1:]
+    problems = [item.problem for item in list_items([str(table)])]
+    assert [bool(problem) for problem in problems] == [True, False, False, True]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_table_of_urls_alone_asks_for_no_labels_of_its_folder(
+    table_of_urls: tuple[Path, list[bytes]], tmp_path: Path
+) -> None:
+    table, found = table_of_urls
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:3]))
+    done = _shard(str(table), "--output", str(tmp_path / "o"))
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert [data for _, data, _ in open_set(tmp_path / "o")] == found[:2]
