@@ -1,5 +1,6 @@
 """Cells of a frozen stem in place of pixels: the same run, with the pixels read once."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,9 @@ from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluation.predictions import read_csv
 from lmcl.features.build import FeatureCacheBuilder, possible_salient_boxes
 from lmcl.features.cache import FeatureCache
+from lmcl.models.preprocess import preprocess
 from lmcl.models.saliency import SaliencyConfig, window_to_box
-from lmcl.training.setup import fit
+from lmcl.training.setup import fit, prepare
 from pipeline.batch import CropBatch
 from pipeline.loader import Loader
 from tests.lmcl.conftest import ConfigMaker
@@ -239,3 +241,49 @@ def test_a_resumed_run_on_kept_cells_ends_in_the_same_bits(
     assert "epoch-0001" in before_the_last.name
     fit(config, tmp_path / "again", resume=str(before_the_last), progress=False)
     assert np.array_equal(_scores(tmp_path / "whole"), _scores(tmp_path / "again"))
+
+
+STEMS = {
+    "resnet10t": ["encoder.patch=32"],
+    "convnext_atto": ["encoder.patch=32"],
+    "tf_efficientnet_lite0": ["encoder.patch=32"],
+    "swin_tiny_patch4_window7_224": ["encoder.levels=['layers.0', 'layers.1']", "encoder.patch=32"],
+    "vit_tiny_patch16_224": ["encoder.levels=['blocks.0']", "encoder.patch=32"],
+}
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        pytest.param(name, marks=() if name == "convnext_atto" else pytest.mark.slow)
+        for name in STEMS
+    ],
+)
+def test_any_frozen_stem_can_be_kept_at_a_cost_that_is_said(
+    tiny: ConfigMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture, stem: str
+) -> None:
+    caplog.set_level("INFO")
+    levels = {"resnet10t": 5, "convnext_atto": 4, "tf_efficientnet_lite0": 5}.get(stem)
+    frozen = levels or len(STEMS[stem][0].split(","))
+    changes = [
+        *("encoder.name=hybrid", f"encoder.stem={stem}", f"encoder.frozen={frozen}"),
+        *("crops.pool=2", "crops.random=2", "saliency.window=1", "objective.hub='centre'"),
+        *STEMS[stem],
+    ]
+    config = _frozen(tiny, *changes)
+    on_pixels = prepare(config, tmp_path / "pixels", resume="", progress=False)
+    cells = tmp_path / "cells"
+    kept = _frozen(tiny, *changes, f"runtime.cells='{cells}'")
+    on_cells = prepare(kept, tmp_path / "kept", resume="", progress=False)
+    with torch.no_grad():
+        seen = []
+        for run in (on_pixels, on_cells):
+            run.refresh_salient_boxes(0)
+            run.student.eval()
+            batch = next(iter(run.loader.epoch(0, saliency=run.progress.saliency)))
+            seen.append(run.core(preprocess(batch.crops, run.preprocessing)).score)
+            run.close()
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=0)
+    said = re.search(r"will take (\d+\.\d\d) GB", caplog.text)
+    size = sum(path.stat().st_size for path in cells.glob("*.npy"))
+    assert float(said[1]) == pytest.approx(size / 1e9, abs=0.006)
