@@ -51,7 +51,7 @@ def _scores(run: Path) -> np.ndarray:
     "changes",
     [
         (),
-        pytest.param(("encoder.patch=32", "saliency.window=1"), marks=pytest.mark.slow),
+        ("encoder.patch=32", "saliency.window=1"),
         ("objective.hub='centre'",),
     ],
     ids=["16", "32", "centre"],
@@ -104,7 +104,7 @@ def test_other_stem_weights_are_other_cells(tiny: ConfigMaker, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "stopped",
-    [KeyboardInterrupt, pytest.param(LmclError, marks=pytest.mark.slow)],
+    [KeyboardInterrupt, LmclError],
     ids=["ctrl-c", "signal"],
 )
 def test_features_that_were_stopped_go_on_and_are_the_same_bits(

@@ -130,7 +130,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 23))]
+    "seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 23))]
 )
 def test_a_killed_run_resumes_to_the_same_bits(
     changes: list[str], untouched: Path, tmp_path: Path, seed: int
@@ -141,13 +141,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 @pytest.mark.parametrize(
     "signum",
-    [
-        signal.SIGTERM,
-        *(
-            pytest.param(signum, marks=pytest.mark.slow)
-            for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-        ),
-    ],
+    [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP],
     ids=lambda signum: signum.name,
 )
 def test_a_polite_stop_writes_a_checkpoint_and_exits_130(
