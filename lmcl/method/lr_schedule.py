@@ -57,7 +57,11 @@ def learning_rate(
     warmup = schedule.warmup_epochs
     rise = min(1.0, (step + 1) / (warmup * steps_per_epoch)) if warmup > 0 else 1.0
     if schedule.shape == "step":
-        return schedule.lr * rise / schedule.decay ** int(progress // schedule.decay_epochs)
+        try:
+            divisor = schedule.decay ** int(progress // schedule.decay_epochs)
+        except OverflowError:  # beyond the largest float the rate is 0
+            return 0.0
+        return schedule.lr * rise / divisor
     low = schedule.final_fraction
     if schedule.shape == "wsd":
         # The step after the last one would be at `final_fraction`, as with `cosine`.

@@ -24,6 +24,10 @@ def test_the_paper_divides_by_ten_every_three_epochs(epoch: int, expected: float
     assert rate == pytest.approx(expected)
 
 
+def test_a_rate_divided_very_often_is_zero() -> None:
+    assert learning_rate(PAPER, step=10_000, steps_per_epoch=1, epochs=1_000_000) == 0.0
+
+
 def test_warm_up_rises_linearly_and_is_part_of_the_schedule() -> None:
     config = ScheduleConfig(lr=1.0, warmup_epochs=1.0)
     rates = [learning_rate(config, step=k, steps_per_epoch=4, epochs=3) for k in range(5)]
