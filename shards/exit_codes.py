@@ -19,6 +19,7 @@ from shards.text import bounded_message, redact_url
 FAILED = 1
 """A failure at run time: the disk, the network, a limit of the system."""
 INTERRUPTED = 130
+_MISSING = 4
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -54,17 +55,28 @@ def exit_code_of(error: Exception) -> int | None:
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):
         return code
+    if isinstance(error, ModuleNotFoundError):
+        return _MISSING if _missing_package(error) else None
     return FAILED if isinstance(error, OSError) else None
 
 
 def sentence_of(error: Exception) -> str:
     """What is said of an error: one line of at most 2 KB, without credentials."""
+    if isinstance(error, ModuleNotFoundError) and (missing := _missing_package(error)):
+        return bounded_message(missing)
     if isinstance(error, OSError) and error.strerror and not hasattr(error, "exit_code"):
         # A folder that may not be written, a full disk: the system's words, without its number.
         place = "" if error.filename is None else f"{redact_url(_name(error.filename))}: "
         way_out = "make room" if error.errno in _FULL else "check its rights and space"
         return bounded_message(f"{place}{error.strerror}; {way_out}, or name another place")
     return bounded_message(redact_url(str(error)))
+
+
+def _missing_package(error: ModuleNotFoundError) -> str | None:
+    # Looking packages up takes longer than `--help`.
+    from shards.packages import missing_package
+
+    return missing_package(error)
 
 
 def end(text: str, exit_code: int) -> NoReturn:

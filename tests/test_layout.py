@@ -100,6 +100,7 @@ COVERED_BY = {
     "shards/test_cli.py": "shards: command_group datasets/registry errors limits",
     "pipeline/test_decode.py": "pipeline: backends/row_decoder",
     "shards/build/test_update.py": "shards: splits/extend",
+    "shards/test_exit_codes.py": "shards: packages",
     "shards/test_read.py": "shards: layout sample",
     "shards/datasets/test_formats_agree.py": "shards/datasets: parquet rows",
 }

@@ -23,6 +23,11 @@ CASES = {
     "usage": (click.UsageError("no such option"), 2, "no such option"),
     "interrupt": (KeyboardInterrupt(), 130, "interrupted; go on\n"),
     "abort": (click.Abort(), 130, "interrupted; go on\n"),
+    "package": (
+        ModuleNotFoundError("No module named 'PIL'", name="PIL.Image"),
+        4,
+        "error: this needs the package pillow, which is not installed; `pip install 'pillow>=",
+    ),
     "long": (ShardError("x" * 10_000), 1, "error: xxx"),
 }
 
@@ -44,7 +49,9 @@ def test_an_error_is_one_sentence_and_its_exit_code(
     assert said.endswith("go on\n") == (kind in ("full disk", "interrupt", "abort"))
 
 
-@pytest.mark.parametrize("bug", [TypeError("a bug"), AssertionError(), ZeroDivisionError()])
+@pytest.mark.parametrize(
+    "bug", [TypeError("a bug"), AssertionError(), ModuleNotFoundError("no", name="lmcl.nowhere")]
+)
 def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
     with pytest.raises(type(bug)), report_errors():
         raise bug

@@ -1,3 +1,5 @@
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Collection
@@ -65,6 +67,51 @@ def test_help_imports_nothing_of_the_work(module: str, arguments: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage:")
     assert not HEAVY & set(done.stderr.split())
+
+
+COMMANDS_OF_TRAINING = [
+    *("score photo.jpg", "train --config smoke", "demo", "eval runs/x", "calibrate runs/x"),
+    *("export runs/x --format onnx", "saliency photo.jpg --output looks", "push runs/x hf://me/x"),
+]
+HIDDEN = sorted(
+    (HEAVY | {"tomli_w", "fsspec"}) - {"numpy", "PIL", "onnxruntime", "tqdm", "msgspec"}
+)
+"""What is not there where only exported files can be scored (docs/scoring.md)."""
+
+
+@pytest.fixture(scope="module")
+def without_packages() -> dict[str, tuple[int, str]]:
+    """Exit code and words of each command where nothing but scoring's own packages is there."""
+    code = (
+        "import contextlib, io, json, sys\n"
+        f"sys.modules |= dict.fromkeys({HIDDEN})\n"
+        "from lmcl.cli.main import main\n"
+        "found = {}\n"
+        f"for line in {COMMANDS_OF_TRAINING}:\n"
+        "    with contextlib.redirect_stderr(io.StringIO()) as said:\n"
+        "        try:\n"
+        "            main(line.split())\n"
+        "        except SystemExit as end:\n"
+        "            found[line] = (end.code, said.getvalue())\n"
+        "print(json.dumps(found))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, tuple[int, str]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("line", COMMANDS_OF_TRAINING)
+def test_a_command_without_its_packages_says_which_and_how_to_get_them(
+    without_packages: dict[str, tuple[int, str]], line: str
+) -> None:
+    code, said = without_packages[line]
+    found = re.match(r"error: this needs the package (\S+), which is not installed; ", said)
+    assert code == 4
+    assert found is not None, said
+    assert found[1].replace("-", "_") in HIDDEN
+    assert f"`pip install '{found[1]}>=" in said
+    assert said.count("\n") == 1
 
 
 def test_importing_lmcl_imports_no_other_package() -> None:
