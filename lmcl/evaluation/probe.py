@@ -85,6 +85,12 @@ def fit_probe(
     train, judged = np.unique(split.part("train")), np.unique(split.part(part))
     target, groups = shard_set.unit_mos()[train], shard_set.samples.group_key[train]
     _check_learnable(shard_set, split, target)
+    if not len(judged):
+        raise LmclError(
+            f"{shard_set.root}, split {split.name!r}: the {part} part is empty; take another part "
+            "(--part, or evaluation.part of a run), or a split that has one",
+            exit_code=3,
+        )
     rows = np.searchsorted(ids, train)
     try:
         scaling = fit_scaling(features[rows])
@@ -109,6 +115,13 @@ def _check_learnable(shard_set: ShardSet, split: Split, target: NDArray[np.float
             f"{where}: the train part has {len(target)} images, and a probe needs "
             f"{_LEAST_LABELS} (from {FEW_LABELS} on its choices are more than chance); take a "
             "split with more",
+            exit_code=3,
+        )
+    unlabelled = int(np.sum(np.isnan(target)))
+    if unlabelled:
+        raise LmclError(
+            f"{where}: {unlabelled} of the {len(target)} images of the train part have no score; "
+            "leave them out of the split, or give them one",
             exit_code=3,
         )
     if np.ptp(target) == 0:

@@ -14,7 +14,9 @@ from lmcl.evaluation.metrics import srcc
 from lmcl.evaluation.predictions import read_csv
 from lmcl.training.probe import is_cheap
 from shards.build.build import build
+from shards.build.reshard import reshard
 from shards.datasets.table import open_table
+from shards.datasets.unlabelled import open_unlabelled
 from shards.read import open_set
 from shards.score_scale import ScoreScale
 from shards.splits.split import load_split, split_from_ids, write_split
@@ -159,6 +161,36 @@ def test_too_few_labels_are_refused(demo_set: Path, tmp_path: Path) -> None:
         add_split(tmp_path / "set", first[:size], rest)
         with pytest.raises(LmclError, match=("has 9 images" if size == 9 else "of one group")):
             call("probe", tmp_path / "set", "--split", "own", *CONV, "--output", tmp_path / "p")
+
+
+def test_scores_that_teach_nothing_are_named(tmp_path: Path, demo_set: Path) -> None:
+    packed = open_set(demo_set)
+    (tmp_path / "images").mkdir()
+    names = [f"{id}.{packed.samples.codec[id]}" for id in packed.ids()[:15].tolist()]
+    for id, name in enumerate(names):
+        (tmp_path / "images" / name).write_bytes(packed.read_bytes(id))
+    (tmp_path / "labels.csv").write_text("path,score\n" + "".join(f"{n},3\n" for n in names))
+    images = tmp_path / "images"
+    table = open_table(tmp_path / "labels.csv", images=images, name="flat", score=packed.score)
+    build(table, tmp_path / "flat", workers=1)
+    build(open_unlabelled(images, name="bare"), tmp_path / "bare", workers=1)
+    reshard([packed, open_set(tmp_path / "bare")], tmp_path / "both", name="both", workers=1)
+    for name, said in (
+        ("flat", "all 12 scores of the train part"),
+        ("both", "10 of the 12 images"),
+    ):
+        ids = open_set(tmp_path / name).ids()
+        add_split(tmp_path / name, ids[-17:-5] if name == "both" else ids[:12], ids[-3:])
+        with pytest.raises(LmclError, match=said):
+            call("probe", tmp_path / name, "--split", "own", *CONV, "--output", tmp_path / "p")
+
+
+def test_an_empty_part_is_named(demo_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo_set, tmp_path / "set")
+    ids = open_set(demo_set).ids()
+    add_split(tmp_path / "set", ids, ids[:0])
+    with pytest.raises(LmclError, match="the test part is empty"):
+        call("probe", tmp_path / "set", "--split", "own", *CONV, "--output", tmp_path / "p")
 
 
 def test_auto_makes_a_probe_where_it_looks_at_a_quarter_of_the_crops_or_fewer(tiny) -> None:
