@@ -175,12 +175,11 @@ def test_scores_that_teach_nothing_are_named(tmp_path: Path, demo_set: Path) -> 
     build(table, tmp_path / "flat", workers=1)
     build(open_unlabelled(images, name="bare"), tmp_path / "bare", workers=1)
     reshard([packed, open_set(tmp_path / "bare")], tmp_path / "both", name="both", workers=1)
-    for name, said in (
-        ("flat", "all 12 scores of the train part"),
-        ("both", "10 of the 12 images"),
-    ):
-        ids = open_set(tmp_path / name).ids()
-        add_split(tmp_path / name, ids[-17:-5] if name == "both" else ids[:12], ids[-3:])
+    wanted = {"flat": "all 12 scores of the train part", "both": "12 of the 12 images"}
+    for name, said in wanted.items():
+        found = open_set(tmp_path / name)
+        train, groups = found.ids()[-12:], found.samples.group_key
+        add_split(tmp_path / name, train, found.ids()[~np.isin(groups, groups[train])])
         with pytest.raises(LmclError, match=said):
             call("probe", tmp_path / name, "--split", "own", *CONV, "--output", tmp_path / "p")
 
