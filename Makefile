@@ -16,6 +16,8 @@ QUICK := tests/test_layout.py tests/test_names.py \
 
 # Tests start many processes: without compiled modules each of them compiles lmcl again.
 quick test test-slow test-gpu smoke: export PYTHONDONTWRITEBYTECODE :=
+# One thread a worker: a plug-in of pytest's loads numpy before tests/conftest.py can say so.
+quick test test-slow test-gpu smoke: export OMP_NUM_THREADS := 1
 
 PYTHON ?= python3
 BIN := .venv/bin

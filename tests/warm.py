@@ -11,6 +11,7 @@ is typed starts a Python of its own.
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import importlib.util
@@ -37,7 +38,6 @@ IMPORTED = (
 )
 FIXED = ("OMP_NUM_THREADS", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD")
 """Read once, by the imports: a process may not ask for other values."""
-_server: "tuple[subprocess.Popen[bytes], str] | None" = None
 spent = 0.0
 """Processor seconds of all processes that have ended."""
 
@@ -62,8 +62,8 @@ class Warm:
         ]
         assert self.args[0] == sys.executable, f"not this Python: {self.args[0]}"
         environment = dict(os.environ if env is None else env)
-        for name in FIXED:
-            ours = _environment().get(name)
+        address, fixed = _server()
+        for name, ours in fixed.items():
             assert environment.get(name, ours) == ours, f"{name} is read by the imports"
         self.returncode: int | None = None
         self._text = text
@@ -82,7 +82,7 @@ class Warm:
                 kept = {None: 1 if name == "stdout" else 2, subprocess.DEVNULL: fds[0]}
                 fds.append(file.fileno() if file else kept.get(given, given))
             self._line = socket.socket(socket.AF_UNIX)
-            self._line.connect(_address())
+            self._line.connect(address)
             socket.send_fds(self._line, [b"-"], fds)
         self._line.sendall(json.dumps(asked).encode() + b"\n")
         self._answers = self._line.makefile("r")
@@ -179,32 +179,22 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
 
 
-def _address() -> str:
-    """Where the server listens; the first call starts it."""
-    global _server
-    if _server is None:
-        folder = tempfile.mkdtemp(prefix="lmcl-warm-")
-        address = os.path.join(folder, "socket")
-        process = subprocess.Popen(
-            [sys.executable, __file__, address],
-            cwd=REPO,
-            env=_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n", "the server of warm processes did not start"
-        _server = process, address
-        atexit.register(_stop)
-    return _server[1]
-
-
-def _stop() -> None:
-    assert _server is not None
-    process, address = _server
-    process.communicate()
-    os.unlink(address)
-    os.rmdir(os.path.dirname(address))
+@functools.cache
+def _server() -> tuple[str, dict[str, str | None]]:
+    """Where the server listens, and what its imports read; the first call starts it."""
+    address = os.path.join(tempfile.mkdtemp(prefix="lmcl-warm-"), "socket")
+    environment = _environment()
+    process = subprocess.Popen(
+        [sys.executable, __file__, address],
+        cwd=REPO,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n", "the server of warm processes did not start"
+    atexit.register(process.communicate)
+    return address, {name: environment.get(name) for name in FIXED}
 
 
 def _serve(address: str) -> None:
@@ -231,6 +221,8 @@ def _serve(address: str) -> None:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         if 0 in heard:  # whoever wanted processes is gone
+            os.unlink(address)
+            os.rmdir(os.path.dirname(address))
             return
 
 
