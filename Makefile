@@ -48,7 +48,7 @@ STARTER_DATA ?= ../shared/data/biq2021
 starter: $(STAMP) ## lmcl/starter again, from the photographs of biq2021 in STARTER_DATA
 	$(BIN)/python scripts/make_starter.py --images $(STARTER_DATA)
 
-quick: $(STAMP) ## what a change most often breaks, in about a minute on two cores
+quick: $(STAMP) ## what a change most often breaks, in under a minute on two cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow and not gpu" $(QUICK)
 
 test: $(STAMP) ## everything that needs no GPU but the slow ones

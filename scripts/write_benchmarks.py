@@ -6,6 +6,7 @@ same case and settings the newest, which is the last, counts.
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def table(lines: list[dict[str, Any]]) -> str:
             _verdict(line["params"]),
         ]
         rows.append("| " + " | ".join(cells) + " |")
-    return f"All rows: {_spelled(common)}.\n\n" + "\n".join(rows)
+    return _wrapped(f"All rows: {_spelled(common)}.") + "\n\n" + "\n".join(rows)
 
 
 def provenance(lines: list[dict[str, Any]]) -> str:
@@ -74,7 +75,11 @@ def provenance(lines: list[dict[str, Any]]) -> str:
         dict.fromkeys(engine for line in lines if (engine := line.get("engines", "")))
     )
     said = f" Engines: {engines}." if engines else ""
-    return f"Device: {devices}. Commit: {commits}. {versions}.{said}"
+    return _wrapped(f"Device: {devices}. Commit: {commits}. {versions}.{said}")
+
+
+def _wrapped(sentence: str) -> str:
+    return textwrap.fill(sentence, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def page(old: str, results: Path) -> str:
