@@ -83,6 +83,12 @@ class TrainConfig:
     0010)."""
     stem_lr_scale: float = 1.0
     """Learning rate of a convolutional stem relative to the rest; below 1 for pretrained stems."""
+    backbone_lr_scale: float = 1.0
+    """Learning rate of the pretrained network (a ViT by name, a stem's layers) relative to what is
+    above it; 0 = it keeps its weights."""
+    layer_decay: float = 1.0
+    """Of a ViT by name: learning rate of each layer relative to the layer above it, .65 to .9 where
+    few images are to change the first layers little; 1 = all layers alike."""
     seed: int = 0
     """Everything random in a run follows from it."""
     flip: bool = False
@@ -91,7 +97,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "clip": 0, "weight_decay": 0, "stem_lr_scale": 0}
         most = {"epochs": 10**6, "batch_size": 10**6, "clip": 10**9, "weight_decay": 10**3}
-        check_bounds("train", self, least={**least, "seed": 0}, most=most)
+        least |= {"seed": 0, "backbone_lr_scale": 0}
+        most |= {"layer_decay": 1, "backbone_lr_scale": 10**3}
+        check_bounds("train", self, least=least, most=most, above={"layer_decay": 0})
         if self.seed > _MOST_SEED:
             raise ValueError(f"train.seed must be at most {_MOST_SEED}, got {self.seed}")
         if not all(0 <= beta < 1 for beta in self.betas):

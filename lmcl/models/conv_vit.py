@@ -39,9 +39,16 @@ class ConvVit(Encoder):
         self.cls = nn.Parameter(torch.randn(1, 1, self.width) * 0.02)
         # Sines of full size would drown the features at first; where a crop lies matters little.
         self.position_scale = nn.Parameter(torch.full((1,), 0.1))
+        depth = config.depth or 3
         self.blocks = nn.ModuleList(
-            Block(self.width, config.heads or STEM_HEADS, qkv_bias=True, init_values=_BRANCH_SCALE)
-            for _ in range(config.depth or 3)
+            Block(
+                self.width,
+                config.heads or STEM_HEADS,
+                qkv_bias=True,
+                init_values=_BRANCH_SCALE,
+                drop_path=config.drop_path * block / max(depth - 1, 1),
+            )
+            for block in range(depth)
         )
         self.norm = nn.LayerNorm(self.width)
 

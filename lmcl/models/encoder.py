@@ -61,6 +61,9 @@ class EncoderConfig:
     patch: int | None = None
     """Patch side in pixels; None: as the timm model is named, 16 otherwise. SqueezeNet's cells can
     have 16 or 32; those of other `hybrid` stems as many as their last level or a multiple."""
+    drop_path: float = 0.0
+    """Stochastic depth while training: share of crops for which the last block is left out; earlier
+    blocks less, evenly down to 0 at the first. .1 to .2 where few images train a large ViT."""
     frozen: int = 0
     """How much of a `hybrid` stem keeps its weights: so many of its levels, first to last (of
     SqueezeNet's 13 modules). What all of them give can be kept (`runtime.cells`)."""
@@ -72,6 +75,8 @@ class EncoderConfig:
             least={"width": 1, "depth": 1, "heads": 1, "patch": 1, "frozen": 0},
             most={"width": 16384, "depth": 1024, "heads": 1024, "patch": 1024, "frozen": 1024},
         )
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"encoder.drop_path must lie in [0, 1), got {self.drop_path}")
         self._check_stem()
         self._check_normalize()
         width, heads = self.token_width, self.heads or (STEM_HEADS if self.has_stem else None)

@@ -58,6 +58,7 @@ class TimmEncoder(Encoder):
             "depth": config.depth,
             "num_heads": config.heads,
             "patch_size": config.patch,
+            "drop_path_rate": config.drop_path or None,
         }
         # Names with a scheme (hf-hub:, local-dir:) would fetch a configuration, or read a folder's.
         if not timm.is_model(config.name):

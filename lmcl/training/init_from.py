@@ -88,7 +88,11 @@ def _module_at(student: QualityModel, prefix: str) -> nn.Module | None:
 def _check_architecture(card: ModelCard, config: Config) -> None:
     asked = config.train.start_from
     # What learns, and from where, does not change what a model is; pixels are compared below.
-    encoder = replace(card.encoder, normalize=config.encoder.normalize)
+    encoder = replace(
+        card.encoder,
+        normalize=config.encoder.normalize,
+        drop_path=config.encoder.drop_path,
+    )
     ours = replace(config.encoder, weights="", frozen=card.encoder.frozen)
     for part, here, there in (
         ("encoder", ours, encoder),

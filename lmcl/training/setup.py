@@ -59,6 +59,7 @@ from lmcl.training.finish import Outcome, write_outcome
 from lmcl.training.grad_cache import GradCache, check_divisible
 from lmcl.training.init_from import start_from_model
 from lmcl.training.logger import CollapseWatch, MetricsLogger
+from lmcl.training.param_groups import freeze_backbone, parameter_groups
 from lmcl.training.rating_weights import rating_weights
 from lmcl.training.run_dir import RunDir
 from lmcl.training.signals import InterruptedRunError, StopSignal, stop_on_signals
@@ -79,7 +80,6 @@ logger = logging.getLogger(__name__)
 _RANK_TIMEOUT = timedelta(hours=24)
 """How long ranks wait for one another: rank 0 alone builds the feature cache (`runtime.cells`).
 When a rank dies the launcher ends the others, however long they would wait."""
-_NO_WEIGHT_DECAY = ("cls", "members", "pos_embed", "reg_token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +195,8 @@ def check_start(
     student = make_student(config, device)
     loss = _plan_loss(config.objective, student)
     start_from_model(student, config, shard_set=shard_set, split=split)
+    freeze_backbone(student, config.train)
+    parameter_groups(student, config.train)
     check_saliency(student.encoder, config.saliency)
     _check_runtime(student, config)
     choice = decode_choice(shard_set, config.runtime.decoding, device)
@@ -557,27 +559,7 @@ def _make_preprocessing(config: Config, device: torch.device) -> Preprocessing:
 def _make_optimizer(
     student: QualityModel, train: TrainConfig, *, lr: float
 ) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(_parameter_groups(student, train), lr=lr, betas=train.betas)
-
-
-def _parameter_groups(student: QualityModel, train: TrainConfig) -> list[dict[str, object]]:
-    """Weights with and without decay, and the stem apart with its own learning rate."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in student.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        has_no_decay = parameter.ndim <= 1 or any(part in name for part in _NO_WEIGHT_DECAY)
-        groups.setdefault((name.startswith("encoder.stem.layers."), has_no_decay), []).append(
-            parameter
-        )
-    return [
-        {
-            "params": parameters,
-            "weight_decay": 0.0 if has_no_decay else train.weight_decay,
-            "lr_scale": train.stem_lr_scale if is_stem else 1.0,
-        }
-        for (is_stem, has_no_decay), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
+    return torch.optim.AdamW(parameter_groups(student, train), lr=lr, betas=train.betas)
 
 
 def _resume(trainer: Trainer, state: State | None, resume: str) -> None:
