@@ -19,7 +19,7 @@ NOTHING = tl.constexpr(-1.0e30)
 DEAD = tl.constexpr(1.0e30)
 SHORTEST = tl.constexpr(1.0e-12)
 
-_SIZES = ["N", "M", "OFFSET", "C", "SPLITS"]
+_SIZES = ["N", "M", "OFFSET", "C", "SPLITS", "STRIDE", "B", "B_STRIDE", "TOTAL"]
 
 
 @triton.jit
@@ -273,6 +273,16 @@ def _log2_add(b_left, b_right):
 
 
 @triton.jit
+def _row_weight(weight, b_first, b_end, BALANCED: tl.constexpr):
+    """w_A of each row: one number, or `balanced`, which grows where an image has few crops."""
+    b_weight = tl.zeros_like(b_first).to(tl.float32) + weight
+    if BALANCED:
+        b_size = (b_end - b_first).to(tl.float32)
+        b_weight *= b_size / tl.maximum(b_size - 1.0, 1.0)
+    return b_weight
+
+
+@triton.jit
 def _own_log_weight(b_weight, p_overlap, o_from, o_place, m_pair, C, HAS_OVERLAP: tl.constexpr):
     """log2 of w_A (1 - IoU) for pairs inside an image; NOTHING for all others."""
     b_pair = b_weight
@@ -288,22 +298,23 @@ def _own_log_weight(b_weight, p_overlap, o_from, o_place, m_pair, C, HAS_OVERLAP
 @triton.jit(do_not_specialize=_SIZES)
 def finish_rows(
     # pointers
-    p_rows, p_columns, p_hubs, p_image, p_first, p_end, p_weight, p_overlap, p_temperature, p_sum,
-    p_peak, p_stats,
+    p_rows, p_columns, p_hubs, p_image, p_first, p_end, p_overlap, p_temperature, p_sum, p_peak,
+    p_length, p_stats,
     # sizes
-    N, OFFSET, C, SPLITS,
+    N, OFFSET, C, SPLITS, STRIDE,
     # scalars
-    temperature, boost,
+    temperature, boost, weight,
     # constexpr
     D0: tl.constexpr, D1: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, FIXED: tl.constexpr, LEARNED: tl.constexpr,
-    HAS_OVERLAP: tl.constexpr, INCLUDE_POSITIVE: tl.constexpr, WIDEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HAS_OVERLAP: tl.constexpr, INCLUDE_POSITIVE: tl.constexpr, BALANCED: tl.constexpr,
+    NORMALIZE: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums, the row's own image and its hub -> the seven figures of each row.
+    """Partial sums, the row's own image and its hub -> the figures of each row.
 
     In order: loss (nats), intra share, cosine to the hub, sum of cosines inside the image, log2 of
-    the whole denominator, pull of the hub (1 - its share), scale of the row in `pair_gradient`.
+    the whole denominator, pull of the hub (1 - its share), scale of the row in `pair_gradient`, the
+    row's length, and a 0 for d loss / d temperature. Columns from N to STRIDE become 0.
     """
     i_tile = tl.program_id(0)
     D: tl.constexpr = D0 + D1
@@ -325,7 +336,7 @@ def finish_rows(
         b_positive += tl.sum(b_row1.to(tl.float32) * b_hub1.to(tl.float32), 1)
     b_first = tl.load(p_first + o_row, mask=m_row, other=0)
     b_end = tl.load(p_end + o_row, mask=m_row, other=0)
-    b_weight = tl.load(p_weight + o_row, mask=m_row, other=0.0)
+    b_weight = _row_weight(weight, b_first, b_end, BALANCED)
     b_intra = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
     b_cosines = tl.zeros((BLOCK_N,), dtype=tl.float32)
     start = tl.load(p_first + i_tile * BLOCK_N)
@@ -381,33 +392,39 @@ def finish_rows(
     b_scale = tl.full((BLOCK_N,), 1.0, dtype=tl.float32) * boost
     if FIXED:
         b_scale = boost * tl.exp2(scale - b_log)
+    b_length = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    if NORMALIZE:
+        b_length = tl.load(p_length + o_row, mask=m_row, other=0.0)
     p_out = p_stats + o_row
-    size = N.to(tl.int64)
-    tl.store(p_out, b_loss, mask=m_row)
-    tl.store(p_out + size, tl.exp2(b_intra - b_log), mask=m_row)
-    tl.store(p_out + 2 * size, b_positive, mask=m_row)
-    tl.store(p_out + 3 * size, b_cosines, mask=m_row)
-    tl.store(p_out + 4 * size, b_log, mask=m_row)
-    tl.store(p_out + 5 * size, b_pull, mask=m_row)
-    tl.store(p_out + 6 * size, b_scale, mask=m_row)
+    m_out = o_row < STRIDE
+    size = STRIDE.to(tl.int64)
+    tl.store(p_out, tl.where(m_row, b_loss, 0.0), mask=m_out)
+    tl.store(p_out + size, tl.where(m_row, tl.exp2(b_intra - b_log), 0.0), mask=m_out)
+    tl.store(p_out + 2 * size, tl.where(m_row, b_positive, 0.0), mask=m_out)
+    tl.store(p_out + 3 * size, tl.where(m_row, b_cosines, 0.0), mask=m_out)
+    tl.store(p_out + 4 * size, tl.where(m_row, b_log, 0.0), mask=m_out)
+    tl.store(p_out + 5 * size, tl.where(m_row, b_pull, 0.0), mask=m_out)
+    tl.store(p_out + 6 * size, tl.where(m_row, b_scale, 0.0), mask=m_out)
+    tl.store(p_out + 7 * size, b_length, mask=m_out)
+    tl.store(p_out + 8 * size, tl.zeros_like(b_length), mask=m_out)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def finish_gradient(
     # pointers
-    p_rows, p_columns, p_hubs, p_image, p_first, p_end, p_weight, p_overlap, p_temperature,
-    p_log, p_pull, p_partial, p_peak, p_far_factor, p_own_factor, p_length, p_d_rows, p_d_beta,
+    p_rows, p_columns, p_hubs, p_image, p_first, p_end, p_overlap, p_temperature, p_log, p_pull,
+    p_partial, p_peak, p_far_factor, p_own_factor, p_length, p_d_rows, p_d_tau,
     # sizes
     N, OFFSET, C, SPLITS,
     # scalars
-    temperature, boost,
+    temperature, boost, weight,
     # constexpr
     D0: tl.constexpr, D1: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STUDENT: tl.constexpr, LEARNED: tl.constexpr,
-    HAS_OVERLAP: tl.constexpr, NORMALIZE: tl.constexpr, WIDEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HAS_OVERLAP: tl.constexpr, NORMALIZE: tl.constexpr, BALANCED: tl.constexpr,
+    WIDEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Partial gradients, the row's own image, its hub and the normalisation -> d_rows, d_beta.
+    """Partial gradients, the row's own image, its hub and the normalisation -> d_rows, d_tau.
 
     STUDENT rows also receive what they owe as columns of their own image. A teacher's partials
     are relative to their peaks and the upstream factors are read as 1.
@@ -435,7 +452,7 @@ def finish_gradient(
         b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
     b_first = tl.load(p_first + o_row, mask=m_row, other=0)
     b_end = tl.load(p_end + o_row, mask=m_row, other=0)
-    b_weight = tl.load(p_weight + o_row, mask=m_row, other=0.0)
+    b_weight = _row_weight(weight, b_first, b_end, BALANCED)
     start = tl.load(p_first + i_tile * BLOCK_N)
     stop = tl.load(p_end + tl.minimum(i_tile * BLOCK_N + BLOCK_N, N) - 1)
     for first in tl.range(start, stop, BLOCK_M, num_stages=1):
@@ -500,7 +517,9 @@ def finish_gradient(
         b_along += tl.sum(b_acc1 * b_z1, 1)
     # Each pair of a symmetric matrix is met twice, once from either row.
     times: tl.constexpr = 0.5 if STUDENT else 1.0
-    tl.store(p_d_beta + o_row, times * b_negative / beta - b_pull * b_positive, mask=m_row)
+    b_d_beta = times * b_negative / beta - b_pull * b_positive
+    # beta is 1 / temperature.
+    tl.store(p_d_tau + o_row, -b_d_beta * beta * beta, mask=m_row)
     if NORMALIZE:
         b_length = tl.load(p_length + o_row, mask=m_row, other=1.0)
         # A row of zeros has no direction to turn to, and dividing by its length would blow up.
@@ -570,3 +589,89 @@ def normalize_rows(
     m_out = m_row[:, None] & (o_d < D_OUT)[None, :]
     tl.store(p_out + o_wide * D_OUT + o_d[None, :], b_out, mask=m_out)
     tl.store(p_length + o_row, b_length, mask=m_row)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def find_images(
+    # pointers
+    p_group, p_starts, p_image, p_first, p_end,
+    # sizes
+    N, B, STRIDE, B_STRIDE,
+    # constexpr
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Runs of equal values as intervals: starts of the B images, and each row's image and ends.
+
+    One program: a batch's group is short, and launches cost more than its length. What lies between
+    N and STRIDE, and behind the starts, becomes 0 or N.
+    """
+    o = tl.arange(0, BLOCK)
+    runs = 0
+    for first in tl.range(0, N, BLOCK, num_stages=1):
+        o_row = first + o
+        m_row = o_row < N
+        b_group = tl.load(p_group + o_row, mask=m_row, other=0)
+        b_before = tl.load(p_group + o_row - 1, mask=m_row & (o_row > 0), other=0)
+        b_new = (m_row & ((b_group != b_before) | (o_row == 0))).to(tl.int32)
+        b_image = runs + tl.cumsum(b_new, 0) - 1
+        b_kept = tl.where(m_row, tl.minimum(b_image, B - 1), 0)
+        tl.store(p_image + o_row, b_kept, mask=o_row < STRIDE)
+        tl.store(p_starts + b_image, o_row, mask=(b_new > 0) & (b_image <= B))
+        runs += tl.sum(b_new)
+    for first in tl.range(0, B_STRIDE, BLOCK, num_stages=1):
+        o_image = first + o
+        m_empty = (o_image >= tl.minimum(runs, B + 1)) & (o_image < B_STRIDE)
+        tl.store(p_starts + o_image, tl.zeros_like(o_image) + N, mask=m_empty)
+    # What other threads of this program stored is read from here on.
+    tl.debug_barrier()
+    for first in tl.range(0, N, BLOCK, num_stages=1):
+        o_row = first + o
+        m_row = o_row < N
+        b_image = tl.load(p_image + o_row, mask=m_row, other=0)
+        b_first = tl.load(p_starts + b_image, mask=m_row, other=0)
+        b_end = tl.load(p_starts + b_image + 1, mask=m_row, other=0)
+        tl.store(p_first + o_row, b_first, mask=o_row < STRIDE)
+        tl.store(p_end + o_row, b_end, mask=o_row < STRIDE)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def sum_figures(
+    # pointers
+    p_stats, p_first, p_end, p_sums, p_loss, p_figures,
+    # sizes
+    N, STRIDE, TOTAL,
+    # constexpr
+    BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Sums of the first four figures and of pairs inside images, in one order; WHOLE: the means."""
+    o = tl.arange(0, BLOCK)
+    size = STRIDE.to(tl.int64)
+    b_loss = tl.zeros((BLOCK,), dtype=tl.float32)
+    b_share = tl.zeros((BLOCK,), dtype=tl.float32)
+    b_positive = tl.zeros((BLOCK,), dtype=tl.float32)
+    b_cosines = tl.zeros((BLOCK,), dtype=tl.float32)
+    b_pairs = tl.zeros((BLOCK,), dtype=tl.float32)
+    for first in tl.range(0, N, BLOCK, num_stages=1):
+        o_row = first + o
+        m_row = o_row < N
+        b_loss += tl.load(p_stats + o_row, mask=m_row, other=0.0)
+        b_share += tl.load(p_stats + size + o_row, mask=m_row, other=0.0)
+        b_positive += tl.load(p_stats + 2 * size + o_row, mask=m_row, other=0.0)
+        b_cosines += tl.load(p_stats + 3 * size + o_row, mask=m_row, other=0.0)
+        b_first = tl.load(p_first + o_row, mask=m_row, other=0)
+        b_end = tl.load(p_end + o_row, mask=m_row, other=1)
+        b_pairs += tl.where(m_row, (b_end - b_first - 1).to(tl.float32), 0.0)
+    loss, share, positive = tl.sum(b_loss), tl.sum(b_share), tl.sum(b_positive)
+    cosines, pairs = tl.sum(b_cosines), tl.sum(b_pairs)
+    if WHOLE:
+        total = TOTAL.to(tl.float32)
+        tl.store(p_loss, loss / total)
+        tl.store(p_figures, share / total)
+        tl.store(p_figures + 1, positive / total)
+        tl.store(p_figures + 2, cosines / tl.maximum(pairs, 1.0))
+    else:
+        tl.store(p_sums, loss)
+        tl.store(p_sums + 1, share)
+        tl.store(p_sums + 2, positive)
+        tl.store(p_sums + 3, cosines)
+        tl.store(p_sums + 4, pairs)

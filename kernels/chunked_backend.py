@@ -64,6 +64,7 @@ def forward(inputs: LossInputs, *, with_gradient: bool) -> Forward:
         columns=columns if many else empty,
         hubs=empty.clone(),
         hub_length=rows.new_empty(0, dtype=torch.float32),
+        tables=rows.new_empty(0, dtype=torch.int32),
         d_rows=d_rows,
     )
 

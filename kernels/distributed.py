@@ -138,7 +138,12 @@ def mean_over_ranks(per_row: Tensor, pairs: Tensor, layout: RankLayout) -> tuple
         pairs: Number of ordered pairs of crops of one image, [].
         layout: Rows of each rank.
     """
-    whole = sum_over_ranks(torch.cat([per_row.sum(1), pairs.to(per_row).reshape(1)]), layout)
+    sums = torch.cat([per_row.sum(1), pairs.to(per_row).reshape(1)])
+    return means_of_sums(sum_over_ranks(sums, layout), layout)
+
+
+def means_of_sums(whole: Tensor, layout: RankLayout) -> tuple[Tensor, Tensor]:
+    """Loss and figures of all ranks, of the five sums over their rows."""
     rows = max(layout.total, 1)
     figures = torch.cat([whole[1:3] / rows, whole[3:4] / whole[4:].clamp(min=1)])
     return whole[0] / rows, figures

@@ -280,8 +280,7 @@ class _Triton:
         from kernels import grouped_triton, triton_launch
 
         self.module, self.comparison, self.setting = grouped_triton, comparison, setting
-        empty = q.new_empty(0, dtype=torch.float32)
-        self.config = triton_launch.configure(q, temperature, setting.plan.precision, weight=empty)
+        self.config = triton_launch.configure(q, temperature, setting.plan.precision)
         self.q, self.k = q, k
 
     def log_sums(self) -> tuple[Tensor, Tensor | None]:

@@ -54,22 +54,24 @@ def find_groups(group: Int[Tensor, " n"], *, hubs: int, validate: bool = True) -
     Raises:
         ValueError: If an image's rows are scattered, or hubs and images are not equally many.
     """
-    n = group.shape[0]
-    is_new = torch.ones(n, dtype=torch.int64, device=group.device)
-    is_new[1:] = group[1:] != group[:-1]
-    image = is_new.cumsum(0) - 1
     if validate:
-        _check_runs(group, is_new, hubs)
+        check_runs(group, hubs=hubs)
+    image = _starts_run(group).cumsum(0) - 1
     places = torch.arange(hubs + 1, device=group.device)
     starts = torch.searchsorted(image, places)
     image = image.clamp(max=hubs - 1)
     return Groups(starts=starts, image=image, first=starts[image], end=starts[image + 1])
 
 
-def _check_runs(group: Int[Tensor, " n"], is_new: Int[Tensor, " n"], hubs: int) -> None:
+def check_runs(group: Int[Tensor, " n"], *, hubs: int) -> None:
+    """Refuse scattered images, and hubs that are not one an image; reads two values back.
+
+    Raises:
+        ValueError: As `find_groups` says.
+    """
     in_order = group.sort().values
     images = (in_order[1:] != in_order[:-1]).sum() + min(group.shape[0], 1)
-    runs, distinct = torch.stack([is_new.sum(), images]).tolist()
+    runs, distinct = torch.stack([_starts_run(group).sum(), images]).tolist()
     if runs != distinct:
         raise ValueError(
             f"group: every image's rows must stand together, got {distinct} images in {runs} "
@@ -80,6 +82,12 @@ def _check_runs(group: Int[Tensor, " n"], is_new: Int[Tensor, " n"], hubs: int) 
             f"hubs: asked for one row per image in group, got {hubs} hubs for {runs} images; "
             "pass the salient crop of each image once, in row order"
         )
+
+
+def _starts_run(group: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    is_new = torch.ones(group.shape[0], dtype=torch.int64, device=group.device)
+    is_new[1:] = group[1:] != group[:-1]
+    return is_new
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

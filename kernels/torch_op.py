@@ -25,15 +25,18 @@ _OPTIONS = (
     "int[] rank_sizes, bool validate, bool has_keys, str backend, str precision"
 )
 _TABLES = "Tensor rows, Tensor hubs, Tensor group, Tensor temperature, Tensor? overlap"
-_SAVED = "Tensor stats, Tensor columns, Tensor used_hubs, Tensor hub_length, Tensor unit_d_rows"
+_SAVED = (
+    "Tensor stats, Tensor columns, Tensor used_hubs, Tensor hub_length, Tensor tables, "
+    "Tensor unit_d_rows"
+)
 _TABLE_COUNT = 5
-_SAVED_COUNT = 5
+_SAVED_COUNT = 6
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(LossOptions))
 
 _library: Any = torch.library.Library("lmcl", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     f"contrastive_forward({_TABLES}, Tensor? keys, {_OPTIONS}, bool with_gradient) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
@@ -124,6 +127,7 @@ def _fake_forward(*arguments: Any) -> Forward:
     many = not options.has_keys and options.gather and is_distributed()
     work = chunked_backend.working_dtype(rows.dtype)
     width, per_row, changed, table = d, chunked_backend.STATS, False, rows.dtype
+    per_image, length = 0, n
     is_triton = options.backend == "triton"
     if is_triton:
         from kernels import triton_launch, tuning
@@ -131,6 +135,8 @@ def _fake_forward(*arguments: Any) -> Forward:
         width, per_row = sum(tuning.split_width(d)), triton_launch.STATS
         table = DTYPES[options.precision]
         changed = options.normalize or width != d or table != rows.dtype
+        length = triton_launch.padded_length(n)
+        per_image = triton_launch.padded_length(hubs.shape[0] + 1) + 3 * length
     columns: Any = n if changed else 0
     if many:
         sizes = options.rank_sizes
@@ -141,10 +147,11 @@ def _fake_forward(*arguments: Any) -> Forward:
     return Forward(
         loss=rows.new_empty((), dtype=work),
         figures=rows.new_empty(3, dtype=work),
-        stats=rows.new_empty(per_row, n, dtype=work),
+        stats=rows.new_empty(per_row, length, dtype=work),
         columns=rows.new_empty(columns, width, dtype=table),
         hubs=hubs.new_empty(kept_hubs, width, dtype=table),
         hub_length=hubs.new_empty(lengths, dtype=torch.float32),
+        tables=hubs.new_empty(per_image, dtype=torch.int32),
         d_rows=rows.new_empty(n if has_d_rows else 0, d, dtype=rows.dtype if is_triton else work),
     )
 

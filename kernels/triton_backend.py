@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from kernels import triton_launch, validation
-from kernels.distributed import RankLayout, find_rank_layout, gather_rows, mean_over_ranks
-from kernels.groups import Groups, find_groups, row_weights
+from kernels.distributed import RankLayout, find_rank_layout, gather_rows
+from kernels.groups import Groups, check_runs
 from kernels.triton_launch import ColumnStats, LaunchConfig, Operands, Rows
 from kernels.types import Forward, LossInputs
 
@@ -13,8 +13,10 @@ from kernels.types import Forward, LossInputs
 def forward(inputs: LossInputs, *, with_gradient: bool) -> Forward:
     """Loss, figures and what `backward` needs."""
     rows, options = inputs.rows, inputs.options
-    groups, config, layout = _plan_pass(inputs, validate=options.validate)
+    tables = triton_launch.image_tables(inputs.group, hubs=inputs.images)
+    groups, config, layout = _plan_pass(inputs, tables)
     if options.validate:
+        check_runs(inputs.group, hubs=inputs.images)
         validation.check_overlap_width(inputs.overlap, groups.most())
         validation.check_temperature_value(float(inputs.temperature))
     local = triton_launch.prepare(rows, config)
@@ -29,9 +31,7 @@ def forward(inputs: LossInputs, *, with_gradient: bool) -> Forward:
     stats, d_rows = triton_launch.forward(
         operands, with_gradient=options.has_keys and with_gradient
     )
-    loss, figures = mean_over_ranks(
-        stats[: triton_launch.LOG], (groups.size.long() - 1).sum(), layout
-    )
+    loss, figures = triton_launch.mean_figures(stats, groups, layout)
     changed = _is_changed(inputs, config)
     many = not options.has_keys and layout.world_size > 1
     none = rows.new_empty(0, config.plan.width, dtype=config.dtype)
@@ -43,32 +43,32 @@ def forward(inputs: LossInputs, *, with_gradient: bool) -> Forward:
         columns=kept if changed or many else none,
         hubs=hubs.table if changed else none.clone(),
         hub_length=hubs.length,
+        tables=tables,
         d_rows=d_rows[:, : rows.shape[1]].contiguous(),
     )
 
 
 def backward(d_loss: Tensor, inputs: LossInputs, saved: Forward) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by rows, hubs and temperature."""
-    groups, config, layout = _plan_pass(inputs, validate=False)
+    groups, config, layout = _plan_pass(inputs, saved.tables)
     d, student = inputs.rows.shape[1], not inputs.options.has_keys
     operands = _saved_operands(inputs, saved, groups, config, layout)
     factor = (d_loss.float() * (layout.world_size / max(layout.total, 1))).reshape(1)
     d_hubs = triton_launch.backward_hubs(operands, saved.stats[triton_launch.PULL], factor)
     if student:
-        stats = saved.stats.clone()
-        of_columns = _column_stats(stats, factor, config, layout)
-        d_rows = triton_launch.backward(operands, stats, of_columns)[:, :d]
-        d_beta = stats[triton_launch.D_BETA]
+        of_columns = _column_stats(saved.stats, factor, config, layout)
+        d_rows, d_tau = triton_launch.backward(operands, saved.stats, of_columns)
+        d_rows = d_rows[:, :d]
     else:
         d_rows = saved.d_rows * factor
-        d_beta = saved.stats[triton_launch.D_BETA] * factor
     temperature = inputs.temperature
-    tau = temperature.float()
-    if temperature.device == inputs.rows.device:
-        d_temperature = -(d_beta.sum() / tau.square())
-    else:
+    if temperature.device != inputs.rows.device:
         # A plain number: nobody asks for its gradient, and fetching it would wait for the GPU.
-        d_temperature = torch.zeros_like(tau)
+        d_temperature = torch.zeros_like(temperature)
+    elif student:
+        d_temperature = d_tau.sum()
+    else:
+        d_temperature = (saved.stats[triton_launch.D_TAU] * factor).sum()
     return (
         d_rows.to(inputs.rows.dtype).contiguous(),
         d_hubs[:, :d].contiguous(),
@@ -76,15 +76,13 @@ def backward(d_loss: Tensor, inputs: LossInputs, saved: Forward) -> tuple[Tensor
     )
 
 
-def _plan_pass(inputs: LossInputs, *, validate: bool) -> tuple[Groups, LaunchConfig, RankLayout]:
-    options = inputs.options
+def _plan_pass(inputs: LossInputs, tables: Tensor) -> tuple[Groups, LaunchConfig, RankLayout]:
     if inputs.overlap is not None:
         validation.check_table(*inputs.overlap.shape)
-    groups = find_groups(inputs.group, hubs=inputs.images, validate=validate)
     layout = find_rank_layout(inputs)
-    weight = row_weights(groups, options.weight, images=layout.images, dtype=torch.float32)
-    config = triton_launch.make_launch_config(inputs, weight)
-    return _in_32_bits(groups), config, layout
+    config = triton_launch.make_launch_config(inputs, images=layout.images)
+    groups = triton_launch.as_groups(tables, inputs.rows.shape[0], hubs=inputs.images)
+    return groups, config, layout
 
 
 def _saved_operands(
@@ -119,7 +117,8 @@ def _column_stats(
     With several ranks every row's log-sum-exp and upstream factor travel: eight bytes. Scales are
     relative to this rank's factor, so that half-precision weights stay in range.
     """
-    scale, log = stats[triton_launch.SCALE], stats[triton_launch.LOG]
+    n = layout.rows[layout.rank]
+    scale, log = stats[triton_launch.SCALE, :n], stats[triton_launch.LOG, :n]
     if layout.world_size == 1:
         return ColumnStats(scale, log, scale, factor, factor)
     table = gather_rows(torch.stack([log, factor.expand_as(log)], dim=1), layout)
@@ -131,12 +130,3 @@ def _column_stats(
     column_scale = ratio.contiguous()
     own = column_scale[layout.offset : layout.offset + log.shape[0]]
     return ColumnStats(own, logs, column_scale, reference, factor)
-
-
-def _in_32_bits(groups: Groups) -> Groups:
-    return Groups(
-        starts=groups.starts.int(),
-        image=groups.image.int(),
-        first=groups.first.int(),
-        end=groups.end.int(),
-    )

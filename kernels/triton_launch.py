@@ -17,16 +17,20 @@ from torch import Tensor
 
 from kernels import _contrastive_triton as device
 from kernels import tuning
-from kernels.groups import Groups
+from kernels.distributed import RankLayout, means_of_sums, sum_over_ranks
+from kernels.groups import BALANCE, Groups
 from kernels.precision import DTYPES
 from kernels.types import LossInputs
 
 STATS = 9
-"""Figures per row: the seven of `finish_rows`, then the row's length, then d loss / d beta."""
-LOSS, SHARE, POSITIVE, COSINES, LOG, PULL, SCALE, LENGTH, D_BETA = range(STATS)
+"""Figures per row: the seven of `finish_rows`, then the row's length, then d loss / d tau."""
+LOSS, SHARE, POSITIVE, COSINES, LOG, PULL, SCALE, LENGTH, D_TAU = range(STATS)
 
 _COLDEST_FIXED = 0.03
 _INTERPRETED_PROCESSORS = 6
+_ALIGNED = 4
+"""Numbers of four bytes in sixteen."""
+_FIGURES_AT_ONCE = 1024
 
 empty: Callable[..., Tensor] = torch.empty
 
@@ -42,8 +46,9 @@ class LaunchConfig:
     """Read where `learned` is None."""
     learned: Tensor | None
     """A temperature that lies on the device, so that the host need not wait for it."""
-    weight: Float[Tensor, " n"]
-    """w_A of each row."""
+    weight: float
+    """w_A; of balanced weights the factor that all rows share."""
+    balanced: bool
     overlap: Float[Tensor, "n c"] | None
     include_positive: bool
     normalize: bool
@@ -104,21 +109,23 @@ def is_interpreted() -> bool:
     return not isinstance(device.log_sums, triton.JITFunction)
 
 
-def make_launch_config(inputs: LossInputs, weight: Float[Tensor, " n"]) -> LaunchConfig:
+def make_launch_config(inputs: LossInputs, *, images: int) -> LaunchConfig:
     """Plan, precision and the arguments that all kernels share.
 
     Args:
         inputs: The step's inputs.
-        weight: w_A of each row.
+        images: Images on all ranks.
     """
+    options = inputs.options
     return configure(
         inputs.rows,
         inputs.temperature,
-        inputs.options.precision,
-        weight=weight,
+        options.precision,
+        weight=BALANCE * (images - 1) if options.balanced else options.intra_weight,
+        balanced=options.balanced,
         overlap=None if inputs.overlap is None else inputs.overlap.float().contiguous(),
-        include_positive=inputs.options.include_positive,
-        normalize=inputs.options.normalize,
+        include_positive=options.include_positive,
+        normalize=options.normalize,
     )
 
 
@@ -127,7 +134,8 @@ def configure(
     temperature: Tensor,
     precision: str,
     *,
-    weight: Tensor,
+    weight: float = 1.0,
+    balanced: bool = False,
     overlap: Tensor | None = None,
     include_positive: bool = False,
     normalize: bool = False,
@@ -144,6 +152,7 @@ def configure(
         temperature=1.0 if learned is not None else float(temperature),
         learned=learned,
         weight=weight,
+        balanced=balanced,
         overlap=overlap,
         include_positive=include_positive,
         normalize=normalize,
@@ -182,6 +191,51 @@ def _processors(where: torch.device) -> int:
     return _device_facts(where.index or 0)[1] if where.type == "cuda" else _INTERPRETED_PROCESSORS
 
 
+def padded_length(count: int) -> int:
+    """A row of figures ends at 16 bytes, so that the next one compiles no kernel of its own."""
+    return -(-count // _ALIGNED) * _ALIGNED
+
+
+def image_tables(group: Tensor, *, hubs: int) -> Tensor:
+    """`find_groups` in one launch: starts, image, first and end in one table, for `as_groups`."""
+    n = group.shape[0]
+    # The kernel fills the few numbers between the parts too: what an operation gives back may not
+    # hold stray memory.
+    table = torch.empty(
+        padded_length(hubs + 1) + 3 * padded_length(n), dtype=torch.int32, device=group.device
+    )
+    if n == 0:
+        return table.zero_()
+    groups = as_groups(table, n, hubs=hubs)
+    device.find_images[(1,)](
+        group.contiguous(), groups.starts, groups.image, groups.first, groups.end, n, hubs,
+        padded_length(n), padded_length(hubs + 1), BLOCK=_FIGURES_AT_ONCE, num_warps=8,
+    )  # fmt: skip
+    return table
+
+
+def as_groups(table: Tensor, n: int, *, hubs: int) -> Groups:
+    """Views of what `image_tables` made."""
+    start, step = padded_length(hubs + 1), padded_length(n)
+    image, first, end = (table[start + k * step : start + k * step + n] for k in range(3))
+    return Groups(starts=table[: hubs + 1], image=image, first=first, end=end)
+
+
+def mean_figures(stats: Tensor, groups: Groups, layout: RankLayout) -> tuple[Tensor, Tensor]:
+    """Loss and figures [3], means over the rows of all ranks, of the figures of the local rows."""
+    n, whole = groups.image.shape[0], layout.world_size == 1
+    loss = torch.empty((), dtype=torch.float32, device=stats.device)
+    figures = empty(3, dtype=torch.float32, device=stats.device)
+    sums = empty(5, dtype=torch.float32, device=stats.device)
+    if layout.total == 0:
+        return loss.zero_(), figures.zero_()
+    device.sum_figures[(1,)](
+        stats, groups.first, groups.end, sums, loss, figures, n, stats.shape[1], layout.total,
+        BLOCK=_FIGURES_AT_ONCE, WHOLE=whole, num_warps=8,
+    )  # fmt: skip
+    return (loss, figures) if whole else means_of_sums(sum_over_ranks(sums, layout), layout)
+
+
 def prepare(rows: Tensor, config: LaunchConfig) -> Rows:
     """Rows divided by their lengths if asked, rounded, and padded to the plan's width."""
     n, d = rows.shape
@@ -214,15 +268,10 @@ def forward(operands: Operands, *, with_gradient: bool) -> tuple[Tensor, Tensor]
     """
     rows, columns, config = operands.rows.table, operands.columns, operands.config
     n, width = rows.shape
-    stats = empty(STATS, n, dtype=torch.float32, device=rows.device)
+    stats = empty(STATS, padded_length(n), dtype=torch.float32, device=rows.device)
     none = rows.new_empty(0, width, dtype=operands.d_dtype)
     if n == 0:
         return stats, none
-    # Two rows are filled by other passes, or not at all: what an operation gives back may not hold
-    # stray memory, or two calls differ.
-    stats[LENGTH:] = 0.0
-    if config.normalize:
-        stats[LENGTH] = operands.rows.length
     fixed = is_fixed(config) and not with_gradient
     tile = config.plan.means if with_gradient else config.plan.sums
     grid = grid_of(n, columns.shape[0], tile, rows.device)
@@ -243,21 +292,23 @@ def forward(operands: Operands, *, with_gradient: bool) -> tuple[Tensor, Tensor]
         **walk,
     )  # fmt: skip
     _finish_rows(operands, stats, (sums, peaks), fixed=fixed)
-    return stats, _finish_gradient(operands, stats, (partial, peaks), factors=None)
+    d_rows = _finish_gradient(operands, stats, (partial, peaks), stats[D_TAU], factors=None)
+    return stats, d_rows
 
 
-def backward(operands: Operands, stats: Tensor, of_columns: ColumnStats) -> Tensor:
-    """Gradient by the student's rows; d loss / d beta is left in `stats[D_BETA]`.
+def backward(operands: Operands, stats: Tensor, of_columns: ColumnStats) -> tuple[Tensor, Tensor]:
+    """Gradient by the student's rows, and each row's part of that by the temperature.
 
     Args:
         operands: As in the forward pass.
-        stats: Figures of the local rows; a copy, D_BETA is written.
+        stats: Figures of the local rows.
         of_columns: Statistics of the rows of all ranks.
     """
     rows, columns, config = operands.rows.table, operands.columns, operands.config
     n, width = rows.shape
+    d_tau = empty(n, dtype=torch.float32, device=rows.device)
     if n == 0:
-        return rows.new_empty(0, width, dtype=operands.d_dtype)
+        return rows.new_empty(0, width, dtype=operands.d_dtype), d_tau
     fixed = is_fixed(config)
     tile = config.plan.pairs if fixed else config.plan.online_pairs
     grid = grid_of(n, columns.shape[0], tile, rows.device)
@@ -269,7 +320,7 @@ def backward(operands: Operands, stats: Tensor, of_columns: ColumnStats) -> Tens
         FIXED=fixed, **widths_of(config), **blocks_of(tile), **config.options,
     )  # fmt: skip
     factors = (of_columns.far_factor, of_columns.own_factor)
-    return _finish_gradient(operands, stats, (partial, partial), factors=factors)
+    return _finish_gradient(operands, stats, (partial, partial), d_tau, factors=factors), d_tau
 
 
 def backward_hubs(operands: Operands, pull: Tensor, factor: Tensor) -> Tensor:
@@ -293,9 +344,10 @@ def _finish_rows(
     config, rows = operands.config, operands.rows.table
     tile, n = config.plan.finish, rows.shape[0]
     device.finish_rows[(triton.cdiv(n, tile.rows),)](
-        rows, operands.columns, operands.hubs.table, *operands.images, config.weight,
-        config.overlap, config.learned, *parts, stats, n, operands.offset, _table_width(config),
-        parts[0].shape[0], config.temperature, config.boost,
+        rows, operands.columns, operands.hubs.table, *operands.images, config.overlap,
+        config.learned, *parts, operands.rows.length, stats, n, operands.offset,
+        _table_width(config), parts[0].shape[0], stats.shape[1], config.temperature, config.boost,
+        config.weight, BALANCED=config.balanced, NORMALIZE=config.normalize,
         FIXED=fixed, HAS_OVERLAP=config.overlap is not None,
         INCLUDE_POSITIVE=config.include_positive, **widths_of(config),
         **blocks_of(tile, staged=False), **config.options,
@@ -306,6 +358,7 @@ def _finish_gradient(
     operands: Operands,
     stats: Tensor,
     parts: tuple[Tensor, Tensor],
+    d_tau: Tensor,
     *,
     factors: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
@@ -314,11 +367,11 @@ def _finish_gradient(
     n, width = rows.shape
     d_rows = empty(n, width, dtype=operands.d_dtype, device=rows.device)
     device.finish_gradient[(triton.cdiv(n, tile.rows),)](
-        rows, operands.columns, operands.hubs.table, *operands.images, config.weight,
-        config.overlap, config.learned, stats[LOG], stats[PULL], *parts,
-        *(factors or (None, None)), stats[LENGTH], d_rows, stats[D_BETA], n, operands.offset,
-        _table_width(config), parts[0].shape[0], config.temperature, config.boost,
-        STUDENT=factors is not None,
+        rows, operands.columns, operands.hubs.table, *operands.images, config.overlap,
+        config.learned, stats[LOG], stats[PULL], *parts, *(factors or (None, None)),
+        stats[LENGTH], d_rows, d_tau, n, operands.offset, _table_width(config),
+        parts[0].shape[0], config.temperature, config.boost, config.weight,
+        BALANCED=config.balanced, STUDENT=factors is not None,
         HAS_OVERLAP=config.overlap is not None, NORMALIZE=config.normalize, **widths_of(config),
         **blocks_of(tile, staged=False), **config.options,
     )  # fmt: skip

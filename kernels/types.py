@@ -88,6 +88,8 @@ class Forward(NamedTuple):
     """Normalised or padded hubs, [b, w]; empty if they are the hubs that came in."""
     hub_length: Tensor
     """Lengths that the hubs were divided by, [b]; empty if they were not."""
+    tables: Tensor
+    """Images of the rows as the kernels read them, int32; empty where no kernel does."""
     d_rows: Tensor
     """Teacher keys: gradient by the rows before the upstream factor, [n, d]; else empty."""
 

@@ -5,7 +5,7 @@ of another version. TRITON_INTERPRET must not be set.
 """
 
 import argparse
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -34,6 +34,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "finish_gradient-teacher": ("finish_gradient", {"STUDENT": False, "NORMALIZE": True}),
     "hub_gradient": ("hub_gradient", {"NORMALIZE": True}),
     "normalize_rows": ("normalize_rows", {}),
+    "find_images": ("find_images", {}),
+    "sum_figures": ("sum_figures", {}),
+    "finish_grouped_rows": ("finish_grouped_rows", {"FIXED": False}),
+    "finish_grouped_gradient": ("finish_grouped_gradient", {}),
     "finish_gradient-half": ("finish_gradient", {"STUDENT": True, "NORMALIZE": True}),
     "normalize_rows-half": ("normalize_rows", {}),
 }
@@ -42,27 +46,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 SPILL = r"\b(?:STL|LDL)\b"
 DEFAULTS = {
     "LEARNED": False, "WIDEN": False, "PRECISION": "tf32", "HAS_OVERLAP": True,
-    "INCLUDE_POSITIVE": False,
+    "INCLUDE_POSITIVE": False, "BALANCED": True, "NORMALIZE": True, "HAS_TABLE": True,
+    "HAS_SELF": True, "AS_ROW": True, "AS_COLUMN": True, "WHOLE": True, "BLOCK": 1024,
 }  # fmt: skip
 HALF_POINTERS = ("p_rows", "p_columns", "p_hubs", "p_out")
 CALLER_POINTERS = ("p_d_rows", "p_d_hubs", "p_in")
-INT_POINTERS = ("p_first", "p_end", "p_image", "p_starts")
+INT_POINTERS = ("p_first", "p_end", "p_image", "p_starts", "p_itself", "p_place")
 
 
 def load(name: str) -> ModuleType:
-    """A module of `kernels` by its file: the package's own import would want torch."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "kernels" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    """A module of `kernels` without the package's own import, which would want torch."""
+    package = sys.modules.setdefault("kernels", ModuleType("kernels"))
+    package.__path__ = [str(ROOT / "kernels")]
+    return importlib.import_module(f"kernels.{name}")
 
 
 def arguments_of(variant: str, plan: Any) -> tuple[str, dict[str, Any], int, int]:
     """Kernel, compile-time arguments, warps and stages, as kernels/triton_launch.py passes them."""
     name = VARIANTS[variant][0]
+    if name in ("find_images", "sum_figures"):
+        return name, {"BLOCK_N": DEFAULTS["BLOCK"]}, 8, 3
     if name in ("hub_gradient", "normalize_rows"):
         wide = triton.next_power_of_2(plan.width)
         rows = 16 if name == "hub_gradient" else max(1, 4096 // wide)
@@ -84,7 +87,7 @@ def compile_one(
 ) -> dict[str, Any]:
     """Compile one variant and read registers, spills, shared memory and instructions back."""
     name, sizes, warps, stages = arguments_of(variant, plan)
-    kernel = getattr(device, name)
+    kernel = getattr(load("_grouped_triton") if "grouped" in name else device, name)
     constants = DEFAULTS | sizes | VARIANTS[variant][1]
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     caller = dtype if variant.endswith("-half") else "fp32"
@@ -170,6 +173,8 @@ def _type_of(name: str, dtype: str, caller: str, constants: dict[str, Any]) -> s
         return f"*{dtype}"
     if name in INT_POINTERS:
         return "*i32"
+    if name == "p_group":
+        return "*i64"
     if name.startswith("p_"):
         return "*fp32"
     return "i32" if name.isupper() else "fp32"

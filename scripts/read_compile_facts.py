@@ -7,6 +7,9 @@ from typing import Any
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 HEAVY = ("log_sums", "mean_columns", "pair_gradient")
+FINISHING = (
+    "finish_rows", "finish_gradient", "finish_grouped_rows", "finish_grouped_gradient",
+)  # fmt: skip
 MOST_LOOP_SPILLS = 10
 """In the loop of a heavy kernel on sm_90: a hundredth of the time its wgmma take, and cheaper than
 a tile that spills nothing and serialises its products (docs/kernels.md)."""
@@ -27,7 +30,7 @@ def faults(facts: dict[str, Any]) -> list[str]:
         found.append(f"{facts['shared_bytes']} bytes of shared memory are more than the chip has")
     if facts["transposed_dot_results"]:
         found.append("a transposed dot result is fed to a dot (miscompiled by Triton 3.4-3.7.0)")
-    if name in (*HEAVY, "finish_rows", "finish_gradient") and not facts["mma"]:
+    if name in (*HEAVY, *FINISHING) and not facts["mma"]:
         found.append("no tensor-core instruction")
     # float32 tiles read their columns through registers, so there is nothing to copy ahead.
     if name in HEAVY and facts["dtype"] != "fp32":
