@@ -452,7 +452,6 @@ def finish_gradient(
         b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
     b_first = tl.load(p_first + o_row, mask=m_row, other=0)
     b_end = tl.load(p_end + o_row, mask=m_row, other=0)
-    b_weight = _row_weight(weight, b_first, b_end, BALANCED)
     start = tl.load(p_first + i_tile * BLOCK_N)
     stop = tl.load(p_end + tl.minimum(i_tile * BLOCK_N + BLOCK_N, N) - 1)
     for first in tl.range(start, stop, BLOCK_M, num_stages=1):
@@ -466,6 +465,7 @@ def finish_gradient(
         b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
         m_pair = (o_col[None, :] >= b_first[:, None]) & (o_col[None, :] < b_end[:, None])
         m_pair &= o_col[None, :] != o_row[:, None]
+        b_weight = _row_weight(weight, b_first, b_end, BALANCED)
         b_both = b_weight[:, None] + tl.zeros_like(b_sim)
         b_forth = _own_log_weight(
             b_both, p_overlap, o_row[:, None], o_col[None, :] - b_first[:, None], m_pair, C,
@@ -517,9 +517,9 @@ def finish_gradient(
         b_along += tl.sum(b_acc1 * b_z1, 1)
     # Each pair of a symmetric matrix is met twice, once from either row.
     times: tl.constexpr = 0.5 if STUDENT else 1.0
-    b_d_beta = times * b_negative / beta - b_pull * b_positive
-    # beta is 1 / temperature.
-    tl.store(p_d_tau + o_row, -b_d_beta * beta * beta, mask=m_row)
+    # -d beta / temperature^2, beta being 1 / temperature.
+    b_d_tau = beta * (beta * b_pull * b_positive - times * b_negative)
+    tl.store(p_d_tau + o_row, b_d_tau, mask=m_row)
     if NORMALIZE:
         b_length = tl.load(p_length + o_row, mask=m_row, other=1.0)
         # A row of zeros has no direction to turn to, and dividing by its length would blow up.

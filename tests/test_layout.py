@@ -109,6 +109,7 @@ COVERED_BY = {
 ACROSS = {
     "kernels/test_compiles.py": "device code compiles for GPUs that are not here",
     "kernels/test_gpu.py": "what needs a GPU",
+    "kernels/test_launches.py": "launches of a step, counted",
     "lmcl/inference/test_command.py": "`lmcl score` and its neighbours as people call them",
     "lmcl/inference/test_hostile_files.py": "files made to do harm",
     "lmcl/inference/test_kill.py": "scoring that is killed anywhere",
