@@ -48,7 +48,7 @@ def test_lines_of_earlier_versions_stand_beside_those_that_name_their_engines(
     ours = "device cpu, decode dali-cpu-2.4, loss chunked fp32 D=48"
     (tmp_path / "step.jsonl").write_text(line("old", 1.0) + line("new", 2.0, engines=ours))
     new = SCRIPT["page"](f"{SCRIPT['BEGIN']}\n{SCRIPT['END']}\n", tmp_path)
-    assert f"Engines: {ours}." in new
+    assert f"Engines: {ours}." in " ".join(new.split())
     assert "| old |" in new
     (tmp_path / "step.jsonl").write_text(line("old", 1.0))
     assert "Engines" not in SCRIPT["page"](new, tmp_path)
