@@ -1,5 +1,7 @@
 """Ranks: which process this is, on which device, with which decoder."""
 
+import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +26,22 @@ class RankContext:
     def is_main(self) -> bool:
         """Whether this process writes files and talks."""
         return self.rank == 0
+
+
+_LOST_PEER = re.compile(
+    r"closed by peer|reset by peer|broken pipe|connection refused|remote process exited|"
+    r"socket timeout|heartbeat|peer (process )?(is )?(dead|gone)",
+    re.IGNORECASE,
+)
+"""How gloo, NCCL and torch's store say that another rank is gone."""
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an exchange between ranks failed because another rank ended."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    is_ours = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+    return is_ours and bool(_LOST_PEER.search(str(error)))
 
 
 def make_rank_context(

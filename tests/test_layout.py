@@ -51,6 +51,7 @@ COVERED_BY = {
     "lmcl/cli/test_eval.py": "lmcl: cli/run/eval evaluation/evaluate_run evaluation/scope",
     "lmcl/evaluation/test_calibrate.py": "lmcl: cli/calibrate",
     "lmcl/evaluation/metrics/test_evaluate.py": "lmcl/evaluation/metrics: bootstrap",
+    "lmcl/training/test_launcher.py": "lmcl/training: torch_launcher",
     "lmcl/training/test_ranks.py": "lmcl: distributed",
     "lmcl/training/test_trainer.py": (
         "lmcl: evaluation/predict evaluation/results "
@@ -120,6 +121,7 @@ ACROSS = {
     "lmcl/test_before_move.py": "files of an earlier commit",
     "lmcl/test_configs.py": "the files below configs/",
     "lmcl/training/test_damaged_images.py": "whole runs on damaged sets",
+    "lmcl/training/test_launch_options.py": "what launchers are asked for",
     "lmcl/training/test_fused_loss.py": "the loss in one kernel, in whole runs",
     "lmcl/training/test_ranks.py": "several processes against one",
     "pipeline/test_bad_input.py": "what goes wrong inside a batch",

@@ -1,6 +1,7 @@
 """`lmcl`: commands parse and print; the work is a function that can be called without click."""
 
 import logging
+import os
 import sys
 
 import click
@@ -68,6 +69,11 @@ def main(arguments: list[str] | None = None) -> None:
     if (sys.argv[1:] if arguments is None else arguments)[:2] != ["bench", "loader"]:
         keep_freed_memory()
     with report_errors():
+        # `accelerate launch $(which lmcl) train`, or `-m lmcl`: train.py has joined by itself.
+        if arguments is None and "ACCELERATE_MIXED_PRECISION" in os.environ:
+            from lmcl.training.launcher import join_launcher
+
+            join_launcher(["--module", "lmcl"], sys.argv[1:])
         cli.main(arguments, standalone_mode=False)
 
 

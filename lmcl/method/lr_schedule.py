@@ -166,7 +166,7 @@ def schedule_warnings(schedule: ScheduleConfig, curve: LrCurve, *, epochs: int) 
         )
     if curve.last < _TINY * curve.peak:
         found.append(
-            f"the last {curve.tiny_epochs:.2g} of {epochs} epochs have learning rates below "
+            f"the last {curve.tiny_epochs:.3g} of {epochs} epochs have learning rates below "
             f"{TINY:g} of the peak (the last {curve.last:.2g}) and change next to nothing; "
             f"{_higher_end(schedule, epochs)}"
         )

@@ -21,6 +21,7 @@ from lmcl.errors import LmclError
 from lmcl.sweep.plan import Task
 from lmcl.training.launcher import LAUNCHER_ENVIRONMENT
 from lmcl.training.run_dir import RunDir
+from lmcl.training.signals import WAY_ON as RUN_WAY_ON
 from lmcl.training.signals import InterruptedRunError, StopSignal, stop_on_signals
 from lmcl.utils.files import write_atomic
 from shards.processes import command_ending_with_parent
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 _INTERRUPTED = 130
 WAY_ON = "finished runs and checkpoints stand, and the same command goes on from here"
 """For whoever stops a sweep."""
+_SAME_COMMAND = "the same `lmcl sweep` command"
 _SBATCH_WORD = re.compile(r"[^\s%\\\"'#]+", re.ASCII)
 """What stands in a line of `#SBATCH` as it is: sbatch splits at spaces and fills in after %."""
 
@@ -124,6 +126,7 @@ def write_slurm_scripts(jobs: Sequence[Job], folder: Path, options: Sequence[str
             *(f"#SBATCH {_quoted(option)}" for option in options),
             f"cd {shlex.quote(str(Path.cwd()))} || exit 1",
             *(f"export {name}={value}" for name, value in LAUNCHER_ENVIRONMENT.items()),
+            f"export {RUN_WAY_ON}={shlex.quote(_SAME_COMMAND)}",
             # One of an earlier start would put a job that fails back into the queue for ever.
             f"rm -f {mark}",
             # Signals go to job steps, not to this script: without srun nobody would hear them.
@@ -235,7 +238,7 @@ def _run(command: Sequence[str], stop: StopSignal) -> int:
             "--with"
         )
     # Asked to stop like this process, should this one be killed.
-    process = subprocess.Popen(command_ending_with_parent(command))
+    process = subprocess.Popen(command_ending_with_parent(command), env=_environment())
     try:
         return process.wait()
     except BaseException:
@@ -251,6 +254,7 @@ def _run_and_listen(command: Sequence[str], folder: str) -> tuple[int, str]:
     with subprocess.Popen(
         command_ending_with_parent(command),
         cwd=folder,
+        env=_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -260,6 +264,11 @@ def _run_and_listen(command: Sequence[str], folder: str) -> tuple[int, str]:
             if line.strip():
                 lines.append(line.strip())
         return process.wait(), "".join(lines)
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with what a run that is stopped is to advise."""
+    return {**os.environ, RUN_WAY_ON: _SAME_COMMAND}
 
 
 def _answer(ray: Any, reference: Any) -> tuple[int, str]:

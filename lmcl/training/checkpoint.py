@@ -10,6 +10,7 @@ from typing import IO, Any, cast
 import torch
 
 from lmcl.errors import LmclError
+from lmcl.training.signals import way_on
 from lmcl.utils.files import write_atomic
 from shards.errors import ShardError
 from shards.files import atomic_path, remove_stale_temporaries
@@ -230,7 +231,7 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LmclError(
             f"{path}: the checkpoint could not be written ({said}); the ones "
-            "before it stand. Make room, then go on with --resume auto"
+            f"before it stand. Make room, then {way_on()} goes on from there"
         ) from error
 
 

@@ -1,5 +1,7 @@
 """Checks before the first step: what a start refuses and `--dry-run` refuses too."""
 
+import os
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from lmcl.config import (
     parse_run_config,
 )
 from lmcl.errors import ConfigError, LmclError
+from lmcl.method.objective import ObjectiveConfig
 from lmcl.models.encoder import Encoder
 from lmcl.models.saliency import SaliencyConfig, best_window
 from lmcl.training.checkpoint import State, best_path, load_tensors
@@ -28,6 +31,8 @@ from shards.read import ShardSet
 from shards.source_files import read_text
 from shards.splits.split import Split
 
+_LEAST_COMPILED_STEPS = 100
+"""On a processor; four steps were seen to take two minutes, nearly all of it compiling."""
 _ALIKE, _NARROW = 0.9, 0.01
 """Share of equal scores, and deviation on the scale 0 to 1, that are worth a word."""
 
@@ -141,6 +146,54 @@ def warn_of_scores(shard_set: ShardSet, split: Split, *, select: str) -> list[st
             "evaluation.select = 'last'"
         )
     return found
+
+
+def warn_of_objective(objective: ObjectiveConfig) -> list[str]:
+    """What the loss leaves without a gradient."""
+    if objective.contrastive_weight < 1:
+        return []
+    return [
+        "objective.contrastive_weight = 1 leaves the scores no gradient: they stay what random "
+        "weights make of them, and every figure is chance; set it below 1 (0.1 is the default)"
+    ]
+
+
+def check_compile(config: Config, *, images: int, world_size: int, device: torch.device) -> None:
+    """Refuse `runtime.compile` where it cannot pay, or would compile again and again.
+
+    Args:
+        config: Of the run.
+        images: Of the train part.
+        world_size: Processes.
+        device: Of the networks.
+
+    Raises:
+        ConfigError: Says why, and what to set.
+    """
+    runtime, train = config.runtime, config.train
+    if not runtime.compile:
+        return
+    share = train.batch_size // world_size
+    if runtime.micro_batch and share % runtime.micro_batch:
+        raise ConfigError(
+            f"runtime.compile compiles for one shape, and runtime.micro_batch = "
+            f"{runtime.micro_batch} does not divide a rank's {share} images, so the last part "
+            "would have another; set runtime.micro_batch to a divisor, or runtime.compile = false"
+        )
+    if device.type != "cpu":
+        return
+    steps = train.epochs * -(-images // train.batch_size)
+    if steps < _LEAST_COMPILED_STEPS:
+        raise ConfigError(
+            f"runtime.compile cannot pay: compiling takes minutes on a processor, and this run "
+            f"takes {steps} steps; set runtime.compile = false, or train for at least "
+            f"{_LEAST_COMPILED_STEPS} steps"
+        )
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError(
+            "runtime.compile needs a C++ compiler on a processor, and there is no g++ here (CXX "
+            "names another one); install one, or set runtime.compile = false"
+        )
 
 
 @torch.no_grad()

@@ -8,8 +8,10 @@ turns itself into torch's launcher here (docs/decisions/0005-processes-on-a-cpu.
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from lmcl.errors import ConfigError
@@ -18,6 +20,8 @@ from shards.processes import end_with_parent
 _PATIENCE_S = 3600
 """How long ranks that were asked to stop may take to end their step or their look and to write the
 checkpoint; torch's launcher kills them after 30 seconds."""
+_LAUNCHER = "lmcl.training.torch_launcher"
+_OTHER_ENGINES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """What the launcher passes on; it would die of SLURM's warning and leave its workers behind."""
 
@@ -40,8 +44,8 @@ def join_launcher(target: Sequence[str], arguments: Sequence[str]) -> None:
     """
     if not started_alone(os.environ):
         return
-    parent = Path(f"/proc/{os.getppid()}/cmdline")
-    words = parent.read_bytes().decode().split("\0") if parent.exists() else []
+    words = parents_command()
+    refuse_ignored(words, os.environ)
     sys.stdout.flush()
     launcher = launcher_command(words, os.environ)
     # Asked before it is replaced, as the system remembers: torch's launcher is to end with
@@ -70,8 +74,12 @@ def launcher_command(words: Sequence[str], environment: Mapping[str, str]) -> li
     Raises:
         ConfigError: If a number does not stand there, or the machines cannot share the processes.
     """
-    processes, machines = asked(words, "num_processes"), asked(words, "num_machines") or 1
-    rank = asked(words, "machine_rank") if machines > 1 else 0
+    settings = _config_file(words)
+    processes, machines = (
+        _asked_or_set(words, settings, "num_processes"),
+        _asked_or_set(words, settings, "num_machines") or 1,
+    )
+    rank = _asked_or_set(words, settings, "machine_rank") if machines > 1 else 0
     if processes is None or rank is None:
         missing = "--num_processes" if processes is None else "--machine_rank"
         example = (
@@ -89,14 +97,118 @@ def launcher_command(words: Sequence[str], environment: Mapping[str, str]) -> li
             f"accelerate launch was asked for {processes} processes on {machines} machines, which "
             "cannot share them evenly; --num_processes counts those of all machines"
         )
+    if machines == 1:
+        port = _asked_or_set(words, settings, "main_process_port") or 0
+        return ranks_command(processes, port=port)
     return [
-        *[sys.executable, "-m", "torch.distributed.run"],
+        *[sys.executable, "-m", _LAUNCHER],
         *["--nproc_per_node", str(processes // machines)],
         *["--nnodes", str(machines), "--node_rank", str(rank)],
         *["--signals_to_handle", _SIGNALS, "--shutdown_timeout", str(_PATIENCE_S)],
         *["--master_addr", environment["MASTER_ADDR"]],
         *["--master_port", environment["MASTER_PORT"]],
     ]
+
+
+def ranks_command(processes: int, *, port: int = 0) -> list[str]:
+    """Torch's launcher for so many processes of this machine.
+
+    Args:
+        processes: How many.
+        port: Where they meet; 0: one that is free, so that two runs on a machine do not collide.
+
+    Raises:
+        ConfigError: If another program has that port.
+    """
+    meet = ["--standalone"]
+    if port:
+        _check_free(port)
+        meet = ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    return [
+        *[sys.executable, "-m", _LAUNCHER, "--nproc_per_node", str(processes), *meet],
+        *["--signals_to_handle", _SIGNALS, "--shutdown_timeout", str(_PATIENCE_S)],
+    ]
+
+
+def start_ranks(processes: int, arguments: Sequence[str]) -> None:
+    """Replace this process by `processes` of `lmcl ARGUMENTS`; returns in one of these, or for one.
+
+    Args:
+        processes: How many, on this machine.
+        arguments: Of the command line, the program's name left out.
+    """
+    if processes < 2 or "RANK" in os.environ:
+        return
+    sys.stdout.flush()
+    os.execv(sys.executable, [*ranks_command(processes), "--module", "lmcl", *arguments])
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port}, by which the processes of a run find each other, is taken by "
+                f"another program ({error.strerror}); leave --main_process_port out and a free "
+                "one is taken, or name another"
+            ) from error
+
+
+def parents_command() -> list[str]:
+    """The command line of the process that started this one; empty where it cannot be read."""
+    try:
+        text = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return []
+    return text.split("\0")
+
+
+def refuse_ignored(words: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Contradict what a launcher was asked for and a run would pass over.
+
+    Args:
+        words: Command line of the parent, which may be a launcher.
+        environment: Holds what Accelerate's launcher was asked for, or what its file says.
+
+    Raises:
+        ConfigError: Names the option and the field that does it here.
+    """
+    steps = asked(words, "gradient_accumulation_steps") or 1
+    steps = max(steps, int(environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or 1))
+    if steps > 1:
+        raise ConfigError(
+            f"accelerate launch was asked for gradient_accumulation_steps = {steps}, which would "
+            "leave the contrastive term fewer images to compare; raise train.batch_size, and set "
+            "runtime.micro_batch to see that batch in parts with the exact gradient"
+        )
+    engines = [
+        name for name in _OTHER_ENGINES if environment.get(f"ACCELERATE_USE_{name}") == "true"
+    ]
+    if engines:
+        raise ConfigError(
+            f"accelerate launch was asked for {engines[0]}, which spreads a model over processes; "
+            "here every process holds the whole model: leave it out (accelerate config writes it "
+            "down), and save memory by runtime.micro_batch or runtime.gradient_checkpointing"
+        )
+
+
+def _config_file(words: Sequence[str]) -> Mapping[str, object]:
+    """What the file says that `accelerate config` wrote, where the launcher would read it."""
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    named = [after for word, after in pairwise(words) if word == "--config_file"]
+    path = named[0] if named else default_config_file
+    if not Path(path).is_file():
+        return {}
+    found: Mapping[str, object] = vars(load_config_from_file(path))
+    return found
+
+
+def _asked_or_set(words: Sequence[str], settings: Mapping[str, object], option: str) -> int | None:
+    found, value = asked(words, option), settings.get(option)
+    return found if found is not None else value if isinstance(value, int) else None
 
 
 def started_alone(environment: Mapping[str, str]) -> bool:

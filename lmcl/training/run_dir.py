@@ -5,14 +5,21 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from lmcl.config import Config, binding_differences, dump_config, load_run_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.training.checkpoint import list_checkpoints
 from lmcl.utils.files import write_atomic
-from shards.source_files import read_regular
+from shards.errors import ShardError
+from shards.source_files import read_regular, read_text
 
 logger = logging.getLogger(__name__)
+
+_OF_A_START = ("started", "device_name", "world_size", "threads", "git_commit", "git_dirty")
+"""What environment.json keeps of every start of a run."""
 
 
 class RunDir:
@@ -22,6 +29,7 @@ class RunDir:
         self.root = root
         self.config = root / "config.toml"
         self.log = root / "log.jsonl"
+        self.environment = root / "environment.json"
         self.checkpoints = root / "checkpoints"
         self.saliency = root / "saliency"
         self.predictions = root / "predictions"
@@ -73,6 +81,24 @@ class RunDir:
         except OSError as error:
             # The run ends as it was asked to; what started it may take that for a failure.
             logger.warning("%s: cannot be written: %s", self.interrupted, error)
+
+    def write_environment(self, found: Mapping[str, Any]) -> None:
+        """Write environment.json: this start, and under `starts` a line for each one so far."""
+        mine = {name: found[name] for name in _OF_A_START}
+        tree = {**found, "starts": [*self._starts(), mine]}
+        text = msgspec.json.format(msgspec.json.encode(tree), indent=2)
+        write_atomic(self.environment, text + b"\n")
+
+    def _starts(self) -> list[object]:
+        """Earlier starts; of a version that kept the last one only, that."""
+        try:
+            tree = msgspec.json.decode(read_text(self.environment, limit_bytes=1 << 20))
+        except (OSError, ShardError, msgspec.DecodeError):
+            return []
+        if not isinstance(tree, dict):
+            return []
+        starts = tree.get("starts")
+        return starts if isinstance(starts, list) else [{k: tree.get(k) for k in _OF_A_START}]
 
     def append_log(self, entry: Mapping[str, object]) -> None:
         """Add one line to the log."""

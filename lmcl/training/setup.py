@@ -2,13 +2,13 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
-import msgspec
 import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -23,8 +23,8 @@ from lmcl.config import (
     load_run_config,
     with_precision,
 )
-from lmcl.distributed import RankContext, make_rank_context
-from lmcl.errors import ConfigError
+from lmcl.distributed import RankContext, is_lost_peer, make_rank_context
+from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluation.calibrate import sample_ids
 from lmcl.evaluation.predict import CropLoader, CropSource, PixelSource
 from lmcl.features.build import FeatureCacheBuilder, check_cacheable
@@ -47,26 +47,28 @@ from lmcl.training.checkpoint import (
 )
 from lmcl.training.checks import (
     check_best,
+    check_compile,
     check_data,
     check_recipe,
     check_required,
     check_saliency,
     check_state,
     find_best,
+    warn_of_objective,
     warn_of_scores,
 )
 from lmcl.training.finish import Outcome, write_outcome
 from lmcl.training.grad_cache import GradCache, check_divisible
 from lmcl.training.init_from import start_from_model
+from lmcl.training.launcher import parents_command, refuse_ignored
 from lmcl.training.logger import CollapseWatch, MetricsLogger
 from lmcl.training.param_groups import freeze_backbone, parameter_groups
 from lmcl.training.rating_weights import rating_weights
 from lmcl.training.run_dir import RunDir
-from lmcl.training.signals import InterruptedRunError, StopSignal, stop_on_signals
+from lmcl.training.signals import InterruptedRunError, StopSignal, stop_on_signals, way_on
 from lmcl.training.student import make_student
-from lmcl.training.trainer import Trainer, training_crops
+from lmcl.training.trainer import Trainer, training_crops, uncompiled
 from lmcl.utils.environment import describe_environment, engines_line
-from lmcl.utils.files import write_atomic
 from lmcl.utils.kernels import LossPlan, announce, read_chip
 from lmcl.utils.trackers import Trackers
 from pipeline.backends.select import DecodeChoice
@@ -77,6 +79,7 @@ from shards.splits.split import Split, load_split
 
 logger = logging.getLogger(__name__)
 
+_HALVES: dict[str, Literal["bf16", "fp16"]] = {"bf16": "bf16", "fp16": "fp16"}
 _RANK_TIMEOUT = timedelta(hours=24)
 """How long ranks wait for one another: rank 0 alone builds the feature cache (`runtime.cells`).
 When a rank dies the launcher ends the others, however long they would wait."""
@@ -118,17 +121,56 @@ def fit_held(
     config: Config, output: Path, *, resume: str, progress: bool, stop: StopSignal
 ) -> Outcome:
     """`fit` for a caller that holds the run folder (`hold_run_folder`) and hears signals."""
+    config = follow_launcher(config, os.environ)
+    refuse_ignored(parents_command(), os.environ)
     try:
         trainer = prepare(config, output, resume=resume, progress=progress, stop=stop)
         try:
             trainer.train()
-            return write_outcome(trainer)
+            with uncompiled(config.runtime.compile):
+                return write_outcome(trainer)
         finally:
             trainer.close()
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        raise LmclError(
+            f"{output}: another process of this run ended, so this one cannot go on; what it said "
+            "stands above, and if it said nothing the system may have killed it for want of "
+            f"memory (`dmesg`). Checkpoints written so far stand, and {way_on()} goes on from the "
+            "newest"
+        ) from error
     except InterruptedRunError:
         # Any rank may be the only one that was signalled outside the steps.
         RunDir(output).mark_interrupted()
         raise
+
+
+def follow_launcher(config: Config, environment: Mapping[str, str]) -> Config:
+    """The configuration with the precision and the compiler that `accelerate launch` was asked for.
+
+    Raises:
+        ConfigError: If the configuration says otherwise, or there is nothing of the kind here.
+    """
+    asked_for = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    runtime = config.runtime
+    if asked_for not in ("no", "", runtime.precision):
+        name = _HALVES.get(asked_for)
+        if runtime.precision != "auto" or name is None:
+            raise ConfigError(
+                f"accelerate launch was asked for --mixed_precision {asked_for} (or its "
+                f"configuration file says so), and runtime.precision is {runtime.precision!r}; "
+                "leave that option out (--mixed_precision no), or set runtime.precision to the same"
+                + ("" if asked_for in ("bf16", "fp16") else ", which can be bf16 or fp16")
+            )
+        config = with_precision(config, name)
+    compiler = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if compiler not in ("no", "") and not (compiler == "inductor" and runtime.compile):
+        raise ConfigError(
+            f"accelerate launch was asked for --dynamo_backend {compiler}; here the student is "
+            "compiled by runtime.compile = true (inductor): set that, and leave the option out"
+        )
+    return config
 
 
 @contextmanager
@@ -199,6 +241,7 @@ def check_start(
     parameter_groups(student, config.train)
     check_saliency(student.encoder, config.saliency)
     _check_runtime(student, config)
+    check_compile(config, images=len(split.part("train")), world_size=world_size, device=device)
     choice = decode_choice(shard_set, config.runtime.decoding, device)
     check_required(config.runtime, choice, loss)
     weights = rating_weights(config.objective, shard_set, split)
@@ -208,6 +251,7 @@ def check_start(
         check_recipe(run_dir, choice)
         check_best(run_dir, state.best_epoch, resume, select=config.evaluation.select)
     rates, warnings = _look_at_rates(config, len(split.part("train")))
+    warnings += warn_of_objective(config.objective)
     warnings += warn_of_scores(shard_set, split, select=config.evaluation.select)
     return _CheckedStart(
         shard_set=shard_set,
@@ -230,7 +274,7 @@ def _look_at_rates(config: Config, images: int) -> tuple[str, list[str]]:
     return schedule_line(schedule, curve), schedule_warnings(schedule, curve, epochs=epochs)
 
 
-def plan(config: Config, output: Path, *, resume: str = "") -> str:
+def plan(config: Config, output: Path, *, resume: str = "", processes: int = 1) -> str:
     """What `fit` would do, in words, once everything it checks has been checked.
 
     The folder is held for the moment; nothing in it is written.
@@ -239,8 +283,10 @@ def plan(config: Config, output: Path, *, resume: str = "") -> str:
         ConfigError: As `fit`.
         LmclError: As `fit`.
     """
+    config = follow_launcher(config, os.environ)
+    refuse_ignored(parents_command(), os.environ)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = int(os.environ.get("WORLD_SIZE", processes))
     run_dir = RunDir(output)
     precision = _find_precision(config, run_dir, resume, device)
     config = with_precision(config, precision.name)
@@ -340,12 +386,24 @@ def _make_ranks(config: Config, *, progress: bool) -> tuple[Accelerator, RankCon
     """
     precision = config.runtime.precision
     check_network_precision(precision, has_gpu=torch.cuda.is_available())
-    accelerator = Accelerator(
-        # Without this a machine without a GPU is taken for a single process (decision 0005).
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="fp16" if precision == "fp16" else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_RANK_TIMEOUT)],
-    )
+    # What of these a run follows is in its configuration by now (`follow_launcher`).
+    os.environ.pop("ACCELERATE_DYNAMO_BACKEND", None)
+    try:
+        accelerator = Accelerator(
+            # Without this a machine without a GPU is taken for a single process (decision 0005).
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="fp16" if precision == "fp16" else "no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_RANK_TIMEOUT)],
+        )
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"port {os.environ.get('MASTER_PORT', '')}, by which the processes of a run find each "
+            "other, is taken by another program; on one machine use `lmcl train --processes N`, "
+            "`accelerate launch --main_process_port 0` or `torchrun --standalone`, which take a "
+            "free one"
+        ) from error
     runtime = config.runtime
     context = make_rank_context(
         accelerator,
@@ -418,7 +476,9 @@ def _apply_runtime(student: QualityModel, runtime: RuntimeConfig) -> None:
     if runtime.gradient_checkpointing:
         enable_gradient_checkpointing(student.encoder)
     if runtime.compile:
-        student.compile()
+        # One graph, for training steps: evaluation stays as it is (`uncompiled`), so nothing is
+        # compiled a second time for another shape.
+        student.compile(dynamic=False)
 
 
 def _make_data(
@@ -603,6 +663,14 @@ def _describe(trainer: Trainer, start: _CheckedStart, precision: PrecisionChoice
     warn_of_emulation(
         trainer.core, precision.dtype, device, size=crops.size, crops=views, learns=True
     )
+    if trainer.config.runtime.compile:
+        images = trainer.config.train.batch_size // trainer.context.world_size
+        logger.info(
+            "torch.compile: the student's training step, %d images x %d crops of %d px, before "
+            "the first step (minutes on a processor); teacher, saliency passes and evaluation "
+            "are not compiled",
+            *(trainer.config.runtime.micro_batch or images, views, crops.size),
+        )
     logger.info("%s", start.rates)
     for words in start.warnings:
         logger.warning("warning: %s", words)
@@ -614,5 +682,4 @@ def _describe(trainer: Trainer, start: _CheckedStart, precision: PrecisionChoice
         precision=precision.line,
         loss=str(loss or ""),
     )
-    text = msgspec.json.format(msgspec.json.encode(found), indent=2)
-    write_atomic(trainer.run_dir.root / "environment.json", text + b"\n")
+    trainer.run_dir.write_environment(found)

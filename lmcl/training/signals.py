@@ -26,15 +26,23 @@ class InterruptedRunError(LmclError):
         super().__init__(message, exit_code=130)
 
 
-_WAY_ON = "checkpoints written so far stand, and --resume auto goes on from the newest"
+WAY_ON = "LMCL_WAY_ON"
+"""Environment variable by which who starts runs (`lmcl sweep`) says how they are gone on with."""
+
+
+def way_on() -> str:
+    """What goes on with this run where it stopped: an option, or the command that started it."""
+    return os.environ.get(WAY_ON) or "--resume auto"
 
 
 class StopSignal:
     """Whether this process was asked to stop, and whether it answers at once."""
 
-    def __init__(self, way_on: str = _WAY_ON) -> None:
+    def __init__(self, kept: str = "") -> None:
         self.requested = False
-        self._way_on = way_on
+        self._way_on = (
+            kept or f"checkpoints written so far stand, and {way_on()} goes on from the newest"
+        )
         self._is_deferred = False
 
     @contextmanager
@@ -65,13 +73,13 @@ class StopSignal:
 
 
 @contextmanager
-def stop_on_signals(way_on: str = _WAY_ON) -> Iterator[StopSignal]:
+def stop_on_signals(kept: str = "") -> Iterator[StopSignal]:
     """Answer the signals of `SIGNALS` within, and give them back to their owners after.
 
     Args:
-        way_on: What was kept and how to go on, for the message.
+        kept: What was kept and how to go on, for the message; empty: a run's checkpoints.
     """
-    stop = StopSignal(way_on)
+    stop = StopSignal(kept)
     # `nohup` has a closed terminal ignored, and a shell Ctrl-C in its background jobs: so be it.
     heard = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
     try:

@@ -9,6 +9,8 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,7 +41,7 @@ from lmcl.training.checkpoint import (
 from lmcl.training.grad_cache import ForwardResult, GradCache
 from lmcl.training.logger import EpochEntry, MetricsLogger, StepEntry
 from lmcl.training.run_dir import RunDir
-from lmcl.training.signals import InterruptedRunError, StopSignal
+from lmcl.training.signals import InterruptedRunError, StopSignal, way_on
 from lmcl.utils.files import write_atomic
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, centre_boxes, frame_sizes
@@ -112,6 +114,17 @@ def training_crops(config: Config) -> CropConfig:
     if config.objective.hub == "random":
         return dataclasses.replace(crops, salient=False, random=crops.random + 1)
     return crops
+
+
+@contextmanager
+def uncompiled(is_compiled: bool) -> Iterator[None]:
+    """Run models as they are written within, whatever was compiled for training steps.
+
+    Args:
+        is_compiled: Whether anything was; asking torch imports its compiler, which takes seconds.
+    """
+    with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+        yield
 
 
 @dataclass(kw_only=True)
@@ -366,16 +379,17 @@ class Trainer:
         value = value_plcc = None
         why = ""
         if len(ids):
-            found = predict(
-                self.evaluated_model,
-                self.source,
-                ids,
-                crops=self.config.crops,
-                preprocessing=self.preprocessing,
-                context=self.context,
-                batch_size=self.config.evaluation.batch_size,
-                title=f"epoch {epoch + 1}: validation",
-            )
+            with uncompiled(self.config.runtime.compile):
+                found = predict(
+                    self.evaluated_model,
+                    self.source,
+                    ids,
+                    crops=self.config.crops,
+                    preprocessing=self.preprocessing,
+                    context=self.context,
+                    batch_size=self.config.evaluation.batch_size,
+                    title=f"epoch {epoch + 1}: validation",
+                )
             mos = self.shard_set.unit_mos()[found.ids]
             why = no_correlation(found.score, mos)
             if not why:
@@ -463,7 +477,7 @@ class Trainer:
         position = self.progress.position
         return InterruptedRunError(
             f"{self.run_dir.root}: stopped as asked at epoch {position.epoch + 1}, step "
-            f"{position.step}; the checkpoint is written, and --resume auto goes on from there"
+            f"{position.step}; the checkpoint is written, and {way_on()} goes on from there"
         )
 
     def _not_finite(self, batch: CropBatch, stats: StepStats) -> LmclError:

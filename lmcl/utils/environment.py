@@ -53,6 +53,7 @@ def describe_environment(
         "device_name": describe_device(device),
         "cores": os.cpu_count(),
         "world_size": world_size,
+        "threads": torch.get_num_threads(),
         "decode": decode,
         "decode_reason": decode_reason,
         "precision": precision,

@@ -348,7 +348,7 @@ def test_torchs_launcher_waits_for_a_checkpoint_longer_than_its_own_half_minute(
     words = ["train.py"]
     if way == "options":
         launcher = launcher_command(["--num_processes", "2"], ADDRESS)
-        words = [*launcher[launcher.index("torch.distributed.run") + 1 :], *words]
+        words = [*launcher[launcher.index("lmcl.training.torch_launcher") + 1 :], *words]
     else:
         for name, value in LAUNCHER_ENVIRONMENT.items():
             monkeypatch.setenv(name, value)
