@@ -37,6 +37,10 @@ class Record:
     """Processor time of all threads per image, where that has a meaning."""
     peak_bytes: int | None = None
     """Peak memory above the start of the case."""
+    crop_share: float | None = None
+    """Share of the images' crops that a scoring looked at."""
+    agreement: float | None = None
+    """SRCC of a scoring's order of the images with that of all crops in float32 by PyTorch."""
     commit: str = ""
     """Git commit, empty outside a checkout."""
     dirty: bool = False
@@ -61,6 +65,8 @@ def make_record(
     peak_bytes: int | None = None,
     device: str | None = None,
     engines: str = "",
+    crop_share: float | None = None,
+    agreement: float | None = None,
 ) -> Record:
     """Summarise the rounds of one case and stamp it with commit, device and versions."""
     commit, dirty = git_state()
@@ -75,6 +81,8 @@ def make_record(
         rounds=len(values),
         cpu_ms_per_image=cpu_ms_per_image,
         peak_bytes=peak_bytes,
+        crop_share=crop_share,
+        agreement=agreement,
         commit=commit,
         dirty=dirty,
         device=device or f"{os.cpu_count()} x {processor_name()}",

@@ -134,6 +134,17 @@ def manifest(**options: Any) -> None:
 @click.option("--rounds", default=5, show_default=True, help="Rounds; every case in each.")
 @click.option("--crops", default=10, show_default=True, help="Crops an image, in every case.")
 @click.option("--encoder", default="deit3_small_patch16_224", show_default=True, help="Model.")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="A real model with its own crops, in place of random weights: a folder, a run, starter, "
+    "hf://USER/NAME. Adaptive crops are measured too where it is calibrated for them.",
+)
+@click.option(
+    "--photos",
+    type=click.Path(path_type=Path),
+    help="Score the first images of this folder [made for it, 512 x 512].",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option(
     "--precision",
@@ -167,7 +178,11 @@ def manifest(**options: Any) -> None:
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Append records there.")
 def score(**options: Any) -> None:
-    """Score a folder of 512 x 512 JPEGs, and the bare model on the same number of crops."""
+    """Score a folder of 512 x 512 JPEGs, and the bare model on the same number of crops.
+
+    Engines, adaptive crops and int8 stand in one table, each with the SRCC of its order of the
+    images with that of PyTorch in float32.
+    """
     from lmcl.bench.score import run
 
     run(**options)
