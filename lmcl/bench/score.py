@@ -189,7 +189,7 @@ def pyiqa(python: Path, metric: str, folder: Path, crops: int) -> Spent:
     return Spent(wall_s=found["seconds"], cpu_s=found["cpu_seconds"])
 
 
-def _spent(case: Callable[[], None]) -> Spent:
+def _spent(case: Callable[[], object]) -> Spent:
     wall, cpu = timed(case)
     return Spent(wall_s=wall, cpu_s=cpu)
 
