@@ -54,6 +54,8 @@ class TorchEngine:
         # Channels-last changes which convolution is picked; it must be the same on every day.
         self.model = released.model.eval().requires_grad_(False).to(self.device)
         has_it = has_bfloat16(self.device)
+        if precision == "auto":
+            _tell_choice(self.device, has_it)
         if precision == "bfloat16" or (precision == "auto" and has_it):
             before_s = 0.0 if has_it else self._time_pass()
             self.precision = "bfloat16"
@@ -179,6 +181,15 @@ def cut_crops(
             for image, places in zip(images, boxes, strict=True)
             for y, x in places[:, :2].tolist()
         ]
+    )
+
+
+def _tell_choice(device: torch.device, has_it: bool) -> None:
+    logger.info(
+        "precision auto: the network computes in %s, as %s %s",
+        "bfloat16" if has_it else "float32",
+        device,
+        "multiplies in it" if has_it else "has no bfloat16 products",
     )
 
 

@@ -317,3 +317,18 @@ def test_a_part_is_named_by_part_and_the_old_spelling_is_understood(
     assert done.exit_code == 0, done.output
     assert f"{part}: SRCC" in done.output
     assert words in done.output
+
+
+def test_a_run_in_bf16_is_evaluated_in_it_and_what_emulation_costs_is_said(
+    run, tmp_path, monkeypatch, caplog
+) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    config = copied / "config.toml"
+    config.write_text(config.read_text().replace('precision = "no"', 'precision = "bf16"', 1))
+    monkeypatch.setattr("lmcl.models.precision.bfloat16_unit", lambda device: "")
+    caplog.set_level("INFO")
+    done = evaluate_run(copied, Asked(part="test"), batch_size=8, progress=False)
+    assert "networks bf16 (as asked)" in caplog.text
+    assert re.search(r"emulates it: one batch of 4 crops took \d+\.\d times", caplog.text)
+    assert done.evaluation.n > 0

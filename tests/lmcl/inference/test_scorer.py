@@ -367,10 +367,14 @@ def test_bfloat16_on_a_processor_without_it_is_said_with_what_it_costs(
     load(model_folder, device="cpu", precision="bfloat16")
     assert re.search(r"took \d+\.\d times as long as in float32", caplog.text)
     caplog.clear()
+    caplog.set_level("INFO")
     assert load(model_folder, device="cpu", precision="auto").precision == "float32"
+    assert "computes in float32, as cpu has no bfloat16 products" in caplog.text
+    caplog.clear()
     monkeypatch.setattr(torch_engine, "has_bfloat16", lambda device: True)
     assert load(model_folder, device="cpu", precision="auto").precision == "bfloat16"
-    assert not caplog.text
+    assert "computes in bfloat16, as cpu multiplies in it" in caplog.text
+    assert "took" not in caplog.text
 
 
 def test_files_that_cannot_be_scored_say_why(scorer, mixed, tmp_path) -> None:

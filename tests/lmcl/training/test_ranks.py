@@ -50,11 +50,15 @@ KINDS = {
         *("vit_pe_core_tiny_patch16_384", "vit_small_patch16_dinov3", "conv-vit"),
     )
 } | {
-    stem: ["encoder.name=hybrid", f"encoder.stem={stem}", "encoder.width=48", *more]
+    stem: [
+        *("encoder.name=hybrid", f"encoder.stem={stem}", "encoder.patch=32"),
+        *("encoder.width=48", "encoder.heads=3", "saliency.window=1"),
+        *more,
+    ]
     for stem, more in (
-        ("resnet10t", ["encoder.frozen=2", "saliency.window=1"]),
-        ("convnext_atto", ["saliency.window=1", "encoder.levels=['stages.0', 'stages.2']"]),
-        ("tf_efficientnet_lite0", ["saliency.window=1", "encoder.frozen=5"]),
+        ("resnet10t", ["encoder.frozen=2"]),
+        ("convnext_atto", ["encoder.levels=['stages.0', 'stages.2']"]),
+        ("tf_efficientnet_lite0", ["encoder.frozen=5"]),
     )
 }
 """One encoder of each kind, and what makes it small."""
