@@ -7,8 +7,9 @@
 # kernel names that nvJPEG, DALI's paste operator, the preprocessing kernel and the fused loss ran.
 # Needs what training needs and DALI; where they lack it is left out, and said.
 #
-# kernels  correctness of every configuration first, then compute-sanitizer, the targets, the loss's
-#          share of a training step, all baselines, a profile, other tiles, a CUDA graph, counters.
+# kernels  a warm compile, correctness of bf16 at D = 256 and 384, the targets at both, a profile, other
+#          tiles, all baselines, every size beside a bare product, the loss's share of a step, a CUDA
+#          graph, counters; then correctness of every type and width, and compute-sanitizer.
 #          Needs PyTorch >= 2.11, Triton >= 3.6, numpy, click, jaxtyping, tqdm (timm for the share).
 # loader   images per second by decoder (hardware, CUDA cores, CPU) beside webdataset with Pillow and
 #          beside DALI's reader; pixels and scores by decoder.        These three need DALI and
@@ -162,29 +163,31 @@ plain_step() {
 kernels() {
     local check=("$python" -W ignore scripts/gpu_check_kernels.py --book "$folder/kernels.jsonl")
     [ -n "$rehearse" ] && check+=(--rehearse)
-    local pids=() dtype one status=0
-    # The three element types at once, because compiling is what takes the time.
-    for dtype in bf16 fp16 fp32; do
-        begin correctness-$dtype 300 "${check[@]}" correctness-$dtype || status=1
-        # Unquoted: nothing where it was done before.
-        pids+=($pid)
-    done
-    for one in "${pids[@]}"; do
-        ended "$one" || status=1
-    done
-    if [ $status -ne 0 ]; then
-        echo "kernels: correctness failed or is not finished; no timing is taken before" | tee -a "$log"
-        return
+    local dtype
+    # Compiling is what takes the time; whatever fails here is met again, and judged, below.
+    step warm 100 "${check[@]}" warm
+    if step correctness-first 60 "${check[@]}" correctness-first; then timed "${check[@]}"
+    else
+        echo "kernels: correctness of bf16 failed or is not finished; nothing is timed before" | tee -a "$log"
     fi
+    # All timings are of bf16: another type that fails stops none of them.
+    for dtype in bf16 fp16 fp32; do
+        step correctness-$dtype 150 "${check[@]}" correctness-$dtype
+    done
     sanitized "${check[@]}"
-    step targets 90 "${check[@]}" targets
-    if "$python" -c 'import timm' 2>/dev/null; then step share 90 "${check[@]}" share
+}
+
+# What is most wanted first.
+timed() {
+    step targets 60 "$@" targets
+    step stages 40 "$@" stages
+    step sweep 90 "$@" sweep
+    step cases 120 "$@" cases
+    step ladder 40 "$@" ladder
+    if "$python" -c 'import timm' 2>/dev/null; then step share 60 "$@" share
     else echo "kernels/share: this machine lacks timm" | tee -a "$log"; fi
-    step stages 60 "${check[@]}" stages
-    step cases 240 "${check[@]}" cases
-    step sweep 120 "${check[@]}" sweep
-    step graph 60 "${check[@]}" graph
-    step counters 120 "${check[@]}" counters
+    step graph 30 "$@" graph
+    step counters 60 "$@" counters
 }
 
 sanitized() {

@@ -5,11 +5,13 @@ the script works, and its times mean nothing (they are marked so).
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import csv
 import dataclasses
 import functools
 import io
+import multiprocessing
 import shutil
 import statistics
 import subprocess
@@ -21,13 +23,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+import triton
 from gpu_check_book import Book, Figures, Task
 from torch import Tensor
 
 from kernels import LossOutput, manifold_contrastive_loss, tuning
 from kernels import triton_launch as launch
 from lmcl.bench import contrastive as bench
-from lmcl.bench.contrastive_cases import CASES, make_inputs, ours
+from lmcl.bench.contrastive_cases import CASES, SHARE_OF_PAIRS, make_inputs, ours
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -55,32 +58,39 @@ class Place:
     rows: tuple[int, ...]
     """Rows for correctness; the middle one is odd in every way."""
     widths: tuple[int, ...]
+    timed_widths: tuple[int, ...]
+    """Checked first, and timed: the study's width and that of a ViT-S."""
     target_rows: tuple[int, int]
     case_rows: tuple[int, ...]
+    ladder_rows: tuple[int, ...]
     rounds: int
 
 
 GPU = Place(
-    device="cuda", rows=(1280, 5003, 10240), widths=(128, 256, 384), target_rows=(20480, 81920),
-    case_rows=(5120, 10240, 20480), rounds=20,
+    device="cuda", rows=(1280, 5003, 10240), widths=(128, 256, 384), timed_widths=(256, 384),
+    target_rows=(20480, 81920), case_rows=(5120, 10240, 20480),
+    ladder_rows=(640, 1280, 2560, 5120, 10240, 40960, 81920), rounds=20,
 )  # fmt: skip
 REHEARSAL = Place(
-    device="cpu", rows=(37,), widths=(48,), target_rows=(40, 60), case_rows=(40,), rounds=1,
+    device="cpu", rows=(37,), widths=(48,), timed_widths=(256, 384), target_rows=(40, 60),
+    case_rows=(40,), ladder_rows=(40,), rounds=1,
 )  # fmt: skip
+
+
+def correctness_first(place: Place) -> Iterator[Task]:
+    """What every timing waits for: bfloat16 at the timed widths, small, odd, and every option."""
+    for width in place.timed_widths if place is GPU else place.widths:
+        for rows in place.rows[:2]:
+            yield from _correct(place, rows, width, "bf16")
 
 
 def correctness(place: Place, dtype: str) -> Iterator[Task]:
     """Each width, size and option against float64: values, gradients, bits, poisoned buffers."""
-    launch.empty = _poisoned
     for width in place.widths:
         if dtype == "fp32" and width > tuning.MAX_SINGLE_WIDTH:
             continue
         for rows in place.rows:
-            for name, options in OPTIONS.items():
-                yield (
-                    f"{dtype}-{rows}x{width}-{name}",
-                    functools.partial(_compare, place, rows, width, dtype, options),
-                )
+            yield from _correct(place, rows, width, dtype)
     if dtype == "fp32":
         return
     for name in (AUTOCAST, COMPILED):
@@ -89,6 +99,50 @@ def correctness(place: Place, dtype: str) -> Iterator[Task]:
             f"{dtype}-{rows}x{width}-{name}",
             functools.partial(_compare, place, rows, width, dtype, {}, called=name),
         )
+
+
+def _correct(place: Place, rows: int, width: int, dtype: str) -> Iterator[Task]:
+    launch.empty = _poisoned
+    for name, options in OPTIONS.items():
+        yield (
+            f"{dtype}-{rows}x{width}-{name}",
+            functools.partial(_compare, place, rows, width, dtype, options),
+        )
+
+
+def warm(place: Place) -> Iterator[Task]:
+    """Compile what the next steps launch, in 16 processes: sizes compile nothing of their own."""
+    yield "compile", functools.partial(_warm, place)
+
+
+def _warm(place: Place) -> Figures:
+    jobs = [
+        (place.device, width, name, "", None) for width in place.timed_widths for name in OPTIONS
+    ]
+    jobs += [
+        (place.device, width, "paper", field, tile)
+        for width in place.timed_widths
+        for field, tiles in TILES[width].items()
+        for tile in tiles
+    ]
+    # In rehearsal nothing is compiled: one job shows that the way to a process is open.
+    jobs = jobs if place is GPU else jobs[:1]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(16, len(jobs)), context) as pool:
+        failed = [answer for answer in pool.map(_compile, jobs) if answer]
+    # A tile that does not fit is the sweep's to report, not a reason to stop.
+    return {"jobs": len(jobs), "failed": failed}
+
+
+def _compile(job: tuple[str, int, str, str, tuning.Tile | None]) -> str:
+    device, width, name, field, tile = job
+    if tile is not None:
+        tuning.make_plan = functools.partial(_replan, tuning.make_plan, field, tile)
+    try:
+        _run(_ragged_batch(73, width, device), torch.bfloat16, "triton", OPTIONS[name])
+    except Exception as error:
+        return f"{width}-{name}-{tile}: {error}"[:300]
+    return ""
 
 
 def sanitized(place: Place) -> Iterator[Task]:
@@ -207,10 +261,26 @@ def _poisoned(*shape: int, **options: Any) -> Tensor:
 
 
 def targets(place: Place) -> Iterator[Task]:
-    """The fused loss alone at the two sizes of the targets, width 256, bf16."""
-    for rows in place.target_rows:
-        yield f"fused-{rows}", functools.partial(_timed, "fused", rows, place)
+    """The fused loss alone at the sizes and widths of the targets, bf16."""
+    for width in place.timed_widths:
+        for rows in place.target_rows:
+            yield f"fused-{rows}x{width}", functools.partial(_timed, "fused", rows, width, place)
     yield "matmul", functools.partial(_matmul, place)
+
+
+def ladder(place: Place) -> Iterator[Task]:
+    """Every size beside a bare product of as many operations: none may fall out."""
+    for width in place.timed_widths:
+        for rows in place.ladder_rows:
+            yield f"fused-{rows}x{width}", functools.partial(_beside_product, rows, width, place)
+
+
+def _beside_product(rows: int, width: int, place: Place) -> Figures:
+    line = _timed("fused", rows, width, place)
+    dtype = torch.bfloat16 if place.device == "cuda" else torch.float32
+    table = torch.randn(rows, width, device=place.device).to(dtype)
+    product_ms = bench.PRODUCTS["both"] * _on_its_own(lambda: table @ table.T, place)
+    return line | {"product_ms": product_ms, "times_product": line["both_ms"] / product_ms}
 
 
 def _matmul(place: Place) -> Figures:
@@ -222,54 +292,84 @@ def cases(place: Place) -> Iterator[Task]:
     """All ways of computing the loss, medians and peaks, the largest size first."""
     for rows in sorted(place.case_rows, reverse=True):
         for name in CASES:
-            yield f"{name}-{rows}", functools.partial(_timed, name, rows, place)
+            yield f"{name}-{rows}", functools.partial(_timed, name, rows, 256, place)
 
 
-def _timed(name: str, rows: int, place: Place) -> Figures:
-    line: Figures = {"case": name, "rows": rows, "rehearsal": place is REHEARSAL}
+def _timed(name: str, rows: int, width: int, place: Place) -> Figures:
+    line: Figures = {"case": name, "rows": rows, "width": width, "rehearsal": place is REHEARSAL}
     if place.device == "cuda":
-        figures = bench._measure_on_gpu(name, rows, 256, 10, torch.bfloat16, place.rounds)
+        figures = bench._measure_on_gpu(name, rows, width, 10, torch.bfloat16, place.rounds)
     elif "compiled" in name:
         return line | {"left_out": "compilers are not rehearsed"}
     else:
-        figures = _rehearsed(name, rows)
+        figures = _rehearsed(name, rows, width)
+    pairs = SHARE_OF_PAIRS.get(name, 1.0) * rows**2
     for phase in bench.PHASES:
         seconds = statistics.median(figures[phase])
         line[f"{phase}_ms"] = seconds * 1e3
-        line[f"{phase}_tflops"] = 2 * bench.PRODUCTS[phase] * rows**2 * 256 / seconds / 1e12
+        line[f"{phase}_tflops"] = 2 * bench.PRODUCTS[phase] * pairs * width / seconds / 1e12
+    line |= _made_with(width, place) if name == "fused" else {}
     return line | {"peak_bytes": figures["peak_bytes"][0]}
 
 
-def _rehearsed(name: str, rows: int) -> bench.Figures:
-    inputs = make_inputs(rows, 256, 10, dtype=torch.float32, device="cpu")
+def _made_with(width: int, place: Place) -> Figures:
+    """What a figure of the kernels depends on beside the code: tiles, compiler, driver."""
+    plan = tuning.make_plan(width, "bf16", launch.capability(torch.device(place.device)))
+    shapes = {
+        name: "x".join(str(size) for size in dataclasses.astuple(getattr(plan, name)))
+        for name in ("sums", "pairs")
+    }
+    return {"tile": shapes, "triton": triton.__version__, "driver": _driver()}
+
+
+@functools.cache
+def _driver() -> str:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ""
+    asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return done.stdout.strip().partition("\n")[0]
+
+
+def _rehearsed(name: str, rows: int, width: int) -> bench.Figures:
+    inputs = make_inputs(rows, width, 10, dtype=torch.float32, device="cpu")
     spans = bench._step(CASES[name](), *inputs)
     return {phase: [wall] for phase, (wall, _) in spans.items()} | {"peak_bytes": [1.0]}
 
 
+def _tile(rows: int, columns: int, warps: int, stages: int) -> tuning.Tile:
+    return tuning.Tile(rows=rows, columns=columns, warps=warps, stages=stages)
+
+
+TILES: dict[int, dict[str, list[tuning.Tile]]] = {
+    256: {
+        "sums": [_tile(128, 64, 8, 3), _tile(128, 128, 8, 2), _tile(64, 64, 4, 2)],
+        "pairs": [_tile(128, 64, 8, 3), _tile(128, 64, 8, 2), _tile(64, 64, 4, 2)],
+    },
+    384: {
+        "sums": [_tile(128, 64, 8, 2), _tile(128, 32, 8, 3), _tile(64, 64, 4, 2)],
+        "pairs": [_tile(128, 32, 8, 2), _tile(64, 32, 4, 2), _tile(64, 64, 8, 2)],
+    },
+}
+"""What the sweep tries: the shipped tiles first, then those that compile facts speak for."""
+
+
 def sweep(place: Place) -> Iterator[Task]:
     """Other tiles than the shipped ones, by the shipped sizes: is the table still right?"""
-    tile = tuning.Tile
-    sums = [
-        tile(rows=128, columns=128, warps=8, stages=2),
-        tile(rows=128, columns=64, warps=8, stages=3),
-        tile(rows=64, columns=64, warps=4, stages=2),
-    ]
-    pairs = [
-        tile(rows=128, columns=64, warps=8, stages=2),
-        tile(rows=64, columns=64, warps=4, stages=2),
-        tile(rows=64, columns=64, warps=8, stages=2),
-    ]
-    for field, tiles in (("sums", sums), ("pairs", pairs)):
-        for chosen in tiles[:1] if place is REHEARSAL else tiles:
-            shape = "x".join(str(size) for size in dataclasses.astuple(chosen))
-            yield f"{field}-{shape}", functools.partial(_with_tile, field, chosen, place)
+    for width in place.timed_widths:
+        for field, tiles in TILES[width].items():
+            for chosen in tiles[:1] if place is REHEARSAL else tiles:
+                shape = "x".join(str(size) for size in dataclasses.astuple(chosen))
+                task = functools.partial(_with_tile, field, chosen, width, place)
+                yield f"{field}-{width}-{shape}", task
 
 
-def _with_tile(field: str, chosen: tuning.Tile, place: Place) -> Figures:
+def _with_tile(field: str, chosen: tuning.Tile, width: int, place: Place) -> Figures:
     make_plan = tuning.make_plan
     tuning.make_plan = functools.partial(_replan, make_plan, field, chosen)
     try:
-        return {"kernel": field} | _timed("fused", place.case_rows[-1], place)
+        return {"kernel": field} | _timed("fused", place.case_rows[-1], width, place)
     finally:
         tuning.make_plan = make_plan
 
@@ -392,14 +492,15 @@ def _on_its_own(work: Callable[[], object], place: Place) -> float:
 
 def stages(place: Place) -> Iterator[Task]:
     """Where the fused loss spends its time: milliseconds of each kernel, by torch's profiler."""
-    for rows in place.target_rows:
-        yield f"fused-{rows}", functools.partial(_stages, rows, place)
+    for width in place.timed_widths:
+        for rows in place.target_rows:
+            yield f"fused-{rows}x{width}", functools.partial(_stages, rows, width, place)
 
 
-def _stages(rows: int, place: Place) -> Figures:
+def _stages(rows: int, width: int, place: Place) -> Figures:
     on_gpu = place.device == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    inputs = make_inputs(rows, 256, 10, dtype=dtype, device=place.device)
+    inputs = make_inputs(rows, width, 10, dtype=dtype, device=place.device)
     loss = ours("triton")
     activity = torch.profiler.ProfilerActivity
     kinds = [activity.CPU, *([activity.CUDA] if on_gpu else [])]
@@ -416,11 +517,13 @@ def _stages(rows: int, place: Place) -> Figures:
     longest = dict(sorted(spent.items(), key=lambda item: -item[1])[:16])
     products = {"log_sums": 1, "pair_gradient": 2}
     rates = {
-        name: 2 * count * rows**2 * 256 / (longest[name] / 1e3) / 1e12
+        name: 2 * count * rows**2 * width / (longest[name] / 1e3) / 1e12
         for name, count in products.items()
         if longest.get(name)
     }
-    return {"rows": rows, "ms": longest, "tflops": rates, "rehearsal": not on_gpu}
+    return {
+        "rows": rows, "width": width, "ms": longest, "tflops": rates, "rehearsal": not on_gpu,
+    } | _made_with(width, place)  # fmt: skip
 
 
 NCU_METRICS = (
@@ -489,9 +592,12 @@ def main() -> None:
     parser.add_argument("--book", type=Path, required=True, help="File of results.")
     parser.add_argument("--rehearse", action="store_true")
     steps: dict[str, Callable[[Place], Iterator[Task]]] = {
+        "warm": warm,
+        "correctness-first": correctness_first,
         **{f"correctness-{dtype}": functools.partial(correctness, dtype=dtype) for dtype in DTYPES},
         "sanitized": sanitized,
         "targets": targets,
+        "ladder": ladder,
         "share": share,
         "cases": cases,
         "stages": stages,

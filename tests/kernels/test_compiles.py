@@ -72,6 +72,22 @@ def test_the_other_element_types_and_widths_likewise(
         assert faults(facts) == [], facts
 
 
+SERIALISED = {
+    ("mean_columns", 512), ("mean_columns", 768), ("pair_gradient", 768),
+    ("pair_gradient-online", 768),
+}  # fmt: skip
+"""Heavy kernels of sm_90 that wait for each product: no tile was found that does not (0109)."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_on_hopper_every_other_width_waits_for_few_products(tmp_path: Path) -> None:
+    widths = ("64", "128", "192", "320", "512", "768")
+    heavy = ("log_sums", "log_sums-online", "mean_columns", "pair_gradient", "pair_gradient-online")
+    lines = compile_all(tmp_path, "--capability", "90", "--width", *widths, "--variant", *heavy)
+    assert {(facts["variant"], facts["width"]) for facts in lines if faults(facts)} == SERIALISED
+
+
 def test_the_miscompile_pattern_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "transposed.py").write_text(
         "import triton, triton.language as tl\n"

@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 STEPS = {
-    "correctness-bf16", "correctness-fp16", "correctness-fp32", "sanitized", "targets", "share",
-    "stages", "cases", "sweep", "graph", "counters",
+    "warm", "correctness-first", "correctness-bf16", "correctness-fp16", "correctness-fp32",
+    "sanitized", "targets", "share", "stages", "cases", "sweep", "ladder", "graph", "counters",
 }  # fmt: skip
 
 
@@ -323,15 +323,17 @@ def test_the_engines_are_rehearsed_first_and_a_loss_of_plain_products_stops_ever
 STAND_IN = """#!/bin/bash
 case "$*" in
     *gpu_check_engines*) {engines} ;;
-    *scripts/gpu_check_kernels*) touch {folder}/timed; exit 0 ;;
+    {wrong}) exit 1 ;;
+    *scripts/gpu_check_kernels*)
+        echo "${{!#}}" >>{folder}/steps; touch {folder}/timed; exit 0 ;;
 esac
 """
 
 
-def stand_in(folder: Path, engines: str) -> str:
+def stand_in(folder: Path, engines: str, wrong: str = "no step") -> str:
     """An interpreter that has everything, and whose check of the engines is `engines`."""
     path = folder / "python"
-    path.write_text(STAND_IN.format(engines=engines, folder=folder))
+    path.write_text(STAND_IN.format(engines=engines, folder=folder, wrong=f'*"{wrong}"'))
     path.chmod(0o755)
     return str(path)
 
@@ -343,6 +345,26 @@ def test_no_timing_is_taken_while_an_engine_does_not_run(tmp_path: Path) -> None
     assert "engines: nvJPEG did not run" in done.stdout
     assert "wrong: kernels/engines" in done.stdout
     assert not (tmp_path / "timed").exists()
+
+
+TIMED = ["targets", "stages", "sweep", "cases", "ladder", "share", "graph", "counters"]
+LATER = ["correctness-bf16", "correctness-fp16", "correctness-fp32"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "steps"),
+    [
+        ("no step", ["warm", "correctness-first", *TIMED, *LATER]),
+        ("correctness-first", ["warm", *LATER]),
+        ("correctness-fp16", ["warm", "correctness-first", *TIMED, LATER[0], LATER[2]]),
+    ],
+)
+def test_bf16_is_measured_first_and_a_failed_type_stops_its_own_timings_only(
+    wrong: str, steps: list[str], tmp_path: Path
+) -> None:
+    python = stand_in(tmp_path, "exit 0", wrong)
+    check(tmp_path / "out", "kernels", PYTHON=python)
+    assert [s for s in (tmp_path / "steps").read_text().split() if s != "sanitized"] == steps
 
 
 def test_the_engines_are_checked_once_per_folder(tmp_path: Path) -> None:
@@ -452,8 +474,8 @@ def test_the_summary_judges_by_the_targets(
 ) -> None:  # fmt: skip
     summary = module("gpu_check_summary", monkeypatch)
     line = {
-        "step": "targets", "key": "fused-20480", "forward_tflops": 410.0, "backward_tflops": 440.0,
-        "both_ms": milliseconds, "peak_bytes": 1e8,
+        "step": "targets", "key": "fused-20480x256", "forward_tflops": 410.0,
+        "backward_tflops": 440.0, "both_ms": milliseconds, "peak_bytes": 1e8,
     }  # fmt: skip
     assert not summary["report"]("kernels", [line], rehearsed=False)
     printed = capsys.readouterr().out
