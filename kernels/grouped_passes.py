@@ -15,7 +15,7 @@ from kernels import grouped_chunked, validation
 from kernels.chunked_backend import working_dtype
 from kernels.distributed import GatherWithGradient, ask_layouts, gather_rows
 from kernels.pairs import Pairs, Side, find_pairs, make_side
-from kernels.precision import LossPlan, announce, float32_products, plan_for_rows
+from kernels.precision import LossPlan, announce, plan_for_rows, surroundings
 from kernels.reference import logsumexp
 from kernels.types import divide_by_length, dtype_of_products
 
@@ -143,7 +143,7 @@ def run(
     tau = temperature
     if not isinstance(tau, Tensor):
         tau = torch.tensor(tau, dtype=torch.float64)
-    with torch.autocast(q.device.type, enabled=False), float32_products(setting.plan.precision):
+    with surroundings(q.device, setting.plan.precision):
         if setting.plan.backend == "dense":
             return _dense(q, k, tau, comparison)
         rows, columns = _GroupedLogSumExp.apply(q, q if k is None else k, tau, comparison, setting)
@@ -182,10 +182,7 @@ class _GroupedLogSumExp(torch.autograd.Function):
             k_stats = q_stats
         elif comparison.is_two_sided:
             k_stats = _upstream(columns, d_columns, comparison.k_side)
-        with (
-            torch.autocast(q.device.type, enabled=False),
-            float32_products(ctx.setting.plan.precision),
-        ):
+        with surroundings(q.device, ctx.setting.plan.precision):
             d_q, d_k = backend.gradient(
                 q_stats, k_stats, wants_q=wants_q or wants_tau,
                 wants_k=wants_k and not comparison.is_mirrored,

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -205,6 +205,21 @@ def float32_products(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def surroundings(device: torch.device, precision: str) -> Iterator[None]:
+    """The rows' GPU is the current one, and products are what `precision` says.
+
+    Triton launches on the current device, whatever device its arguments are on; autocast would
+    round the products inside.
+    """
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(float32_products(precision))
+        yield
 
 
 def _read_process(device: torch.device) -> tuple[Chip, str]:

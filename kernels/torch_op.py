@@ -8,8 +8,6 @@ fields of `LossInputs` are laid flat on one side of it and put together again on
 """
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from kernels import chunked_backend
 from kernels.distributed import is_distributed
-from kernels.precision import DTYPES, float32_products
+from kernels.precision import DTYPES, surroundings
 from kernels.types import Forward, LossInputs, LossOptions
 
 _OPTIONS = (
@@ -82,7 +80,7 @@ def _forward_inputs(arguments: tuple[Any, ...]) -> tuple[LossInputs, bool]:
 
 def _forward(*arguments: Any) -> Forward:
     inputs, with_gradient = _forward_inputs(arguments)
-    with _surroundings(inputs):
+    with surroundings(inputs.rows.device, inputs.options.precision):
         return _backend(inputs).forward(inputs, with_gradient=with_gradient)  # type: ignore[no-any-return]
 
 
@@ -91,24 +89,8 @@ def _backward(d_loss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs = _unflatten(tables, None, rest[_SAVED_COUNT:])
     empty = inputs.rows.new_empty(0)
     saved = Forward(empty, empty, *rest[:_SAVED_COUNT])
-    with _surroundings(inputs):
+    with surroundings(inputs.rows.device, inputs.options.precision):
         return _backend(inputs).backward(d_loss, inputs, saved)  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _surroundings(inputs: LossInputs) -> Iterator[None]:
-    """The rows' GPU is the current one, and products are what `precision` says.
-
-    Triton launches on the current device, whatever device its arguments are on; autocast would
-    round the products inside.
-    """
-    device = inputs.rows.device
-    with ExitStack() as stack:
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(float32_products(inputs.options.precision))
-        yield
 
 
 def _backend(inputs: LossInputs) -> Any:

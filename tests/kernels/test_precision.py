@@ -1,12 +1,14 @@
 """What the loss computes in: right values by rule, and a sentence for what cannot be had."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 import kernels
-from kernels import precision
+from kernels import grouped_passes, precision, torch_op
 from kernels.precision import Chip, LossPlan, plan_loss
 
 A100, H100, B200 = (Chip(kind="cuda", capability=capability) for capability in (80, 90, 100))
@@ -208,3 +210,50 @@ def test_products_are_put_back_to_what_the_process_had() -> None:
     with precision.float32_products("tf32"):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_rows_gpu_is_the_current_one_whatever_is_current_outside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered = []
+
+    class Guard:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            entered.append(("in", self.device))
+
+        def __exit__(self, *_: object) -> None:
+            entered.append(("out", self.device))
+
+    # There is no GPU here, so the guard itself is torch's to prove.
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    second = torch.device("cuda", 1)
+    with precision.surroundings(second, "tf32"):
+        assert entered == [("in", second)]
+        assert torch.get_float32_matmul_precision() == "high"
+        assert not torch.is_autocast_enabled("cuda")
+    assert entered == [("in", second), ("out", second)]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_every_road_to_a_kernel_goes_through_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered = []
+
+    @contextmanager
+    def watched(device: torch.device, precision: str) -> Iterator[None]:
+        entered.append((device.type, precision))
+        yield
+
+    for module in (torch_op, grouped_passes):
+        monkeypatch.setattr(module, "surroundings", watched)
+    rows = torch.eye(4, 8).requires_grad_()
+    group = torch.tensor([0, 0, 1, 1])
+    for call in (
+        lambda: kernels.manifold_contrastive_loss(rows, rows[::2], group, temperature=0.1).loss,
+        lambda: kernels.grouped_logsumexp(rows, temperature=0.1, reduction="sum"),
+    ):
+        entered.clear()
+        call().backward()
+        assert entered == [("cpu", "fp32"), ("cpu", "fp32")]

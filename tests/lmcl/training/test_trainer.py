@@ -516,7 +516,10 @@ def test_a_step_waits_for_the_device_once_in_its_statistics(
     trainer.refresh_salient_boxes(0)
     trainer.student.train()
     batches = trainer.loader.epoch(0, saliency=trainer.progress.saliency)
-    trainer.step(next(batches))  # the first one checks values, which waits
+    with HostWaits() as first:
+        trainer.step(next(batches))
+    # Values are checked in the first step, which waits for them, and in no other.
+    assert any(wait.startswith("check_") for wait in first.found)
     trainer.progress.position = Position(epoch=0, step=1)
     batch = next(batches)
     with HostWaits() as waits:
