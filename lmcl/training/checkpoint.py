@@ -65,12 +65,23 @@ class State:
     """Steps in a row, up to here, whose crops of one image looked alike."""
 
 
-def write_checkpoint(folder: Path, state: State, *, keep_last: int) -> Path:
-    """Write `state` under its position's name and drop all but the newest `keep_last`."""
+def write_checkpoint(
+    folder: Path, state: State, *, keep_last: int, keep: Position | None = None
+) -> Path:
+    """Write `state` under its position's name and drop all but the newest `keep_last`.
+
+    Args:
+        folder: Of the run's checkpoints.
+        state: Of the run.
+        keep_last: How many stay.
+        keep: One more that stays: where `wsd` begins to fall, and the run can be made longer.
+    """
     at = state.position
     path = folder / f"epoch-{at.epoch:04d}-step-{at.step:06d}.pt"
     save_tensors(path, {**vars(state), "position": [at.epoch, at.step]})
     for old in list_checkpoints(folder)[keep_last:]:
+        if keep is not None and _position_of(old) == (keep.epoch, keep.step):
+            continue
         old.unlink()
         digest_path(old).unlink(missing_ok=True)
     return path
@@ -125,13 +136,19 @@ def best_path(folder: Path, epoch: int) -> Path:
     return folder / best_name(epoch)
 
 
-def save_best(path: Path, weights: dict[str, Any], *, keep_last: int) -> None:
+def save_best(
+    path: Path, weights: dict[str, Any], *, keep_last: int, before: int | None = None
+) -> None:
     """Write the weights of the best epoch so far and drop all but the latest `keep_last`.
 
-    An older checkpoint, should the run fall back to it, names an older best: as many are kept.
+    An older checkpoint, should the run fall back to it, names an older best: as many are kept, and
+    the last one of the epochs below `before`, for the checkpoint that is kept there.
     """
     save_tensors(path, {"model": weights})
+    earlier = [old for old in list_bests(path.parent) if before and old.name < best_name(before)]
     for old in list_bests(path.parent)[keep_last:]:
+        if earlier[:1] == [old]:
+            continue
         old.unlink()
         digest_path(old).unlink(missing_ok=True)
 

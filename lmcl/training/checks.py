@@ -1,5 +1,6 @@
 """Checks before the first step: what a start refuses and `--dry-run` refuses too."""
 
+import logging
 import os
 import shutil
 import tomllib
@@ -18,11 +19,19 @@ from lmcl.config import (
     parse_run_config,
 )
 from lmcl.errors import ConfigError, LmclError
+from lmcl.method.lr_schedule import same_until
 from lmcl.method.objective import ObjectiveConfig
 from lmcl.models.encoder import Encoder
 from lmcl.models.saliency import SaliencyConfig, best_window
-from lmcl.training.checkpoint import State, best_path, load_tensors
-from lmcl.training.run_dir import RunDir
+from lmcl.training.checkpoint import (
+    State,
+    best_path,
+    list_checkpoints,
+    load_tensors,
+    read_checkpoint,
+    read_newest,
+)
+from lmcl.training.run_dir import LENGTH, RunDir
 from lmcl.utils.kernels import LossPlan
 from pipeline.backends.select import DecodeChoice
 from pipeline.decode_config import same_pixels
@@ -30,6 +39,8 @@ from shards.errors import ShardError
 from shards.read import ShardSet
 from shards.source_files import read_text
 from shards.splits.split import Split
+
+logger = logging.getLogger(__name__)
 
 _LEAST_COMPILED_STEPS = 100
 """On a processor; four steps were seen to take two minutes, nearly all of it compiling."""
@@ -220,6 +231,9 @@ def check_state(state: State, config: Config, split: Split) -> None:
     """
     theirs = parse_run_config(tomllib.loads(state.config), where="the checkpoint's configuration")
     changed = binding_differences(config, theirs)
+    if resized := [line for line in changed if line.startswith(LENGTH)]:
+        _check_length(state, config, theirs.train.epochs, images=len(split.part("train")))
+        changed.remove(resized[0])
     if changed:
         raise ConfigError(
             f"the checkpoint is of another configuration (asked / found there): "
@@ -234,6 +248,74 @@ def check_state(state: State, config: Config, split: Split) -> None:
             "trained on, or start a new run in another --output",
             exit_code=5,
         )
+
+
+def _check_length(state: State, config: Config, before: int, *, images: int) -> None:
+    """Refuse another length where the steps so far would have been others with it.
+
+    Raises:
+        ConfigError: With exit code 5; names what can be done.
+    """
+    epochs, at = config.train.epochs, state.position
+    if at.epoch > epochs:
+        raise ConfigError(
+            f"train.epochs = {epochs}, and the run has {at.epoch} epochs behind it; ask for more, "
+            "or go on from an earlier checkpoint by its path",
+            exit_code=5,
+        )
+    if not is_exact(state, config, before, images=images):
+        raise ConfigError(
+            f"the run was begun with train.epochs = {before}, and with {epochs} its learning "
+            f"rates so far would have been others (schedule.shape = {config.schedule.shape!r}); "
+            "begin a new run with this one's weights by train.start_from = <run>/model, and with "
+            "schedule.shape = 'wsd' if it may be made longer: that keeps its checkpoint from "
+            "before the rate falls",
+            exit_code=5,
+        )
+
+
+def is_exact(state: State, config: Config, before: int, *, images: int) -> bool:
+    """Whether a checkpoint of a run of `before` epochs is one of the configuration's run as well.
+
+    Args:
+        state: The checkpoint.
+        config: With another length.
+        before: Epochs of the run that wrote it.
+        images: Of the train part.
+    """
+    at, steps = state.position, -(-images // config.train.batch_size)
+    done = at.epoch + at.step / steps
+    return same_until(config.schedule, done, epochs=config.train.epochs, before=before)
+
+
+def newest_state(run_dir: RunDir, config: Config, *, images: int) -> State | None:
+    """The newest whole checkpoint; of another length, the newest that a run of this one has too.
+
+    `wsd` keeps the checkpoint at the end of its stable phase for that. Where there is none the
+    newest is given, and `check_state` refuses it.
+    """
+    newest = read_newest(run_dir.checkpoints)
+    if newest is None:
+        return None
+    asked = parse_run_config(tomllib.loads(newest.config), where="the checkpoint").train.epochs
+    if asked >= config.train.epochs:
+        return newest  # nothing that was learned is taken back unasked
+    for path in [None, *list_checkpoints(run_dir.checkpoints)]:
+        try:
+            state = read_checkpoint(path) if path else newest
+        except LmclError:
+            continue  # damaged: said by `read_newest` if it is the newest
+        theirs = parse_run_config(tomllib.loads(state.config), where="the checkpoint")
+        before, epochs = theirs.train.epochs, config.train.epochs
+        if before == epochs:
+            return state
+        if state.position.epoch <= epochs and is_exact(state, config, before, images=images):
+            logger.info(
+                "the run of %d epochs is made %d long; it goes on from epoch %d, which both have",
+                *(before, epochs, state.position.epoch + 1),
+            )
+            return state
+    return newest
 
 
 def check_recipe(run_dir: RunDir, choice: DecodeChoice) -> None:

@@ -18,6 +18,8 @@ from shards.source_files import read_regular, read_text
 
 logger = logging.getLogger(__name__)
 
+LENGTH = "train.epochs:"
+"""The difference between two configurations that a run may be made longer by."""
 _OF_A_START = ("started", "device_name", "world_size", "threads", "git_commit", "git_dirty")
 """What environment.json keeps of every start of a run."""
 
@@ -52,7 +54,7 @@ class RunDir:
         """
         if self.has_begun:
             if self.config.exists():
-                self._check_same(config)
+                self._check_same(config, resume=resume)
             if not resume:
                 raise LmclError(
                     f"{self.root}: already holds a run of this configuration; go on with it by "
@@ -125,9 +127,12 @@ class RunDir:
             )
         write_atomic(self.log, b"".join(kept))
 
-    def _check_same(self, config: Config) -> None:
+    def _check_same(self, config: Config, *, resume: bool) -> None:
         theirs = load_run_config(self.config)
         changed = binding_differences(config, theirs)
+        if resume:
+            # Its length may change where the checkpoint allows it (`checks.check_state`).
+            changed = [line for line in changed if not line.startswith(LENGTH)]
         if changed:
             raise ConfigError(
                 f"{self.root}: holds a run of another configuration (asked / found there): "

@@ -42,7 +42,6 @@ from lmcl.training.checkpoint import (
     best_path,
     load_tensors,
     read_checkpoint,
-    read_newest,
     save_tensors,
 )
 from lmcl.training.checks import (
@@ -54,6 +53,7 @@ from lmcl.training.checks import (
     check_saliency,
     check_state,
     find_best,
+    newest_state,
     warn_of_objective,
     warn_of_scores,
 )
@@ -245,7 +245,7 @@ def check_start(
     choice = decode_choice(shard_set, config.runtime.decoding, device)
     check_required(config.runtime, choice, loss)
     weights = rating_weights(config.objective, shard_set, split)
-    state = _state_to_resume(run_dir, resume)
+    state = _state_to_resume(run_dir, resume, config, images=len(split.part("train")))
     if state is not None:
         check_state(state, config, split)
         check_recipe(run_dir, choice)
@@ -639,11 +639,11 @@ def _resume(trainer: Trainer, state: State | None, resume: str) -> None:
         trainer.run_dir.rewind_log(epoch=0, step=0)
 
 
-def _state_to_resume(run_dir: RunDir, resume: str) -> State | None:
+def _state_to_resume(run_dir: RunDir, resume: str, config: Config, *, images: int) -> State | None:
     if not resume:
         return None
     if resume == "auto":
-        return read_newest(run_dir.checkpoints)
+        return newest_state(run_dir, config, images=images)
     return read_checkpoint(Path(resume))
 
 

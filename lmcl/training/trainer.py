@@ -24,7 +24,7 @@ from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
 from lmcl.evaluation.metrics import no_correlation, plcc, srcc
 from lmcl.evaluation.predict import CropLoader, CropSource, compute_saliency, predict
-from lmcl.method.lr_schedule import learning_rate
+from lmcl.method.lr_schedule import learning_rate, stable_epochs
 from lmcl.method.objective import Terms, crop_errors, objective
 from lmcl.method.teacher import Teacher
 from lmcl.models.preprocess import Preprocessing
@@ -169,6 +169,14 @@ class Trainer:
     def steps_done(self) -> int:
         """Optimiser steps behind the run's position."""
         return self.progress.position.epoch * self.loader.steps + self.progress.position.step
+
+    @property
+    def stable_epochs(self) -> int | None:
+        """Epochs before the rate falls for good, where the schedule has such a phase."""
+        schedule = self.config.schedule
+        return (
+            stable_epochs(schedule, self.config.train.epochs) if schedule.shape == "wsd" else None
+        )
 
     @property
     def evaluated_model(self) -> QualityModel:
@@ -430,7 +438,10 @@ class Trainer:
                 collapsed_steps=self.metrics_logger.watch.streak,
             )
             write_checkpoint(
-                self.run_dir.checkpoints, state, keep_last=self.config.runtime.keep_last
+                self.run_dir.checkpoints,
+                state,
+                keep_last=self.config.runtime.keep_last,
+                keep=Position(epoch=stable, step=0) if (stable := self.stable_epochs) else None,
             )
         self.accelerator.wait_for_everyone()
 
@@ -458,7 +469,8 @@ class Trainer:
         if self.context.is_main:
             weights = self.evaluated_model.state_dict()
             path = best_path(self.run_dir.checkpoints, self.progress.best_epoch)
-            save_best(path, weights, keep_last=self.config.runtime.keep_last)
+            keep_last = self.config.runtime.keep_last
+            save_best(path, weights, keep_last=keep_last, before=self.stable_epochs)
 
     def _checkpoint_within_epoch(self, batch: CropBatch, out: StepOutput) -> None:
         """Write a checkpoint if one is due after this step, or the run was asked to stop."""

@@ -187,8 +187,8 @@ def test_the_released_model_scores_as_the_run_did(finished: Path, demo_set: Path
 
 
 def test_a_folder_of_another_configuration_is_refused(finished: Path, tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r"train\.epochs: 5 / 2") as error:
-        fit(tiny("train.epochs=5"), finished, resume="auto", progress=False)
+    with pytest.raises(ConfigError, match=r"train\.batch_size: 8 / 12") as error:
+        fit(tiny("train.batch_size=8"), finished, resume="auto", progress=False)
     assert error.value.exit_code == 5
 
 
