@@ -154,7 +154,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "HEAD":
             self._answer(200, ETag=etag, X_Repo_Commit=commit, X_Linked_Size=str(size))
             return
-        self._answer(200, self.server.spoil(self.command, file, data), ETag=etag)
+        sent = self.server.spoil(self.command, file, data)
+        # Clients of earlier versions go on where a download broke off.
+        begin = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+        span = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+        self._answer(206 if begin else 200, sent[begin:], ETag=etag, Content_Range=span)
 
     def _api(self, there: Repository, name: str, action: str, revision: str, body: bytes) -> None:
         commit = there.find(revision)
