@@ -5,8 +5,10 @@ a hybrid's stem. What is above it (a hybrid's blocks, the panel, the head) has t
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import nn
 
 from lmcl.config import TrainConfig
@@ -70,6 +72,19 @@ def parameter_groups(student: QualityModel, train: TrainConfig) -> list[dict[str
             key = (name.startswith(_STEM), scale, _is_spared(name, parameter))
             groups.setdefault(key, []).append(parameter)
     return list(_as_torch_wants(groups, train))
+
+
+def without_unused(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state without parameters that never got a gradient, where there are fewer now.
+
+    Earlier versions gave poolings that take no part to the optimiser, which has no state of them.
+    """
+    groups = []
+    for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False):
+        used = [number for number in saved["params"] if number in state["state"]]
+        is_older = len(used) == len(own["params"]) < len(saved["params"])
+        groups.append({**saved, "params": used} if is_older else saved)
+    return {**state, "param_groups": groups}
 
 
 def _share(name: str, train: TrainConfig, *, layers: int) -> float:

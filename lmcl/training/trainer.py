@@ -40,6 +40,7 @@ from lmcl.training.checkpoint import (
 )
 from lmcl.training.grad_cache import ForwardResult, GradCache
 from lmcl.training.logger import EpochEntry, MetricsLogger, StepEntry
+from lmcl.training.param_groups import without_unused
 from lmcl.training.run_dir import RunDir
 from lmcl.training.signals import InterruptedRunError, StopSignal, way_on
 from lmcl.utils.files import write_atomic
@@ -449,7 +450,7 @@ class Trainer:
         """Put the run where the checkpoint was taken."""
         self.core.load_state_dict(state.student)
         self.teacher.model.load_state_dict(state.teacher)
-        self.optimizer.load_state_dict(state.optimizer)
+        self.optimizer.load_state_dict(without_unused(state.optimizer, self.optimizer))
         if self.accelerator.scaler and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
         ids, boxes = state.saliency_ids.numpy(), state.saliency_boxes.numpy()

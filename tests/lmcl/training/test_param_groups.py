@@ -10,7 +10,7 @@ from torch import nn
 from lmcl.config import Config
 from lmcl.errors import ConfigError
 from lmcl.models.quality_model import QualityModel
-from lmcl.training.param_groups import freeze_backbone, parameter_groups
+from lmcl.training.param_groups import freeze_backbone, parameter_groups, without_unused
 from lmcl.training.setup import prepare
 
 Tiny = Callable[..., Config]
@@ -115,3 +115,23 @@ def test_drop_path_grows_to_the_last_block_and_is_off_in_evaluation(
     crops = torch.randn(6, 3, 32, 32)
     model.eval()
     assert torch.equal(model(crops).score, model(crops).score)
+
+
+def test_a_checkpoint_whose_optimiser_knew_an_unused_pooling_is_resumed(tiny: Tiny) -> None:
+    changes = ("encoder.name=vit_pe_core_tiny_patch16_384", "encoder.width=48", "encoder.heads=3")
+    config = tiny(*changes, "decoder.heads=3")
+    model = QualityModel(config.encoder, config.decoder, crop_size=32, view_size=32)
+    ours = torch.optim.AdamW(parameter_groups(model, config.train), lr=1e-3)
+    for parameter in model.encoder.vit.attn_pool.parameters():
+        parameter.requires_grad_(True)
+    earlier = torch.optim.AdamW(parameter_groups(model, config.train), lr=1e-3)
+    output = model(torch.randn(2, 3, 32, 32))
+    (output.score.sum() + output.embedding[:, 0].sum()).backward()
+    earlier.step()
+    assert sum(len(group["params"]) for group in earlier.param_groups) > len(earlier.state)
+    ours.load_state_dict(without_unused(earlier.state_dict(), ours))
+    assert len(ours.state) == len(earlier.state)
+    assert all(
+        torch.equal(value["exp_avg"], earlier.state[parameter]["exp_avg"])
+        for parameter, value in ours.state.items()
+    )
