@@ -41,7 +41,7 @@ COVERED_BY = {
     "kernels/test_triton_backend.py": "kernels: _contrastive_triton triton_launch",
     "lmcl/bench/test_contrastive.py": "lmcl/bench: contrastive_cases contrastive_chart record",
     "lmcl/bench/test_loader.py": "lmcl/bench: loader_cases loader_chart loader_data workers",
-    "lmcl/bench/test_build.py": "lmcl/bench: manifest",
+    "lmcl/bench/test_build.py": "lmcl/bench: build_sources manifest",
     "lmcl/bench/test_score.py": "lmcl/bench: pyiqa_driver",
     "lmcl/bench/test_step.py": "lmcl/bench: step_cases step_data stopwatch",
     "lmcl/cli/test_main.py": (

@@ -4,7 +4,8 @@ Both cases run on the same files, with the same number of processes, in the same
 share is taken within a round, so that a busy minute spoils both. `read_hash_decode` opens each
 file, hashes it, decodes it fully and writes nothing; its processes are started before the clock
 is, and only the seconds inside its loop are counted. `build` is `shards.build.build.build`, counted
-whole: planning, starting processes, packing, waiting for the disk, tables and manifest.
+whole: planning, starting processes, packing, waiting for the disk, tables and manifest. Then the
+same images are packed from tars of others and from Hugging Face's Parquet.
 """
 
 import concurrent.futures
@@ -26,6 +27,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from lmcl.bench.build_sources import compare_sources
 from lmcl.bench.record import Record, append, make_record, timed, to_json
 from shards.build.build import build, default_workers
 from shards.build.plan import ShardSize
@@ -61,6 +63,14 @@ def run(
             records = compare(
                 files,
                 Path(folder) / "out",
+                rounds=rounds,
+                workers=workers or default_workers(),
+                size=ShardSize(samples=shard_samples),
+                progress=not no_progress,
+            )
+            records += compare_sources(
+                [sample.file for sample in open_unlabelled(files).samples()],
+                Path(folder),
                 rounds=rounds,
                 workers=workers or default_workers(),
                 size=ShardSize(samples=shard_samples),

@@ -23,8 +23,9 @@ def test_packing_is_measured_beside_reading_alone_and_cleans_up(tmp_path: Path) 
     )
     assert done.exit_code == 0, done.output
     found = lines(output)
-    assert {"read_hash_decode", "build"} < set(found)
-    assert found["build"]["params"]["images"] == 12
+    packed = {"build", "build_from_tars", "build_from_parquet"}
+    assert {"read_hash_decode", "parquet_share_by_processor_time", *packed} < set(found)
+    assert {found[case]["params"]["images"] for case in packed} == {12}
     assert list(work.iterdir()) == []
 
 
