@@ -228,11 +228,15 @@ def _block(stream: BinaryIO, at: int, size_bytes: int, where: str) -> bytes | No
     written = _number(block[148:156], where, at)
     # Some old programs added signed bytes.
     plain = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    signed = plain - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-    if written not in (plain, signed):
+    if written != plain and written != plain - 256 * _count_high(block):
         what = "not a tar file" if not at else f"the tar is damaged after byte {at:,}"
         raise _damaged(where, f"{what} (a header's checksum does not fit); build it again")
     return block
+
+
+def _count_high(block: bytes) -> int:
+    """Bytes of a header, its checksum left out, that are negative where bytes are signed."""
+    return sum(byte > 127 for byte in block[:148] + block[156:])
 
 
 def _number(stored: bytes, where: str, at: int) -> int:
