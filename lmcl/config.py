@@ -71,10 +71,15 @@ class TrainConfig:
     """Length of the run [paper: 9]."""
     batch_size: int = 16
     """Images of one optimiser step over all ranks; an image's crops never part."""
+    patience: int = 0
+    """End the run after so many epochs without a higher SRCC on the val part; 0 = never. May be
+    changed when a run goes on."""
+    optimizer: str = "adamw"
+    """`adamw` [family], or another of timm's optimisers by name (`sgd`, `lamb`, `lion`, ...)."""
     weight_decay: float = 0.05
-    """AdamW's; biases, norms, CLS and queries are spared [family]."""
+    """Of the optimiser; biases, norms, CLS and queries are spared [family]."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moving averages [family]."""
+    """Moving averages of AdamW [family], and of optimisers that have two."""
     clip: float = 5.0
     """Gradient norm beyond which gradients are scaled down [family]; 0 = never."""
     start_from: str = ""
@@ -95,7 +100,14 @@ class TrainConfig:
     """Mirror half of the random crops from left to right; quality does not change under it."""
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch_size": 1, "clip": 0, "weight_decay": 0, "stem_lr_scale": 0}
+        least = {
+            "patience": 0,
+            "epochs": 1,
+            "batch_size": 1,
+            "clip": 0,
+            "weight_decay": 0,
+            "stem_lr_scale": 0,
+        }
         most = {"epochs": 10**6, "batch_size": 10**6, "clip": 10**9, "weight_decay": 10**3}
         least |= {"seed": 0, "backbone_lr_scale": 0}
         most |= {"layer_decay": 1, "backbone_lr_scale": 10**3}
@@ -381,7 +393,14 @@ def binding_differences(ours: Config, theirs: Config) -> list[str]:
     the end and whether a probe is made then may change. A precision left to `auto` is the one the
     run began with.
     """
-    free = ("runtime.", "data.root:", "data.cache:", "evaluation.select:", "evaluation.probe:")
+    free = (
+        "runtime.",
+        "data.root:",
+        "data.cache:",
+        "evaluation.select:",
+        "train.patience:",
+        "evaluation.probe:",
+    )
     is_asked = ours.runtime.precision != "auto"
     return [
         line

@@ -121,6 +121,7 @@ ACROSS = {
     "lmcl/test_before_move.py": "files of an earlier commit",
     "lmcl/test_configs.py": "the files below configs/",
     "lmcl/training/test_damaged_images.py": "whole runs on damaged sets",
+    "lmcl/training/test_recipes.py": "early stopping and optimisers",
     "lmcl/training/test_longer_runs.py": "runs that are made longer",
     "lmcl/training/test_launch_options.py": "what launchers are asked for",
     "lmcl/training/test_fused_loss.py": "the loss in one kernel, in whole runs",

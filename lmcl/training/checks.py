@@ -1,5 +1,6 @@
 """Checks before the first step: what a start refuses and `--dry-run` refuses too."""
 
+import difflib
 import logging
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from timm.optim import get_optimizer_info, list_optimizers
 
 from lmcl.config import (
     Config,
@@ -39,6 +41,7 @@ from shards.errors import ShardError
 from shards.read import ShardSet
 from shards.source_files import read_text
 from shards.splits.split import Split
+from shards.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def check_data(config: Config, shard_set: ShardSet, split: Split, world_size: in
     """Refuse a set, a split and a configuration that do not fit each other."""
     where = f"{config.data.root}, split {config.data.split!r}"
     _check_labels(where, shard_set, split)
-    _check_parts(where, split, config.evaluation)
+    _check_parts(where, split, config.evaluation, patience=config.train.patience)
     _check_batch_size(where, len(split.part("train")), config.train, world_size)
     # A view larger than what crops are cut from would be blown up.
     view, longest = config.saliency.view, config.crops.max_side or config.crops.short_side
@@ -101,7 +104,7 @@ def _check_labels(where: str, shard_set: ShardSet, split: Split) -> None:
             )
 
 
-def _check_parts(where: str, split: Split, evaluation: EvaluationConfig) -> None:
+def _check_parts(where: str, split: Split, evaluation: EvaluationConfig, *, patience: int) -> None:
     if not len(split.part("train")):
         raise LmclError(f"{where}: the train part is empty; make a split with one", exit_code=3)
     if not len(split.part(evaluation.part)):
@@ -110,10 +113,30 @@ def _check_parts(where: str, split: Split, evaluation: EvaluationConfig) -> None
             "one or make a split with `lmcl-shard split`",
             exit_code=3,
         )
+    if patience and not len(split.part("val")):
+        raise ConfigError(
+            f"{where}: train.patience = {patience} waits for the SRCC of a val part, and this "
+            "split has none; set it to 0, or make one with `lmcl-shard split --val-fraction 0.1`"
+        )
     if evaluation.select == "best" and not len(split.part("val")):
         raise ConfigError(
             f"{where}: evaluation.select = 'best' needs a val part, and this split has none; set "
             "evaluation.select = 'last', or make one with `lmcl-shard split --val-fraction 0.1`"
+        )
+
+
+def check_optimizer(name: str) -> None:
+    """Refuse an optimiser that timm does not know, or that asks for more than a gradient.
+
+    Raises:
+        ConfigError: Names near ones.
+    """
+    known = list_optimizers()
+    if name not in known or get_optimizer_info(name).second_order:
+        near = difflib.get_close_matches(name, known, n=3) or ["adamw", "sgd", "lamb"]
+        raise ConfigError(
+            f"train.optimizer = {printable(name, 80)!r} is none of timm's optimisers that take a "
+            f"gradient as it is; try one of {', '.join(near)}"
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
+from timm.optim import create_optimizer_v2, get_optimizer_info
 
 from lmcl.config import (
     Config,
@@ -48,6 +49,7 @@ from lmcl.training.checks import (
     check_best,
     check_compile,
     check_data,
+    check_optimizer,
     check_recipe,
     check_required,
     check_saliency,
@@ -234,6 +236,7 @@ def check_start(
     shard_set, split = _open_split(config.data)
     check_data(config, shard_set, split, world_size)
     run_dir.check(config, resume=bool(resume))
+    check_optimizer(config.train.optimizer)
     student = make_student(config, device)
     loss = _plan_loss(config.objective, student)
     start_from_model(student, config, shard_set=shard_set, split=split)
@@ -619,7 +622,31 @@ def _make_preprocessing(config: Config, device: torch.device) -> Preprocessing:
 def _make_optimizer(
     student: QualityModel, train: TrainConfig, *, lr: float
 ) -> torch.optim.Optimizer:
+    if train.optimizer != "adamw":
+        return _named_optimizer(student, train, lr=lr)
     return torch.optim.AdamW(parameter_groups(student, train), lr=lr, betas=train.betas)
+
+
+def _named_optimizer(
+    student: QualityModel, train: TrainConfig, *, lr: float
+) -> torch.optim.Optimizer:
+    """One of timm's optimisers over the same parameter groups.
+
+    Raises:
+        ConfigError: If a package it needs is not installed.
+    """
+    info = get_optimizer_info(train.optimizer)
+    betas = {"betas": train.betas} if info.has_betas and info.num_betas == 2 else {}
+    try:
+        found: torch.optim.Optimizer = create_optimizer_v2(
+            parameter_groups(student, train), opt=train.optimizer, lr=lr, weight_decay=0.0, **betas
+        )
+    except (AssertionError, ImportError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"train.optimizer = {train.optimizer!r} cannot be made ({error}); install what it "
+            "needs, or set train.optimizer = 'adamw'"
+        ) from error
+    return found
 
 
 def _resume(trainer: Trainer, state: State | None, resume: str) -> None:

@@ -193,6 +193,8 @@ class Trainer:
         """
         with self.stop.deferred():
             for epoch in range(self.progress.position.epoch, self.config.train.epochs):
+                if self._has_waited_enough(epoch):
+                    break
                 if training_crops(self.config).salient:
                     self.refresh_salient_boxes(epoch)
                 last = self.train_epoch(epoch)
@@ -202,6 +204,20 @@ class Trainer:
                 self.save_checkpoint()
                 if self._is_stop_requested():
                     raise self._interrupted()
+
+    def _has_waited_enough(self, epoch: int) -> bool:
+        """Whether `train.patience` epochs before this one had no higher SRCC on the val part."""
+        patience = self.config.train.patience
+        waited = epoch - (self.progress.best_epoch + 1)
+        if not patience or waited < patience:
+            return False
+        if self.context.is_main:
+            logger.info(
+                "train.patience: no higher SRCC on the val part in %d epochs; the run ends after "
+                "epoch %d of %d",
+                *(waited, epoch, self.config.train.epochs),
+            )
+        return True
 
     def close(self) -> None:
         """End trackers, loader threads and open files."""
