@@ -22,6 +22,11 @@ class ObjectiveConfig:
 
     contrastive_weight: float = 0.1
     """The a of the loss, in [0, 1]; 0 leaves plain regression. Unknown in the paper."""
+    regression: Literal["l1", "l2", "huber"] = "l1"
+    """What the error of a crop's score costs: itself [paper], its square, or its square below
+    `huber_delta` and itself beyond (divided so that the slope there is 1)."""
+    huber_delta: float = 0.1
+    """Where `huber` turns from a square to a line, in [0, 1] units, > 0."""
     temperature: float = 0.1
     """Similarities are divided by it, > 0. Unknown in the paper."""
     intra_weight: float | Literal["balanced"] = 1.0
@@ -63,7 +68,7 @@ class ObjectiveConfig:
             self,
             least={"intra_weight": 0, "ratings": 1},
             most={"ratings": 10**6, "error_floor": 10},
-            above={"temperature": 0, "error_floor": 0},
+            above={"huber_delta": 0, "temperature": 0, "error_floor": 0},
         )
 
 
@@ -120,8 +125,8 @@ def objective(
     # A rank whose images are all padding still needs a graph through every weight.
     l1 = error.mean() if len(error) else output.score.sum() * 0.0
     weighted = l1
-    if weights is not None and len(error):
-        weighted = (error * weights[:images, None]).mean()
+    if len(error):
+        weighted = error_costs(error, config, weights).mean()
     # With it the average over ranks of local means is the global mean (1 in one process).
     regression = weighted * (len(images_by_rank) * images / sum(images_by_rank))
     if config.contrastive_weight == 0:
@@ -148,6 +153,25 @@ def crop_errors(
     """Absolute error of every random crop of the first `images` images."""
     scores = score.reshape(len(mos), -1)[:images, :random]
     return (scores - mos[:images, None]).abs()
+
+
+def error_costs(
+    error: Float[Tensor, "k h"], config: ObjectiveConfig, weights: Float[Tensor, " b"] | None
+) -> Float[Tensor, "k h"]:
+    """What each crop's absolute error adds to the regression.
+
+    Args:
+        error: Of `crop_errors`.
+        config: Has the kind of regression.
+        weights: Of the batch's images, padding last; None: all 1.
+    """
+    cost = error
+    if config.regression == "l2":
+        cost = error**2
+    elif config.regression == "huber":
+        delta = config.huber_delta
+        cost = torch.where(error < delta, error**2 / (2 * delta), error - delta / 2)
+    return cost if weights is None else cost * weights[: len(error), None]
 
 
 def plan_objective(config: ObjectiveConfig, chip: Chip, *, width: int) -> LossPlan | None:

@@ -25,7 +25,7 @@ from lmcl.errors import LmclError
 from lmcl.evaluation.metrics import no_correlation, plcc, srcc
 from lmcl.evaluation.predict import CropLoader, CropSource, compute_saliency, predict
 from lmcl.method.lr_schedule import learning_rate, stable_epochs
-from lmcl.method.objective import Terms, crop_errors, objective
+from lmcl.method.objective import Terms, crop_errors, error_costs, objective
 from lmcl.method.teacher import Teacher
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.quality_model import QualityModel
@@ -83,7 +83,7 @@ class StepStats:
     l1: float
     """Mean absolute error of their random crops."""
     regression: float
-    """What of it is in the loss: the same, but images weigh by `objective.image_weight`."""
+    """What of it is in the loss, by `objective.regression` and `objective.image_weight`."""
     contrastive: float
     """Contrastive loss in nats; 0 when switched off, as are the three after it."""
     intra_share: float
@@ -362,7 +362,7 @@ class Trainer:
         errors = crop_errors(score, batch.mos, images=batch.images, random=random).double()
         weights = self._weights(batch)
         total = errors.sum()
-        weighted = total if weights is None else (errors * weights[: batch.images, None]).sum()
+        weighted = error_costs(errors, self.config.objective, weights).sum()
         has_l1 = torch.isfinite(total)
         flags = torch.zeros(self.context.world_size, dtype=torch.float64, device=total.device)
         flags[self.context.rank] = (

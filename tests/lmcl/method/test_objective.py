@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels import Chip
 from lmcl.config import Config, load_config
 from lmcl.errors import ConfigError
-from lmcl.method.objective import ObjectiveConfig, Terms, objective, plan_objective
+from lmcl.method.objective import ObjectiveConfig, Terms, error_costs, objective, plan_objective
 from lmcl.models.encoder import EncoderConfig
 from lmcl.models.quality_model import StudentOutput
 from lmcl.training.setup import check_network_precision
@@ -76,6 +76,23 @@ def test_weights_of_images_change_the_regression_and_not_the_reported_error() ->
     expected = (by_image * torch.tensor([0.5, 2.0, 0.25])).mean()
     assert found.loss.item() == pytest.approx(float(expected), rel=1e-6)
     assert float(found.l1) == float(terms(out, plain).l1)
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "huber"])
+def test_the_cost_of_an_error_is_pytorchs(kind: str) -> None:
+    error = torch.tensor([[0.0, 0.05], [0.1, 0.4]], dtype=torch.float64)
+    config = ObjectiveConfig(regression=kind, huber_delta=0.1)
+    nothing = torch.zeros_like(error)
+    expected = {
+        "l1": functional.l1_loss(error, nothing, reduction="none"),
+        "l2": functional.mse_loss(error, nothing, reduction="none"),
+        "huber": functional.smooth_l1_loss(error, nothing, reduction="none", beta=0.1),
+    }[kind]
+    torch.testing.assert_close(error_costs(error, config, None), expected)
+    weights = torch.tensor([2.0, 0.5, 9.0])
+    torch.testing.assert_close(
+        error_costs(error, config, weights), expected * weights[:2, None].double()
+    )
 
 
 def test_l1_counts_random_crops_only() -> None:

@@ -60,3 +60,19 @@ def test_an_unknown_optimiser_is_answered_by_near_ones(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         plan(tiny(f"train.optimizer={name}"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["l2", "huber"])
+def test_the_logged_loss_is_that_of_the_regression_asked_for(
+    tiny: Tiny, tmp_path: Path, kind: str
+) -> None:
+    config = tiny(f"objective.regression={kind}", "objective.contrastive_weight=0.0")
+    run = prepare(config, tmp_path / "run", resume="", progress=False)
+    run.student.train()
+    batch = next(iter(run.loader.epoch(0)))
+    terms = run.compute_loss(batch, run.grad_cache.forward(batch))
+    out = run.step(batch)
+    run.close()
+    assert out.stats.regression == pytest.approx(float(terms.loss.detach()), rel=1e-5)
+    assert out.stats.l1 == pytest.approx(float(terms.l1), rel=1e-5)
+    assert out.stats.regression != pytest.approx(out.stats.l1, rel=1e-2)
