@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.groups import Groups, Neighbours
 
-TILE = 1024
+TILE = 384
 """Rows and columns of a tile; measured on two cores, docs/kernels.md."""
 
 
@@ -71,6 +71,32 @@ def make_problem(
     )
 
 
+class TileMemory:
+    """Two tiles' worth of memory that every tile of a walk is formed in.
+
+    A fresh allocation of some megabytes a tile is pages that the system clears first.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._parts = [like.new_empty(0), like.new_empty(0)]
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """Left right^T, in place of the product before."""
+        out = self._take(0, left.shape[0], right.shape[0])
+        return torch.mm(left, right.T, out=out)
+
+    def outer_sum(self, left: Tensor, right: Tensor) -> Tensor:
+        """left_i + right_j, in place of the sum before."""
+        out = self._take(1, left.shape[0], right.shape[0])
+        return torch.add(left[:, None], right, out=out)
+
+    def _take(self, place: int, rows: int, columns: int) -> Tensor:
+        if self._parts[place].numel() < rows * columns:
+            self._parts[place] = self._like.new_empty(rows * columns)
+        return self._parts[place][: rows * columns].view(rows, columns)
+
+
 @dataclasses.dataclass
 class LogSums:
     """Running log-sum-exp of rows: sum = exp(peak) * total."""
@@ -82,21 +108,21 @@ class LogSums:
         """Add the block's rows to rows [start, start + i); the block becomes its exponentials."""
         stop = start + block.shape[0]
         if self.peak is None:
-            self.total[start:stop] += block.exp_().sum(1)
+            self.total[start:stop] += _row_sums(block.exp_())
             return
         peak = torch.maximum(self.peak[start:stop], block.amax(1))
         self._rescale(start, stop, peak)
-        self.total[start:stop] += block.sub_(_finite(peak)[:, None]).exp_().sum(1)
+        self.total[start:stop] += _row_sums(block.sub_(_finite(peak)[:, None]).exp_())
 
     def absorb_columns(self, block: Float[Tensor, "i j"], start: int) -> None:
         """Add the columns of a block of logits (or, when steady, of exponentials)."""
         stop = start + block.shape[1]
         if self.peak is None:
-            self.total[start:stop] += block.sum(0)
+            self.total[start:stop] += _row_sums(block.T)
             return
         peak = torch.maximum(self.peak[start:stop], block.amax(0))
         self._rescale(start, stop, peak)
-        self.total[start:stop] += (block - _finite(peak)).exp_().sum(0)
+        self.total[start:stop] += _row_sums((block - _finite(peak)).exp_().T)
 
     def _rescale(self, start: int, stop: int, peak: Float[Tensor, " i"]) -> None:
         assert self.peak is not None
@@ -113,23 +139,23 @@ def student_forward(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
     """Log-sum-exp of each row over all columns, weights applied, and cosines inside images."""
     rows, near = problem.rows, problem.neighbours
-    sums = _empty_sums(problem)
+    sums, memory = _empty_sums(problem), TileMemory(rows)
     cosine = rows.new_empty(near.column.shape)
     for place, (a, b) in enumerate(problem.spans):
         scaled = rows[a:b] * problem.beta
-        block = scaled @ rows[a:b].T
+        block = memory.product(scaled, rows[a:b])
         own = near.column[a:b] - a
         logits = block.gather(1, own)
         cosine[a:b] = logits / problem.beta
         sums.absorb_rows(block.scatter_(1, own, logits + near.log_weight[a:b]), a)
         for c, d in problem.spans[place + 1 :]:
-            block = scaled @ rows[c:d].T
+            block = memory.product(scaled, rows[c:d])
             if not problem.steady:
                 sums.absorb_columns(block, c)
             sums.absorb_rows(block, a)
             if problem.steady:
                 sums.absorb_columns(block, c)
-        for block in _other_ranks(scaled, problem):
+        for block in _other_ranks(scaled, problem, memory):
             sums.absorb_rows(block, a)
     return sums.log(), cosine
 
@@ -153,13 +179,14 @@ def student_backward(
     d_rows = torch.zeros_like(rows)
     stats = Statistics.of(log_sum, weight, steady=problem.steady)
     far = [Statistics.of(*pair, steady=problem.steady) for pair in others]
+    memory = TileMemory(rows)
     for place, (a, b) in enumerate(problem.spans):
         scaled = rows[a:b] * beta
         here = stats.part(a, b)
         for c, d in problem.spans[place:]:
-            block = scaled @ rows[c:d].T
+            block = memory.product(scaled, rows[c:d])
             own = block.gather(1, near.column[a:b] - a) if c == a else None
-            _pair_weights(block, here, stats.part(c, d))
+            _pair_weights(block, here, stats.part(c, d), memory)
             if own is not None:
                 block.scatter_(1, near.column[a:b] - a, _own_weights(near, stats, own, a))
             d_rows[a:b].addmm_(block, rows[c:d])
@@ -168,7 +195,8 @@ def student_backward(
         for columns, there in zip((problem.before, problem.after), far, strict=True):
             for c in range(0, columns.shape[0], TILE):
                 part = columns[c : c + TILE]
-                block = _pair_weights(scaled @ part.T, here, there.part(c, c + TILE))
+                block = memory.product(scaled, part)
+                _pair_weights(block, here, there.part(c, c + TILE), memory)
                 d_rows[a:b].addmm_(block, part)
     return d_rows.mul_(beta)
 
@@ -188,7 +216,7 @@ def teacher_forward(
         with_gradient: Form the gradient too.
     """
     rows, near = problem.rows, problem.neighbours
-    sums = _empty_sums(problem)
+    sums, memory = _empty_sums(problem), TileMemory(rows)
     cosine = rows.new_empty(near.column.shape)
     mean_key = torch.zeros_like(rows)
     for a, b in problem.spans:
@@ -199,7 +227,7 @@ def teacher_forward(
             (c, min(c + TILE, keys.shape[0])) for c in range(offset + b, keys.shape[0], TILE)
         ]
         for c, d in pieces:
-            block = scaled @ keys[c:d].T
+            block = memory.product(scaled, keys[c:d])
             if c == offset + a:
                 own = near.column[a:b] - a
                 logits = block.gather(1, own)
@@ -240,11 +268,11 @@ class Statistics:
 
 
 def _pair_weights(
-    block: Float[Tensor, "i j"], rows: Statistics, columns: Statistics
+    block: Float[Tensor, "i j"], rows: Statistics, columns: Statistics, memory: TileMemory
 ) -> Float[Tensor, "i j"]:
     """Logits -> exp(l) (w_i e^-L_i + w_j e^-L_j), in place."""
     if rows.scale is not None and columns.scale is not None:
-        return block.exp_().mul_(rows.scale[:, None] + columns.scale)
+        return block.exp_().mul_(memory.outer_sum(rows.scale, columns.scale))
     back = (block - columns.log_sum).exp_().mul_(columns.weight)
     return block.sub_(rows.log_sum[:, None]).exp_().mul_(rows.weight[:, None]).add_(back)
 
@@ -260,16 +288,23 @@ def _own_weights(
     return forth * stats.weight[a:b, None] + back * stats.weight[column]
 
 
-def _other_ranks(scaled: Float[Tensor, "i d"], problem: Problem) -> Iterator[Float[Tensor, "i j"]]:
+def _other_ranks(
+    scaled: Float[Tensor, "i d"], problem: Problem, memory: TileMemory
+) -> Iterator[Float[Tensor, "i j"]]:
     for columns in (problem.before, problem.after):
         for start in range(0, columns.shape[0], TILE):
-            yield scaled @ columns[start : start + TILE].T
+            yield memory.product(scaled, columns[start : start + TILE])
 
 
 def _empty_sums(problem: Problem) -> LogSums:
     n = problem.rows.shape[0]
     peak = None if problem.steady else problem.rows.new_full((n,), -torch.inf)
     return LogSums(problem.rows.new_zeros(n), peak)
+
+
+def _row_sums(block: Float[Tensor, "i j"]) -> Float[Tensor, " i"]:
+    """By a product with ones, which the library adds up faster than a sum over either axis."""
+    return torch.mv(block, block.new_ones(block.shape[1]))
 
 
 def _finite(peak: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

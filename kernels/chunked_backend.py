@@ -90,14 +90,18 @@ def backward(d_loss: Tensor, inputs: LossInputs, saved: Forward) -> tuple[Tensor
         d_rows = saved.d_rows * weight[:, None]
     # Each pair of a symmetric matrix is met twice, once from either row.
     times = 0.5 if student else 1.0
+    # One table of the rows' size at a time beside the gradient: here is the peak of a step.
     row_hubs = tables.row_hubs()
-    positive = (tables.rows * row_hubs).sum(1)
-    d_beta = (tables.rows * d_rows).sum() * (tau * times) - (weight * positive).sum()
+    positive = torch.einsum("nd,nd->n", tables.rows, row_hubs)
+    d_beta = torch.einsum("nd,nd->n", tables.rows, d_rows).sum() * (tau * times)
+    d_beta = d_beta - (weight * positive).sum()
     pulled = (weight / tau)[:, None]
+    d_rows.addcmul_(pulled, row_hubs, value=-1)
+    del row_hubs
     d_hubs = _sum_by_image(-pulled * tables.rows, tables.groups)
     temperature = inputs.temperature
     return (
-        (d_rows - pulled * row_hubs).to(inputs.rows.dtype),
+        d_rows.to(inputs.rows.dtype),
         d_hubs.to(inputs.hubs.dtype),
         (-d_beta / tau**2).reshape(temperature.shape).to(temperature),
     )
