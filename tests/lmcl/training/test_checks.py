@@ -146,7 +146,7 @@ def test_a_missing_path_says_where_it_was_looked_for(
     [
         ("name", "vit_tiny_patch17", "vit_tiny_patch16_224"),
         ("name", "deit3_smal_patch16_224", "deit3_small_patch16_224"),
-        ("name", "eva02_tiny_patch14", "eva02_tiny_patch14_224"),
+        ("name", "eva02_base_patch16_clp", "eva02_base_patch16_clip_224"),
         ("stem", "resnet51", "resnet50"),
         ("stem", "convnext_ato", "convnext_atto"),
     ],
