@@ -139,14 +139,15 @@ def best_path(folder: Path, epoch: int) -> Path:
 def save_best(
     path: Path, weights: dict[str, Any], *, keep_last: int, before: int | None = None
 ) -> None:
-    """Write the weights of the best epoch so far and drop all but the latest `keep_last`.
+    """Write the weights of the best epoch so far and drop all but the latest `keep_last` + 1.
 
-    An older checkpoint, should the run fall back to it, names an older best: as many are kept, and
-    the last one of the epochs below `before`, for the checkpoint that is kept there.
+    Each checkpoint that is there names a best epoch of its time, and the one that names this epoch
+    is written after it: a run that is killed in between, or falls back, needs one best a checkpoint
+    and this one. The last one of the epochs below `before` stays for the checkpoint kept there.
     """
     save_tensors(path, {"model": weights})
     earlier = [old for old in list_bests(path.parent) if before and old.name < best_name(before)]
-    for old in list_bests(path.parent)[keep_last:]:
+    for old in list_bests(path.parent)[keep_last + 1 :]:
         if earlier[:1] == [old]:
             continue
         old.unlink()

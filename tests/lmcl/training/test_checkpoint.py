@@ -21,6 +21,7 @@ from lmcl.training.checkpoint import (
     list_checkpoints,
     read_checkpoint,
     read_newest,
+    save_best,
     save_tensors,
     set_checkpoints_aside_after,
     write_checkpoint,
@@ -155,6 +156,23 @@ def test_bests_of_epochs_that_are_trained_again_are_set_aside_with_their_digests
     assert aside == [
         f"best-000{epoch}.pt.0{ending}" for epoch in (2, 4) for ending in ("", ".sha256")
     ]
+
+
+@pytest.mark.parametrize("keep_last", [1, 2, 3])
+def test_the_best_weights_that_any_checkpoint_names_are_there_whenever_a_run_is_killed(
+    tmp_path: Path, keep_last: int
+) -> None:
+    best = -1
+    for epoch, is_better in enumerate((True, True, False, True, True, True, False, True)):
+        if is_better:
+            best = epoch
+            save_best(tmp_path / best_name(best), {}, keep_last=keep_last)
+        # Here the run may be killed: the checkpoints are still those of the epochs before.
+        named = [read_checkpoint(path).best_epoch for path in list_checkpoints(tmp_path)]
+        assert all((tmp_path / best_name(one)).exists() for one in named)
+        position = replace(state(epoch + 1), best_epoch=best)
+        write_checkpoint(tmp_path, position, keep_last=keep_last)
+    assert len(list_bests(tmp_path)) == keep_last + 1
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
