@@ -14,12 +14,15 @@ from lmcl.errors import ConfigError, LmclError
 from lmcl.training.checkpoint import list_checkpoints
 from lmcl.utils.files import write_atomic
 from shards.errors import ShardError
+from shards.files import remove_stale_temporaries
 from shards.source_files import read_regular, read_text
 
 logger = logging.getLogger(__name__)
 
 LENGTH = "train.epochs:"
 """The difference between two configurations that a run may be made longer by."""
+_WRITTEN = ("checkpoints", "saliency", "predictions", "thumbs", "attention", "model", "probe")
+"""Folders of a run that a start writes files into."""
 _OF_A_START = ("started", "device_name", "world_size", "threads", "git_commit", "git_dirty")
 """What environment.json keeps of every start of a run."""
 
@@ -70,6 +73,9 @@ class RunDir:
         try:
             for folder in (self.checkpoints, self.saliency, self.predictions):
                 folder.mkdir(parents=True, exist_ok=True)
+            # Of a start that was killed while it wrote; each place is written by one start alone.
+            for name in ("", *_WRITTEN):
+                remove_stale_temporaries(self.root / name)
             write_atomic(self.config, dump_config(config))
             self.interrupted.unlink(missing_ok=True)
         except OSError as error:
