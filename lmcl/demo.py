@@ -31,7 +31,7 @@ from shards.text import printable
 logger = logging.getLogger(__name__)
 
 CONFIG = CONFIGS / "demo.toml"
-CONTENTS = 120
+CONTENTS = 180
 """Scenes of the set, ten images each: more scenes teach more than more epochs (experiments.md)."""
 _SEED = 123
 MARKER = ".lmcl-demo.json"
