@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lmcl.bench.build_sources import compare_sources
-from lmcl.bench.record import Record, append, make_record, timed, to_json
+from lmcl.bench.record import Record, append, paired_records, timed, to_json
 from shards.build.build import build, default_workers
 from shards.build.plan import ShardSize
 from shards.datasets.demo_contents import render
@@ -122,23 +122,14 @@ def compare(
         "shard_samples": size.samples_of(len(files)),
         "ending": files[0].suffix,
     }
-    records = [
-        make_record(
-            "build",
-            name,
-            [len(files) / wall for wall, _ in rounds_of],
-            unit="images/s",
-            params=params,
-            cpu_ms_per_image=float(np.median([cpu for _, cpu in rounds_of])) * 1e3 / len(files),
-            peak_bytes=peak if name == "build" else None,
-        )
-        for name, rounds_of in (("read_hash_decode", alone), ("build", packed))
-    ]
-    pairs = list(zip(alone, packed, strict=True))
-    for place, name in enumerate(("share_by_wall_time", "share_by_processor_time")):
-        shares = [one[place] / other[place] for one, other in pairs]
-        records.append(make_record("build", name, shares, unit="ratio", params=params))
-    return records
+    return paired_records(
+        "build",
+        {"read_hash_decode": alone, "build": packed},
+        images=len(files),
+        params=params,
+        share="share",
+        peaks={"build": peak},
+    )
 
 
 def draw_images(folder: Path, *, codec: str, count: int, side: int) -> None:

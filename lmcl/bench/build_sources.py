@@ -7,11 +7,10 @@ import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmcl.bench.record import Record, make_record, timed
+from lmcl.bench.record import Record, paired_records, timed
 from shards.build.build import build
 from shards.build.plan import ShardSize
 from shards.datasets.table import open_table
@@ -61,23 +60,9 @@ def compare_sources(
         "workers": workers,
         "ending": files[0].suffix,
     }
-    records = [
-        make_record(
-            "build",
-            name,
-            [len(files) / wall for wall, _ in spent],
-            unit="images/s",
-            params=params,
-            cpu_ms_per_image=float(np.median([cpu for _, cpu in spent])) * 1e3 / len(files),
-        )
-        for name, spent in found.items()
-    ]
-    pairs = list(zip(*found.values(), strict=True))
-    for place, clock in enumerate(("wall", "processor")):
-        shares = [tar[place] / parquet[place] for tar, parquet in pairs]
-        case = f"parquet_share_by_{clock}_time"
-        records.append(make_record("build", case, shares, unit="ratio", params=params))
-    return records
+    return paired_records(
+        "build", {**found}, images=len(files), params=params, share="parquet_share"
+    )
 
 
 def write_tars(files: Sequence[Path], folder: Path) -> None:

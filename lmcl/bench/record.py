@@ -116,3 +116,42 @@ def timed(function: Callable[[], object]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), cpu_seconds()
     function()
     return time.perf_counter() - wall, cpu_seconds() - cpu
+
+
+def paired_records(
+    bench: str,
+    rounds: dict[str, Sequence[tuple[float, float]]],
+    *,
+    images: int,
+    params: dict[str, int | float | str | bool],
+    share: str,
+    peaks: dict[str, int] | None = None,
+) -> list[Record]:
+    """Records of two ways of doing the same with images, and the second's share of the first.
+
+    Args:
+        bench: Name of the benchmark.
+        rounds: Wall and processor seconds of every round, the first way's and the second's.
+        images: Images a round.
+        params: Of both.
+        share: Begins the names of the shares: `<share>_by_wall_time`, `<share>_by_processor_time`.
+        peaks: Peak bytes, where they were looked at.
+    """
+    records = [
+        make_record(
+            bench,
+            name,
+            [images / wall for wall, _ in spent],
+            unit="images/s",
+            params=params,
+            cpu_ms_per_image=float(np.median([cpu for _, cpu in spent])) * 1e3 / images,
+            peak_bytes=(peaks or {}).get(name),
+        )
+        for name, spent in rounds.items()
+    ]
+    first, second = rounds.values()
+    for place, clock in enumerate(("wall", "processor")):
+        shares = [a[place] / b[place] for a, b in zip(first, second, strict=True)]
+        case = f"{share}_by_{clock}_time"
+        records.append(make_record(bench, case, shares, unit="ratio", params=params))
+    return records
