@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lmcl.distributed import RankContext
 from lmcl.errors import ConfigError
 from lmcl.features.cache import FeatureCache, FeatureCaches
-from lmcl.features.partial import PartialFeatures, hold_file, tell_cost
+from lmcl.features.partial import PartialFeatures, fill_by_batches, hold_file, tell_cost
 from lmcl.models.preprocess import Preprocessing, autocast, preprocess
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import SaliencyConfig, window_to_box
@@ -37,13 +37,10 @@ from pipeline.boxes import (
     scaled_sizes,
 )
 from pipeline.loader import Loader, Mode, decode_choice
-from shards.progress import progress_bar
 from shards.read import ShardSet
 
 _IMAGES = 4
 """Images a batch while features are computed."""
-_SETTLE = 25
-"""Batches between two places to go on from."""
 _CROPS = 16
 """Crops a forward pass: more of them and their maps no longer stay in a processor's cache."""
 
@@ -219,26 +216,19 @@ class FeatureCacheBuilder:
         cells, width, dtype = self._features_of(plan)
         shape = (*plan.boxes.shape[:2], cells, width)
         partial = PartialFeatures(plan.path, shape=shape, dtype=dtype)
-        with self._loader(plan) as loader:
-            start = partial.batches
-            steps = progress_bar(
-                loader.epoch(0, start=start),
-                initial=start,
-                total=loader.steps,
-                desc="features of the frozen stem",
-                unit="batch",
-                leave=False,
-                off=not self.context.progress,
-            )
-            for done, batch in enumerate(steps, start=start + 1):
-                keep = batch.valid.cpu()
-                features = self._features(batch)
-                features = features.reshape(-1, shape[1], *features.shape[1:])[keep]
-                rows = np.searchsorted(plan.ids, batch.ids.cpu()[keep].numpy())
-                partial.values[rows] = _bits(features)
-                if done % _SETTLE == 0:
-                    partial.save(done)
-        partial.finish()
+
+        def rows_of(batch: CropBatch) -> NDArray[np.generic]:
+            features = self._features(batch)
+            return _bits(features.reshape(-1, shape[1], *features.shape[1:])[batch.valid.cpu()])
+
+        fill_by_batches(
+            partial,
+            self._loader(plan),
+            plan.ids,
+            rows_of,
+            title="features of the frozen stem",
+            progress=self.context.progress,
+        )
 
     def _loader(self, plan: "_Plan") -> Loader:
         ids, boxes = plan.ids, plan.boxes

@@ -8,17 +8,21 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from lmcl.errors import LmclError
+from pipeline.batch import CropBatch
+from pipeline.loader import Loader
 from shards.errors import ShardError
 from shards.files import atomic_write
 from shards.lock import LockedError, lock_path
+from shards.progress import progress_bar
 from shards.source_files import read_regular
 from shards.text import printable
 
@@ -26,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 2.0
 _MOST_NOTE_BYTES = 4096
+_SETTLE = 25
+"""Batches between two places to go on from."""
 
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,3 +150,41 @@ def _preallocate(file: Path) -> None:
     size = file.stat().st_size
     with file.open("rb+") as opened:
         os.posix_fallocate(opened.fileno(), 0, size)
+
+
+def fill_by_batches(
+    partial: PartialFeatures,
+    loader: Loader,
+    ids: NDArray[np.int64],
+    features: Callable[[CropBatch], NDArray[np.generic]],
+    *,
+    title: str,
+    progress: bool,
+) -> None:
+    """Fill a partial file from where it is and finish it; a stopped process is gone on with.
+
+    Args:
+        partial: The file.
+        loader: Over `ids`; it is closed.
+        ids: Images in the order of the file's rows, rising.
+        features: Rows `[n, ...]` of a batch's valid images, in the file's type.
+        title: Of the progress bar.
+        progress: Whether to show it.
+    """
+    with loader:
+        start = partial.batches
+        steps = progress_bar(
+            loader.epoch(0, start=start),
+            initial=start,
+            total=loader.steps,
+            desc=title,
+            unit="batch",
+            leave=False,
+            off=not progress,
+        )
+        for done, batch in enumerate(steps, start=start + 1):
+            rows = np.searchsorted(ids, batch.ids.cpu()[batch.valid.cpu()].numpy())
+            partial.values[rows] = features(batch)
+            if done % _SETTLE == 0:
+                partial.save(done)
+    partial.finish()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lmcl.distributed import RankContext
 from lmcl.features.build import feature_key, preprocessing_key
-from lmcl.features.partial import PartialFeatures, hold_file
+from lmcl.features.partial import PartialFeatures, fill_by_batches, hold_file
 from lmcl.models.conv_vit import ConvVit
 from lmcl.models.encoder import Encoder
 from lmcl.models.preprocess import Preprocessing, autocast, preprocess
@@ -25,13 +25,10 @@ from lmcl.models.stem import LevelStem, at_least_float32
 from pipeline.batch import CropBatch
 from pipeline.boxes import CropConfig, evaluation_boxes, frame_sizes
 from pipeline.loader import Loader, decode_choice
-from shards.progress import progress_bar
 from shards.read import ShardSet
 
 _IMAGES = 4
 """Images a batch while features are computed."""
-_SETTLE = 25
-"""Batches between two places to go on from."""
 _CROPS = 16
 """Crops a forward pass."""
 _DEPTHS = (0.25, 0.5, 0.75)
@@ -84,24 +81,14 @@ class PooledFeatures:
             device=self.context.device,
             decode=self.context.decode,
         )
-        with loader:
-            start = partial.batches
-            steps = progress_bar(
-                loader.epoch(0, start=start),
-                initial=start,
-                total=loader.steps,
-                desc="features of the frozen encoder",
-                unit="batch",
-                leave=False,
-                off=not self.context.progress,
-            )
-            for done, batch in enumerate(steps, start=start + 1):
-                keep = batch.valid.cpu()
-                rows = np.searchsorted(ids, batch.ids.cpu()[keep].numpy())
-                partial.values[rows] = self._of_batch(batch)[keep].numpy()
-                if done % _SETTLE == 0:
-                    partial.save(done)
-        partial.finish()
+        fill_by_batches(
+            partial,
+            loader,
+            ids,
+            lambda batch: self._of_batch(batch)[batch.valid.cpu()].numpy(),
+            title="features of the frozen encoder",
+            progress=self.context.progress,
+        )
 
     @torch.no_grad()
     def _of_batch(self, batch: CropBatch) -> Float[Tensor, "b f"]:

@@ -110,7 +110,7 @@ def test_other_stem_weights_are_other_cells(tiny: ConfigMaker, tmp_path: Path) -
 def test_features_that_were_stopped_go_on_and_are_the_same_bits(
     tiny: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: type
 ) -> None:
-    monkeypatch.setattr("lmcl.features.build._SETTLE", 1)
+    monkeypatch.setattr("lmcl.features.partial._SETTLE", 1)
     whole, again = (_frozen(tiny, f"runtime.cells='{tmp_path / name}'") for name in "ab")
     fit(whole, tmp_path / "whole", progress=False)
     compute, seen = FeatureCacheBuilder._features, []
