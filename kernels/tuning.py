@@ -72,9 +72,9 @@ def make_plan(d: int, dtype: str, capability: int) -> Plan:
     table = _half_tiles if dtype in HALF else _single_tiles
     sums, means, pairs = table(sum(widths), capability)
     finish = Tile(rows=16, columns=32, warps=4 if sum(widths) <= 128 else 8, stages=1)
-    if sum(widths) == 256:
-        # 32 columns spill 8 bytes a thread: with eight warps on sm_80, where the compiler aims at
-        # 128 registers, with four on sm_90, and in float32 on sm_100 with either.
+    if sum(widths) in (64, 256):
+        # 32 columns spill 8 bytes a thread: at 64 on sm_90; at 256 with eight warps on sm_80, whose
+        # aim is 128 registers, with four on sm_90, and in float32 on sm_100 with either.
         finish = dataclasses.replace(finish, columns=16)
     # With two exponentials 64 columns spill 24 bytes a thread at 384 on sm_90 (Triton 3.9).
     online = dataclasses.replace(pairs, columns=32) if sum(widths) > 256 else pairs
