@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.processes import is_running
+
 REPO = Path(__file__).resolve().parents[2]
 BEFORE = REPO / "tests" / "data" / "before_move"
 LAUNCH = [
@@ -36,13 +38,6 @@ def descendants(pid: int) -> set[int]:
         added = {child for child, parent in parents.items() if parent in found} - found
         found |= added
     return found - {pid}
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def until(is_so: Callable[[], bool], seconds: float = 180) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import is_running
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 STEPS = {
@@ -386,11 +388,11 @@ def test_what_the_script_started_ends_with_it(tmp_path: Path, number: signal.Sig
     )
     pid = tmp_path / "pid"
     assert wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"))
-    child = Path("/proc") / pid.read_text().strip()
-    assert child.exists()
+    child = int(pid.read_text())
+    assert is_running(child)
     script.send_signal(number)
     script.wait(30)
-    assert wait_until(lambda: not child.exists() or "Z (zombie)" in (child / "status").read_text())
+    assert wait_until(lambda: not is_running(child))
 
 
 def wait_until(holds: Callable[[], bool]) -> bool:

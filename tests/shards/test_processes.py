@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shards.processes import command_ending_with_parent
+from tests.processes import is_running
 
 # A pool whose workers write a file every 20 ms, for ever.
 POOL = """
@@ -54,13 +55,6 @@ def until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
 
 def pids(folder: Path) -> list[int]:
     return [int(path.name.partition("-")[2]) for path in folder.glob("pid-*")]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def state(folder: Path) -> dict[str, int]:

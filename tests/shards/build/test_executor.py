@@ -13,6 +13,7 @@ from shards.build.build import build
 from shards.build.plan import ShardSize
 from shards.errors import ShardError
 from shards.sample import DataSet
+from tests.processes import is_running
 
 FIVE = ShardSize(samples=5)
 
@@ -95,13 +96,6 @@ def _workers(parent: int) -> list[int]:
     return found
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_workers_of_a_killed_build_are_gone_and_the_same_command_goes_on(
     tmp_path: Path, picture: Callable[..., bytes]
 ) -> None:
@@ -121,9 +115,9 @@ def test_workers_of_a_killed_build_are_gone_and_the_same_command_goes_on(
         parent.kill()
     assert workers
     end = time.monotonic() + 5
-    while any(map(_runs, workers)) and time.monotonic() < end:
+    while any(map(is_running, workers)) and time.monotonic() < end:
         time.sleep(0.05)
-    assert not any(map(_runs, workers))
+    assert not any(map(is_running, workers))
     names = sorted(path.name for path in (tmp_path / "set").rglob("*"))
     time.sleep(0.3)
     assert sorted(path.name for path in (tmp_path / "set").rglob("*")) == names
