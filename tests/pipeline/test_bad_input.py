@@ -437,7 +437,7 @@ def test_closing_leaves_no_thread_and_no_file_behind(
             list(batches)
     loader.close()
     loader.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and _census()[1] > tasks:
         time.sleep(0.05)
     assert _census()[0] <= python_threads

@@ -81,7 +81,7 @@ def test_workers_of_a_killed_parent_are_gone_and_write_no_more(tmp_path: Path, h
             assert all(map(is_running, workers))
         finally:
             parent.send_signal(signal.SIGKILL)
-    until(lambda: not any(map(is_running, workers)), seconds=5)
+    until(lambda: not any(map(is_running, workers)), seconds=60)
     before = state(folder)
     time.sleep(0.3)
     assert state(folder) == before
