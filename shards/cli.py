@@ -84,7 +84,12 @@ def cli() -> None:
 @click.argument("source", required=False)
 @click.option("--output", required=True, help="Folder or fsspec URL of the packed set.")
 @click.option("--images", help="Folder or fsspec URL of the images.")
-@click.option("--name", "set_name", help="Short name of the set (table, unlabelled, pyiqa, wds).")
+@click.option(
+    "--name",
+    "set_name",
+    metavar="NAME",
+    help="Short name of the set (table, unlabelled, wds: the output folder's; pyiqa: the file's).",
+)
 @click.option("--score-range", type=(float, float), help="Ends of the score's scale.")
 @click.option("--lower-is-better", is_flag=True, help="Scores are differences to a reference.")
 @click.option(
@@ -187,13 +192,13 @@ def build(
     from shards.build.build import default_workers, refuse_missing
     from shards.build.pack import PackOptions
     from shards.build.plan import make_plan
-    from shards.datasets.registry import SourceOptions, fetch_source, open_source
+    from shards.datasets.registry import SourceOptions, default_name, fetch_source, open_source
     from shards.datasets.roles import ColumnNames
     from shards.side_files import PathFilter
 
     given = SourceOptions(
         images=None if images is None or is_url(images) else Path(images),
-        name=_set_name(set_name),
+        name=_set_name(set_name) or default_name(name, output),
         score=_score(score_range, lower_is_better),
         extra_files=extra_files,
         columns=ColumnNames(

@@ -31,6 +31,7 @@ from lmcl.models.precision import choose_precision
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import load_model
 from lmcl.models.quality_model import QualityModel
+from lmcl.models.training_images import read_training_images
 from lmcl.utils.files import require_run_folder
 from pipeline.boxes import CropConfig, evaluation_boxes, frame_sizes
 from shards.read import ShardSet, open_set
@@ -55,7 +56,9 @@ def calibrate_run(run: Path, *, batch_size: int, progress: bool) -> Meaning:
     released = load_model(folder)
     shard_set = open_set(config.data.root)
     split = load_split(shard_set, config.data.split)
-    if split.hash != released.card.split_hash:
+    known = read_training_images(folder)
+    is_own = known is None or known.seen(shard_set.samples.sha256[split.train]).any()
+    if split.hash != released.card.split_hash or not is_own:
         raise LmclError(
             f"{printable(run)}: the split {printable(split.name)} of {printable(shard_set.root)} "
             "is not the one the model was trained on, so it is not known which images it has not "

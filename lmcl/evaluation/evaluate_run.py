@@ -34,6 +34,7 @@ from lmcl.evaluation.scope import (
     Scope,
     SplitFigures,
 )
+from lmcl.evaluation.seen_images import SeenImages, find_seen_images
 from lmcl.models.precision import PrecisionChoice, choose_precision, warn_of_emulation
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import ModelCard, ReleasedModel, load_model
@@ -128,14 +129,15 @@ def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) ->
         decode = replace(decode, decode="cpu" if asked.decode == "both" else asked.decode)
     context = make_rank_context(accelerator, decode=decode, progress=progress)
     shard_set = _open(asked.data, config)
-    other = asked.data is not None and not _is_own(shard_set, config, released.card)
+    seen = find_seen_images(run / "model", config)
+    other = asked.data is not None and not _is_own(shard_set, config, released.card, seen)
     chosen = _chosen(shard_set, asked, config, other=other)
     ids, name = chosen.ids, chosen.name
-    scope = _scope(shard_set, released.card, asked, name)
+    scope = _scope(shard_set, released.card, asked, name, across=other)
     fit_ids = _fit_ids(shard_set, asked, chosen)
     if other:
-        fit_ids, _ = _without_training_images(shard_set, fit_ids, scope, config)
-        ids, scope = _without_training_images(shard_set, ids, scope, config)
+        fit_ids, _ = _without_training_images(shard_set, fit_ids, scope, seen)
+        ids, scope = _without_training_images(shard_set, ids, scope, seen)
     if not len(ids):
         raise LmclError(
             f"{shard_set.root}: part {asked.part!r} holds no image to "
@@ -259,17 +261,33 @@ def _open(data: str | None, config: Config) -> ShardSet:
     return open_set(data)
 
 
-def _is_own(shard_set: ShardSet, config: Config, card: ModelCard) -> bool:
-    """Whether a set holds the images the run was trained on, however its path is spelled."""
+def _is_own(shard_set: ShardSet, config: Config, card: ModelCard, seen: SeenImages) -> bool:
+    """Whether a set holds the images the run was trained on, however its path is spelled.
+
+    Two sets may well have the same names (`0001.jpg`, ...), so some of their images must be equal
+    too: in bytes, or, of a copy in another format, in size and score.
+    """
     try:
         own = open_set(config.data.root)
     except (ShardError, OSError):
         # Moved away: the hash of the run's split tells whether this is the place it went to.
         try:
-            return load_split(shard_set, config.data.split).hash == card.split_hash
+            split = load_split(shard_set, config.data.split)
         except ShardError:
             return False
-    return own.manifest.ids_sha256 == shard_set.manifest.ids_sha256
+        is_same = split.hash == card.split_hash
+        known = seen.listed
+        return is_same and (
+            known is None or bool(known.seen(shard_set.samples.sha256[split.train]).any())
+        )
+    if own.manifest.ids_sha256 != shard_set.manifest.ids_sha256:
+        return False
+    ours, theirs = own.samples, shard_set.samples
+    is_equal = (ours.sha256 == theirs.sha256).all(axis=1) & ours.ok
+    facts = ("width", "height", "mos")
+    return bool(is_equal.any()) or all(
+        np.array_equal(getattr(ours, name), getattr(theirs, name), equal_nan=True) for name in facts
+    )
 
 
 def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -> _Chosen:
@@ -378,7 +396,7 @@ def _with_boxes(table: Predictions, path: Path) -> Predictions:
     return dataclasses.replace(table, y=before.y, x=before.x, h=before.h, w=before.w)
 
 
-def _scope(shard_set: ShardSet, card: ModelCard, asked: Asked, name: str) -> Scope:
+def _scope(shard_set: ShardSet, card: ModelCard, asked: Asked, name: str, *, across: bool) -> Scope:
     score, own = shard_set.score, card.score
     return Scope(
         tested_on=shard_set.name,
@@ -388,26 +406,18 @@ def _scope(shard_set: ShardSet, card: ModelCard, asked: Asked, name: str) -> Sco
         scale=score or ScoreScale(kind="", low=0.0, high=1.0, higher_is_better=True),
         trained_scale=own,
         images=0,
+        across=across,
         protocol=asked.protocol,
         mapping=ON_THEMSELVES if asked.protocol == WHOLE else _OF_SPLITS[asked.fit_on or "train"],
     )
 
 
 def _without_training_images(
-    shard_set: ShardSet, ids: NDArray[np.int64], scope: Scope, config: Config
+    shard_set: ShardSet, ids: NDArray[np.int64], scope: Scope, seen: SeenImages
 ) -> tuple[NDArray[np.int64], Scope]:
     """Leave out what the model learned from or was chosen on: sets share images."""
-    try:
-        own = open_set(config.data.root)
-        split = load_split(own, config.data.split)
-    except (ShardError, OSError):
-        return ids, replace(scope, left_out_known=False)
-    seen = own.samples.sha256[np.concatenate([split.train, split.val])]
-    known = {digest.tobytes() for digest in seen}
-    fresh = np.array(
-        [digest.tobytes() not in known for digest in shard_set.samples.sha256[ids]], dtype=bool
-    )
-    return ids[fresh], replace(scope, left_out=int(np.sum(~fresh)))
+    fresh = ~seen.holds(shard_set.samples.sha256[ids])
+    return ids[fresh], replace(scope, left_out=int(np.sum(~fresh)), left_out_known=seen.is_known)
 
 
 def _over_splits(

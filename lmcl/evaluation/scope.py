@@ -65,6 +65,9 @@ class Scope:
     """Images of the tested set that the model was trained on, byte for byte; not judged."""
     left_out_known: bool = True
     """False if the training set was not there to compare with."""
+    across: bool | None = None
+    """Whether it is another set than the model's own, told by the images; None: not written down
+    (earlier versions), the names decide."""
     protocol: str = WHOLE
     """`whole`, or the rule the splits were drawn by."""
     mapping: str = ON_THEMSELVES
@@ -73,6 +76,11 @@ class Scope:
     """The mapping, if other images than the judged ones gave it."""
     splits: tuple[SplitFigures, ...] = ()
     """One per split, for a protocol of splits."""
+
+    @property
+    def is_across(self) -> bool:
+        """Whether it is another set than the model's own."""
+        return self.tested_on != self.trained_on if self.across is None else self.across
 
     @property
     def direction(self) -> str:

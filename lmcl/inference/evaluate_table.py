@@ -22,7 +22,9 @@ from lmcl.evaluation.metrics import Evaluation, evaluate
 from lmcl.evaluation.predictions import Predictions, make_predictions
 from lmcl.evaluation.results import to_pretty_json
 from lmcl.evaluation.scope import Scope
+from lmcl.evaluation.seen_images import SeenImages, find_seen_images
 from lmcl.inference.scorer import ImageScore, PreparedImage, Scorer, open_scorer
+from lmcl.models.named import find_model
 from lmcl.utils.files import write_atomic
 from shards import ScoreScale
 from shards.datasets.pictures import read_picture
@@ -30,10 +32,8 @@ from shards.datasets.registry import SourceOptions, fetch_source, open_source
 from shards.errors import ShardError
 from shards.processes import usable_cores
 from shards.progress import progress_bar
-from shards.read import open_set
 from shards.sample import DataSet, Sample
 from shards.source_files import read_regular
-from shards.splits.split import load_split
 from shards.text import is_url, printable, redact_url
 
 _PART = "all"
@@ -68,8 +68,8 @@ def evaluate_table(
 ) -> EvaluatedTable:
     """Predictions and figures of a model on the images that a table names.
 
-    Images that the model learned from or was chosen on, byte for byte, are left out where its run
-    and its set are there to tell.
+    Images that the model learned from or was chosen on, byte for byte, are left out, where a list
+    of them or its run's set is there to tell.
 
     Args:
         model: A run folder, a model folder, an exported file, or `starter`.
@@ -86,7 +86,7 @@ def evaluate_table(
     scorer = open_scorer(model)
     name = re.sub(r"[^\w.-]+", "_", Path(redact_url(asked.table)).stem) or "table"
     samples = list(dataset.samples())
-    seen, is_known = _seen_by(Path(model))
+    seen = _seen_by(model)
     scored = list(_scores(scorer, samples, seen, title=f"evaluating {name}", progress=progress))
     kept = [(s, found) for s, found in zip(samples, scored, strict=True) if found is not None]
     if not kept:
@@ -107,7 +107,8 @@ def evaluate_table(
         trained_scale=scorer.scale,
         images=len(kept),
         left_out=len(samples) - len(kept),
-        left_out_known=is_known,
+        left_out_known=seen.is_known,
+        across=True,
     )
     path = _folder(Path(model), output, name) / "predictions" / f"{name}-{_PART}.csv"
     table.write_csv(path)
@@ -134,29 +135,22 @@ def _folder(model: Path, output: Path | None, name: str) -> Path:
     return model if (model / "config.toml").is_file() else Path("runs") / f"eval-{name}"
 
 
-def _seen_by(model: Path) -> tuple[frozenset[bytes], bool]:
-    """Hashes of the images a run learned from or was chosen on, and whether they are known."""
-    path = model / "config.toml"
-    if not path.is_file():
-        return frozenset(), False
-    config = locate_data(load_run_config(path), model)
-    try:
-        own = open_set(config.data.root)
-        split = load_split(own, config.data.split)
-    except (ShardError, OSError):
-        return frozenset(), False
-    rows = own.samples.sha256[np.concatenate([split.train, split.val])]
-    return frozenset(row.tobytes() for row in rows), True
+def _seen_by(model: str | Path) -> SeenImages:
+    """The images a model learned from or was chosen on, as far as is known."""
+    path = Path(model) / "config.toml"
+    config = locate_data(load_run_config(path), Path(model)) if path.is_file() else None
+    return find_seen_images(find_model(model), config)
 
 
 def _scores(
-    scorer: Scorer, samples: Sequence[Sample], seen: frozenset[bytes], *, title: str, progress: bool
+    scorer: Scorer, samples: Sequence[Sample], seen: SeenImages, *, title: str, progress: bool
 ) -> Iterator[ImageScore | None]:
     """The score of every sample in order; None for those that the model has seen."""
 
     def prepared(sample: Sample) -> PreparedImage | None:
         data = _bytes_of(sample)
-        if hashlib.sha256(data).digest() in seen:
+        digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+        if seen.holds(digest[None]).item():
             return None
         return _named(sample, lambda: scorer.prepare(data))
 

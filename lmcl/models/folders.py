@@ -10,6 +10,7 @@ MODEL_FILES: Mapping[str, int] = {
     "thresholds.json": 1 << 20,
     "calibration.json": 1 << 23,
     "neighbours.safetensors": 1 << 26,
+    "training_images.json": 1 << 20,
     "model.safetensors": 1 << 36,
 }
 """All that a model folder consists of, and the most bytes each file may have: JSON, safetensors

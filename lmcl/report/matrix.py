@@ -84,7 +84,9 @@ def columns(entries: Sequence[Entry]) -> list[str]:
 def is_across(a: Analysis, other: Other) -> bool:
     """Whether predictions beside the headline are about another set."""
     if other.scope is not None:
-        return other.scope.tested_on != a.run.set_name
+        if other.scope.across is None:
+            return other.scope.tested_on != a.run.set_name
+        return other.scope.across
     return other.name not in ("train", "val", "test", "all")
 
 

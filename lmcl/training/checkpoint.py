@@ -61,6 +61,8 @@ class State:
     """Time spent training so far."""
     data: str = ""
     """Hash of the split: the set's names and the ids of each part."""
+    images: str = ""
+    """Hash over the bytes of the images of each part; empty in files of earlier versions."""
     collapsed_steps: int = 0
     """Steps in a row, up to here, whose crops of one image looked alike."""
 
@@ -224,7 +226,7 @@ def _check_state(state: State) -> None:
     for name in ("student", "teacher", "optimizer", "scaler"):
         if not isinstance(getattr(state, name), dict):
             raise TypeError(f"{name} is no table of tensors")
-    if not isinstance(state.config, str) or not isinstance(state.data, str):
+    if not all(isinstance(text, str) for text in (state.config, state.data, state.images)):
         raise TypeError("its configuration is no text")
     ids, boxes = state.saliency_ids, state.saliency_boxes
     if ids.ndim != 1 or boxes.shape != (len(ids), 4) or ids.dtype != torch.int64:

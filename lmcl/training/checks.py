@@ -1,6 +1,7 @@
 """Checks before the first step: what a start refuses and `--dry-run` refuses too."""
 
 import difflib
+import hashlib
 import logging
 import os
 import shutil
@@ -246,7 +247,15 @@ def check_saliency(encoder: Encoder, saliency: SaliencyConfig) -> None:
     best_window(maps.float().cpu(), saliency.window)
 
 
-def check_state(state: State, config: Config, split: Split) -> None:
+def hash_images(shard_set: ShardSet, split: Split) -> str:
+    """A hash over the bytes of all images of a split, part by part; names may be another set's."""
+    found = hashlib.sha256()
+    for part in ("train", "val", "test"):
+        found.update(shard_set.samples.sha256[split.part(part)].tobytes())
+    return found.hexdigest()
+
+
+def check_state(state: State, config: Config, shard_set: ShardSet, split: Split) -> None:
     """Refuse a checkpoint of another experiment or other data.
 
     Raises:
@@ -264,10 +273,11 @@ def check_state(state: State, config: Config, split: Split) -> None:
             "in another --output",
             exit_code=5,
         )
-    if state.data and state.data != split.hash:
+    is_other = bool(state.images) and state.images != hash_images(shard_set, split)
+    if is_other or (state.data and state.data != split.hash):
         raise ConfigError(
             f"the checkpoint was trained on other data than {config.data.root}, split "
-            f"{split.name!r}: the set's names or the parts differ; name the set it was "
+            f"{split.name!r}: the set's names, the images or the parts differ; name the set it was "
             "trained on, or start a new run in another --output",
             exit_code=5,
         )

@@ -23,6 +23,7 @@ from lmcl.evaluation.significance import Difference
 from lmcl.evaluation.words import caution_words, figures_words
 from lmcl.models.pretrained import ModelCard, save_model
 from lmcl.models.quality_model import QualityModel
+from lmcl.models.training_images import write_training_images
 from lmcl.training.checkpoint import best_path, load_tensors
 from lmcl.training.probe import Probed, difference_words, probe_at_end
 from lmcl.training.trainer import Trainer
@@ -84,6 +85,8 @@ def write_outcome(trainer: Trainer) -> Outcome:
         _write_metrics(trainer, judged, evaluations)
         _write_protocol(trainer, epoch, selection)
         save_model(trainer.run_dir.model, model, _card(trainer, evaluations[part]))
+        if trainer.training_images is not None:
+            write_training_images(trainer.run_dir.model, trainer.training_images)
         write_calibration(trainer.run_dir.model, calibration, neighbours)
         write_pictures(trainer.run_dir.root, trainer.shard_set, judged[part], maps)
         probed = _probe(trainer)
@@ -179,6 +182,7 @@ def _write_protocol(trainer: Trainer, epoch: int, selection: str) -> None:
         "set": trainer.shard_set.name,
         "set_version": trainer.shard_set.manifest.version,
         "set_sha256": trainer.shard_set.manifest.samples_sha256,
+        "images_sha256": trainer.images_sha256,
         "split": trainer.config.data.split,
         "split_hash": split.hash,
         "protocol": split.protocol,

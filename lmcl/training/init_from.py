@@ -4,8 +4,12 @@ Two uses: a published model goes on learning on one's own images, and a readout 
 a frozen stem goes on together with it (docs/decisions/0010).
 """
 
+import logging
+import math
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmcl.config import Config
@@ -15,9 +19,18 @@ from lmcl.models.normalization import find_normalization
 from lmcl.models.pretrained import ModelCard, load_model
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.tensor_files import refuse_nonfinite, timm_converter
+from lmcl.models.training_images import (
+    ImageSketch,
+    TrainingImages,
+    prefixes,
+    read_training_images,
+    sketch_images,
+)
 from shards.read import ShardSet
 from shards.splits.split import Split
 from shards.text import printable
+
+logger = logging.getLogger(__name__)
 
 _SIZED = ("encoder.vit.", "encoder.stem.layers.model.")
 """Networks of timm's whose positions depend on the crop's size."""
@@ -29,19 +42,41 @@ def start_from_model(
     """Give the student all weights of the model folder the configuration names, if it names one.
 
     Raises:
-        ConfigError: With exit code 5 if the model is of another architecture, or may have learned
-            from images that this run judges.
+        ConfigError: With exit code 5 if the model is of another architecture, or has learned from
+            images that this run judges.
         LmclError: If the folder is missing (exit code 4) or damaged (exit code 5).
     """
     asked = config.train.start_from
     if not asked:
         return
-    released = load_model(find_model(asked))
+    folder = find_model(asked)
+    released = load_model(folder)
     _check_architecture(released.card, config)
-    _check_unseen(released.card, config, shard_set=shard_set, split=split)
+    seen = read_training_images(folder)
+    if seen is None:
+        _check_names(released.card, config, shard_set=shard_set, split=split)
+    else:
+        _check_unseen(seen, config, shard_set=shard_set, split=split)
     state = released.model.state_dict()
     refuse_nonfinite(state, f"train.start_from = {printable(asked)!r}")
     student.load_state_dict(_fit_to_crops(student, state, released.card, config))
+
+
+def training_images_of(config: Config, shard_set: ShardSet, split: Split) -> TrainingImages:
+    """What the model of a run will have seen: its own images, and those of the one it starts from.
+
+    Raises:
+        LmclError: As `start_from_model`.
+    """
+    sha256 = shard_set.samples.sha256
+    own = TrainingImages(
+        learned=sketch_images(sha256[split.part("train")]),
+        selected=sketch_images(sha256[split.part("val")]),
+        set_sha256=shard_set.manifest.samples_sha256,
+    )
+    if not config.train.start_from:
+        return own
+    return own.after(read_training_images(find_model(config.train.start_from)))
 
 
 def _fit_to_crops(
@@ -114,12 +149,67 @@ def _check_architecture(card: ModelCard, config: Config) -> None:
         )
 
 
-def _check_unseen(card: ModelCard, config: Config, *, shard_set: ShardSet, split: Split) -> None:
+def _check_names(card: ModelCard, config: Config, *, shard_set: ShardSet, split: Split) -> None:
+    """What can be told of a model that does not say which images it has seen.
+
+    Raises:
+        ConfigError: If it was trained on another split of a set of this name; exit code 5.
+    """
     if card.training_set == shard_set.name and card.split_hash != split.hash:
         raise ConfigError(
             f"train.start_from = {config.train.start_from!r} was trained on another split of "
             f"{shard_set.name} ({card.split!r}, hash {card.split_hash[:16]}; here "
             f"{split.name!r}, hash {split.hash[:16]}): it may have learned from images that this "
-            "run judges; train it on this split first, or name its own in data.split",
+            "run judges; train it on this split first, or name its own in data.split. If that is "
+            "another set of the same name, pack this one under its own: `lmcl-shard reshard "
+            "--name NAME`",
             exit_code=5,
         )
+    logger.info(
+        "train.start_from: the model, of an earlier version, does not say which images of %s it "
+        "has seen, so it was not checked whether this run judges some of them",
+        printable(card.training_set),
+    )
+
+
+def _check_unseen(
+    seen: TrainingImages, config: Config, *, shard_set: ShardSet, split: Split
+) -> None:
+    """Refuse a model that has seen, byte for byte, what this run will be chosen or judged by.
+
+    Images that this run's own split has in several parts are the split's matter.
+
+    Raises:
+        ConfigError: With the counts; exit code 5.
+    """
+    sha256 = shard_set.samples.sha256
+    train, val, test = (sha256[split.part(name)] for name in ("train", "val", "test"))
+    own, chosen = prefixes(train), prefixes(np.concatenate([train, val]))
+    learned = {
+        name: _count(seen.learned, part[~np.isin(prefixes(part), own)])
+        for name, part in (("val", val), ("test", test))
+    }
+    selected = _count(seen.selected, test[~np.isin(prefixes(test), chosen)])
+    if not (learned["val"] or learned["test"] or selected):
+        if not seen.is_complete:
+            logger.info(
+                "train.start_from: the model began as one that does not say which images it had "
+                "seen; none of those that are known is judged here"
+            )
+        return
+    about = "" if seen.learned.is_whole and seen.selected.is_whole else "about "
+    raise ConfigError(
+        f"train.start_from = {printable(config.train.start_from)!r} has seen images that this run "
+        f"judges, the same byte for byte: it learned from {about}{learned['val']} of the "
+        f"{len(val)} images of the val part and {about}{learned['test']} of the {len(test)} of the "
+        f"test part of {printable(shard_set.name)}, split {split.name!r}, and was chosen by "
+        f"{about}{selected} of that test part, so the figures would be too good; train it on this "
+        "split first, name its own split in data.split, or make one whose val and test parts "
+        "leave these images out (`lmcl-shard split --from`)",
+        exit_code=5,
+    )
+
+
+def _count(sketch: ImageSketch, sha256: NDArray[np.uint8]) -> int:
+    """How many of some images are in a collection; of a sampled one an estimate, at least 1."""
+    return math.ceil(int(sketch.holds(sha256).sum()) / sketch.share)

@@ -37,6 +37,7 @@ from lmcl.models.normalization import find_normalization
 from lmcl.models.precision import PrecisionChoice, choose_precision, warn_of_emulation
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.quality_model import QualityModel, enable_gradient_checkpointing
+from lmcl.models.training_images import TrainingImages
 from lmcl.training.checkpoint import (
     Position,
     State,
@@ -55,13 +56,14 @@ from lmcl.training.checks import (
     check_saliency,
     check_state,
     find_best,
+    hash_images,
     newest_state,
     warn_of_objective,
     warn_of_scores,
 )
 from lmcl.training.finish import Outcome, write_outcome
 from lmcl.training.grad_cache import GradCache, check_divisible
-from lmcl.training.init_from import start_from_model
+from lmcl.training.init_from import start_from_model, training_images_of
 from lmcl.training.launcher import parents_command, refuse_ignored
 from lmcl.training.logger import CollapseWatch, MetricsLogger
 from lmcl.training.param_groups import freeze_backbone, parameter_groups
@@ -212,6 +214,8 @@ class _CheckedStart:
     choice: DecodeChoice
     image_weights: torch.Tensor | None
     """Of the set's images, where `objective.image_weight` asks for them."""
+    training_images: TrainingImages
+    """What the model will have seen when the run ends."""
     state: State | None
     """The checkpoint the run goes on from; None for a new one."""
     rates: str
@@ -250,7 +254,7 @@ def check_start(
     weights = rating_weights(config.objective, shard_set, split)
     state = _state_to_resume(run_dir, resume, config, images=len(split.part("train")))
     if state is not None:
-        check_state(state, config, split)
+        check_state(state, config, shard_set, split)
         check_recipe(run_dir, choice)
         check_best(run_dir, state.best_epoch, resume, select=config.evaluation.select)
     rates, warnings = _look_at_rates(config, len(split.part("train")))
@@ -263,6 +267,7 @@ def check_start(
         loss=loss,
         choice=choice,
         image_weights=weights,
+        training_images=training_images_of(config, shard_set, split),
         state=state,
         rates=rates,
         warnings=tuple(warnings),
@@ -346,6 +351,8 @@ def prepare(
     trainer.stop = stop or trainer.stop
     weights = start.image_weights
     trainer.image_weights = weights if weights is None else weights.to(accelerator.device)
+    trainer.training_images = start.training_images
+    trainer.images_sha256 = hash_images(start.shard_set, start.split)
     _resume(trainer, start.state, resume)
     _describe(trainer, start, precision)
     return trainer

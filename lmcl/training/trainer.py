@@ -30,6 +30,7 @@ from lmcl.method.teacher import Teacher
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.saliency import make_table
+from lmcl.models.training_images import TrainingImages
 from lmcl.training.checkpoint import (
     Position,
     State,
@@ -156,6 +157,10 @@ class Trainer:
     metrics_logger: MetricsLogger
     image_weights: Float[Tensor, " n"] | None = None
     """Of every row of the sample table in the regression; None: all the same."""
+    training_images: TrainingImages | None = None
+    """What the model will have seen when the run ends; written beside it."""
+    images_sha256: str = ""
+    """Hash over the bytes of the images of each part."""
     engines: str = ""
     """The line the run begins with: device, what decodes, what computes the loss."""
     stop: StopSignal = field(default_factory=StopSignal)
@@ -441,6 +446,7 @@ class Trainer:
                 position=progress.position,
                 config=dump_config(self.config),
                 data=self.split.hash,
+                images=self.images_sha256,
                 student=self.core.state_dict(),
                 teacher=self.teacher.model.state_dict(),
                 optimizer=self.optimizer.state_dict(),

@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from shards.datasets import (
     agiqa3k,
@@ -25,11 +27,17 @@ from shards.datasets.table import ExtraFiles, MissingFiles, open_table, table_pa
 from shards.datasets.unlabelled import open_unlabelled
 from shards.datasets.wds import open_wds
 from shards.errors import ShardError
+from shards.manifest import MANIFEST, decode
 from shards.remote import local_copy, local_folder, shown_url, split_url, url_suffix
 from shards.sample import DataSet, Facts
 from shards.score_scale import ScoreScale
 from shards.side_files import PathFilter
+from shards.store import Store
 from shards.text import is_url
+
+_NAMED_BY_FOLDER = ("table", "unlabelled", "wds")
+_MOST_NAME = 41
+"""Characters (`shards.manifest.SetName`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +93,41 @@ class Reader:
 def readers() -> dict[str, Reader]:
     """Every reader, by name, in the order they are listed."""
     return {reader.name: reader for reader in _READERS}
+
+
+def default_name(reader: str, output: str) -> str | None:
+    """What a set is called whose name nobody gave: as its folder, so that two are told apart.
+
+    A set that is there already keeps its name. Names of published sets, by which scales, numbers of
+    ratings and published figures are found, are not given to others' images.
+
+    Args:
+        reader: Name of the reader.
+        output: Folder or URL of the packed set.
+
+    Returns:
+        None if the reader names the set itself.
+    """
+    if reader not in _NAMED_BY_FOLDER:
+        return None
+    store = Store(output)
+    try:
+        return (
+            decode(store.read(MANIFEST), where=output).name
+            if store.exists(MANIFEST)
+            else (_name_of_folder(reader, output))
+        )
+    except ShardError:
+        return _name_of_folder(reader, output)  # said by whoever opens it
+
+
+def _name_of_folder(reader: str, output: str) -> str:
+    place = urlsplit(output).path if is_url(output) else str(Path(output).resolve())
+    last = place.rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^a-z0-9_-]+", "-", last.lower()).strip("-_")
+    if name in readers() or not name:
+        name = f"{name}-{reader}" if name and name != reader else reader
+    return name[:_MOST_NAME].rstrip("-_")
 
 
 def open_source(name: str, source: Path, options: SourceOptions) -> DataSet:

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from shards.cli import cli
+from shards.read import open_set
 from shards.sample import DataSet
 
 ROOT = Path(__file__).parents[2]
@@ -139,3 +140,39 @@ def test_a_mistyped_command_is_answered_with_the_nearest() -> None:
     done = CliRunner().invoke(cli, ["biuld"])
     assert done.exit_code == 2
     assert "No such command 'biuld'. Did you mean 'build'?" in done.output
+
+
+@pytest.mark.parametrize(
+    ("output", "more", "name"),
+    [
+        ("My Photos", (), "my-photos"),
+        ("demo", (), "demo-table"),
+        ("koniq10k", (), "koniq10k-table"),
+        ("table", (), "table"),
+        ("Bäume_2024", (), "b-ume_2024"),
+        ("__", (), "table"),
+        ("x" * 60, (), "x" * 41),
+        ("any", ("--name", "mine"), "mine"),
+    ],
+)
+def test_a_table_is_named_after_its_folder(
+    tmp_path: Path, table: Callable[..., DataSet], output: str, more: tuple[str, ...], name: str
+) -> None:
+    table()
+    words = ("build", "table", str(tmp_path / "mine.csv"), "--images", str(tmp_path / "mine"))
+    where = ("--score-range", "0", "100", "--output", str(tmp_path / "sets" / output))
+    plan = CliRunner().invoke(cli, [*words, *where, *more, "--dry-run"])
+    assert f"{name} -> " in plan.output, plan.output
+    done = CliRunner().invoke(cli, [*words, *where, *more, "--no-progress"])
+    assert done.exit_code == 0, done.output
+    assert open_set(tmp_path / "sets" / output).name == name
+
+
+def test_a_set_that_is_there_keeps_its_name(tmp_path: Path, table: Callable[..., DataSet]) -> None:
+    table()
+    words = ("build", "table", str(tmp_path / "mine.csv"), "--images", str(tmp_path / "mine"))
+    where = ("--score-range", "0", "100", "--output", str(tmp_path / "set"), "--no-progress")
+    assert CliRunner().invoke(cli, [*words, *where, "--name", "table"]).exit_code == 0
+    again = CliRunner().invoke(cli, [*words, *where])
+    assert again.exit_code == 0, again.output
+    assert open_set(tmp_path / "set").name == "table"

@@ -37,9 +37,9 @@ def run(
     done = evaluate_run(run, asked, batch_size=batch_size, progress=not no_progress)
     scope = done.scope
     _print_figures(done.evaluation, done.path)
-    if scope.tested_on != scope.trained_on:
+    if scope.is_across:
         click.echo(_across(scope))
-    if scope.tested_on != scope.trained_on or scope.fitted:
+    if scope.is_across or scope.fitted:
         click.echo(f"mapping: {scope.mapping}")
     if done.decoders is not None:
         click.echo(done.decoders.summary())
@@ -137,13 +137,13 @@ def _medians(splits: tuple[SplitFigures, ...]) -> list[tuple[str, float]]:
 
 
 def _across(scope: Scope) -> str:
-    left = (
-        f"; {scope.left_out} images of the run's train and val parts left out"
-        if scope.left_out
-        else ""
-        if scope.left_out_known
-        else "; the training set is not here, so shared images were not looked for"
-    )
+    left = ""
+    if scope.left_out:
+        left = f"; {scope.left_out} images of the run's train and val parts left out"
+    if not scope.left_out_known:
+        left += "; the training set is not here, so " + (
+            "there may be more of them" if left else "shared images were not looked for"
+        )
     return (
         f"trained on {scope.trained_on} ({scope.trained_scale.description}), tested on "
         f"{scope.tested_on} ({scope.scale.description}): {scope.direction}{left}"

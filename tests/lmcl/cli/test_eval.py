@@ -1,6 +1,7 @@
 """A trained model on another set: direction, shared images, splits, and the matrix made of them."""
 
 import csv
+import io
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from scipy import stats
 
 from lmcl.cli.eval import command
@@ -17,7 +19,8 @@ from lmcl.errors import LmclError
 from lmcl.evaluation.evaluate_run import Asked, evaluate_run
 from lmcl.evaluation.metrics import fit_logistic
 from lmcl.evaluation.predictions import read_csv
-from lmcl.evaluation.scope import ON_TRAIN, ON_VAL
+from lmcl.evaluation.scope import ON_TRAIN, ON_VAL, read_scope
+from lmcl.models.training_images import TRAINING_IMAGES
 from lmcl.report import write_report
 from lmcl.training.setup import fit
 from pipeline.errors import PipelineError
@@ -332,3 +335,52 @@ def test_a_run_in_bf16_is_evaluated_in_it_and_what_emulation_costs_is_said(
     assert "networks bf16 (as asked)" in caplog.text
     assert re.search(r"emulates it: one batch of 4 crops took \d+\.\d times", caplog.text)
     assert done.evaluation.n > 0
+
+
+@pytest.fixture
+def moved_run(run: Path, tmp_path: Path, demo_set: Path) -> Path:
+    """The run where its set is no more."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    config = (copy / "config.toml").read_text().replace(str(demo_set), str(tmp_path / "gone"))
+    (copy / "config.toml").write_text(config)
+    return copy
+
+
+def test_shared_images_are_left_out_where_the_training_set_is_gone(moved_run, turned) -> None:
+    scope = evaluate_run(moved_run, Asked(data=str(turned)), batch_size=8, progress=False).scope
+    assert (scope.left_out, scope.left_out_known) == (3, True)
+
+
+def test_a_model_that_does_not_list_its_images_says_so_where_its_set_is_gone(
+    moved_run, turned
+) -> None:
+    (moved_run / "model" / TRAINING_IMAGES).unlink()
+    said = CliRunner().invoke(
+        command, [str(moved_run), "--set", str(turned), "--no-progress"], catch_exceptions=False
+    )
+    assert "training set is not here, so shared images were not looked for" in said.output
+
+
+def test_another_set_of_the_same_names_is_another_set(run, demo_set, tmp_path) -> None:
+    packed = open_set(demo_set)
+    images = tmp_path / "images"
+    for id in packed.ids().tolist():
+        path = images / packed.samples.path[id]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.open(io.BytesIO(packed.read_bytes(id)))
+        picture.transpose(Image.Transpose.ROTATE_90).save(path, picture.format)
+    rows = "".join(f"{path},{4 - id % 4}\n" for id, path in enumerate(packed.samples.path))
+    (tmp_path / "labels.csv").write_text(f"path,score\n{rows}")
+    dataset = open_table(tmp_path / "labels.csv", images=images, name="demo", score=packed.score)
+    build(dataset, tmp_path / "shards", workers=1)
+    assert open_set(tmp_path / "shards").manifest.ids_sha256 == packed.manifest.ids_sha256
+    said = CliRunner().invoke(
+        command, [str(run), "--set", str(tmp_path / "shards"), "--no-progress"]
+    )
+    assert said.exit_code == 0, said.output
+    assert "trained on demo" in said.output
+    scope = read_scope(run / "predictions" / "demo-all.csv")
+    assert scope.is_across
+    assert scope.images == len(packed.ids())
+    write_report([run], run)
+    assert "demo-all" in (run / "report.html").read_text()

@@ -81,7 +81,7 @@ def test_a_model_without_a_run_gets_a_folder_that_can_be_reported(
     monkeypatch.chdir(tmp_path)
     said = call(run / "model", "--table", labelled / "labels.csv", "--images", labelled / "photos")
     assert "--score-range LOW HIGH says otherwise" in said
-    assert "shared images were not looked for" in said
+    assert "3 images of the run's train and val parts left out" in said
     done = CliRunner().invoke(cli, ["report", "runs/eval-labels"])
     assert done.exit_code == 0, done.exception
     assert "lmcl probe" not in Path("runs/eval-labels/report.md").read_text()

@@ -1,11 +1,13 @@
 """A run that starts from a finished model: with all of its weights, and never from a wrong one."""
 
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from lmcl.config import Config, load_config
@@ -14,9 +16,13 @@ from lmcl.models.named import find_model
 from lmcl.models.normalization import find_normalization
 from lmcl.models.pretrained import ModelCard, load_model, save_model
 from lmcl.models.quality_model import QualityModel
+from lmcl.models.training_images import TRAINING_IMAGES, read_training_images
 from lmcl.training.checkpoint import list_checkpoints
-from lmcl.training.setup import fit, prepare
+from lmcl.training.setup import fit, plan, prepare
 from shards import ScoreScale
+from shards.cli import cli as shard_cli
+from shards.read import open_set
+from shards.splits.split import load_split
 
 HYBRID = ("encoder.name=hybrid", "encoder.patch=16")
 Tiny = Callable[..., Config]
@@ -87,9 +93,120 @@ def test_a_model_of_another_split_of_the_same_set_is_refused(
     tiny: Tiny, learned: Path, tmp_path: Path
 ) -> None:
     other = tiny(f"train.start_from='{learned}'", "data.split='70-10-20-seed123-01'")
+    said = r"10 of the 10 images of the val part and 0 of the 10 .* was chosen by 10 of that test"
+    with pytest.raises(ConfigError, match=said) as refused:
+        prepare(other, tmp_path / "run", resume="", progress=False)
+    assert refused.value.exit_code == 5
+
+
+def test_an_older_model_of_another_split_of_a_set_of_that_name_is_refused(
+    tiny: Tiny, learned: Path, tmp_path: Path
+) -> None:
+    older = Path(shutil.copytree(learned, tmp_path / "model"))
+    (older / TRAINING_IMAGES).unlink()
+    other = tiny(f"train.start_from='{older}'", "data.split='70-10-20-seed123-01'")
     with pytest.raises(ConfigError, match="may have learned from images that this") as refused:
         prepare(other, tmp_path / "run", resume="", progress=False)
     assert refused.value.exit_code == 5
+
+
+@dataclass(frozen=True)
+class OwnSet:
+    """A packed table and the names of its splits."""
+
+    root: Path
+    split: str = "70-10-20-seed123-00"
+
+
+def pack(folder: Path, pictures: dict[str, bytes], scores: list[float], *options: str) -> OwnSet:
+    """`lmcl-shard build table` and `split` of some pictures."""
+    (folder / "photos").mkdir(parents=True)
+    for name, data in pictures.items():
+        (folder / "photos" / name).write_bytes(data)
+    rows = "".join(f"{name},{score}\n" for name, score in zip(pictures, scores, strict=True))
+    (folder / "labels.csv").write_text(f"path,score\n{rows}")
+    images = ("--images", str(folder / "photos"), "--score-range", "1", "5", "--no-progress")
+    for words in (
+        ("build", "table", str(folder / "labels.csv"), *images, "--output", str(folder), *options),
+        ("split", str(folder), "--repeats", "1"),
+    ):
+        done = CliRunner().invoke(shard_cli, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    return OwnSet(root=folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(demo_set: Path) -> list[bytes]:
+    packed = open_set(demo_set)
+    return [packed.read_bytes(id) for id in packed.ids().tolist()]
+
+
+@pytest.fixture(scope="module")
+def own(pictures: list[bytes], tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of a run on an own set of thirty pictures, called as sets were before."""
+    folder = tmp_path_factory.mktemp("own")
+    names = {f"{number:04d}.img": data for number, data in enumerate(pictures[:30])}
+    packed = pack(folder / "first", names, [1 + n % 4 for n in range(30)], "--name", "table")
+    fit(tiny(f"data.root='{packed.root}'", "train.epochs=1"), folder / "run", progress=False)
+    return folder / "run" / "model"
+
+
+def test_another_own_set_of_the_same_name_and_file_names_passes(
+    own: Path, pictures: list[bytes], tiny: Tiny, tmp_path: Path
+) -> None:
+    names = {f"{number:04d}.img": data for number, data in enumerate(pictures[30:])}
+    other = pack(tmp_path / "second", names, [1 + n % 4 for n in range(30)], "--name", "table")
+    config = tiny(f"data.root='{other.root}'", "train.epochs=1", f"train.start_from='{own}'")
+    fit(config, tmp_path / "run", progress=False)
+    seen = read_training_images(tmp_path / "run" / "model")
+    before = read_training_images(own)
+    assert seen is not None
+    assert before is not None
+    train = load_split(open_set(other.root), other.split).train
+    assert seen.learned.count == before.learned.count + len(train)
+    assert seen.knows_all
+
+
+def test_the_same_images_in_a_set_of_another_name_are_caught(
+    own: Path, pictures: list[bytes], tiny: Tiny, tmp_path: Path
+) -> None:
+    names = {f"other-{number}.img": data for number, data in enumerate(pictures[5:35])}
+    other = pack(tmp_path / "mine", names, [1 + n % 4 for n in range(30)])
+    assert open_set(other.root).name == "mine"
+    config = tiny(f"data.root='{other.root}'", f"train.start_from='{own}'")
+    with pytest.raises(ConfigError, match="the same byte for byte") as refused:
+        plan(config, tmp_path / "run")
+    assert refused.value.exit_code == 5
+    split = load_split(open_set(other.root), other.split)
+    seen = read_training_images(own)
+    assert seen is not None
+    hits = seen.learned.holds(open_set(other.root).samples.sha256[split.test]).sum()
+    assert f"and {hits} of the {len(split.test)} of the test part of mine" in str(refused.value)
+
+
+def test_what_a_model_before_the_one_started_from_had_seen_counts_too(
+    own: Path, pictures: list[bytes], tiny: Tiny, tmp_path: Path
+) -> None:
+    names = {f"b{number}.img": data for number, data in enumerate(pictures[30:])}
+    second = pack(tmp_path / "second", names, [1 + n % 4 for n in range(30)])
+    between = tiny(f"data.root='{second.root}'", "train.epochs=1", f"train.start_from='{own}'")
+    fit(between, tmp_path / "run", progress=False)
+    names = {f"c{number}.img": data for number, data in enumerate(pictures[:30])}
+    third = pack(tmp_path / "third", names, [1 + n % 3 for n in range(30)])
+    last = tiny(f"data.root='{third.root}'", f"train.start_from='{tmp_path / 'run' / 'model'}'")
+    with pytest.raises(ConfigError, match="the same byte for byte"):
+        plan(last, tmp_path / "last")
+
+
+def test_a_checkpoint_does_not_go_on_with_other_images_of_the_same_names(
+    own: Path, pictures: list[bytes], tiny: Tiny, tmp_path: Path
+) -> None:
+    names = {f"{number:04d}.img": data for number, data in enumerate(pictures[30:])}
+    other = pack(tmp_path / "other", names, [1 + n % 4 for n in range(30)], "--name", "table")
+    changes = [f"data.root='{other.root}'", "train.epochs=2"]
+    config = load_config(own.parent / "config.toml", changes)
+    with pytest.raises(ConfigError, match="was trained on other data than"):
+        plan(config, own.parent, resume="auto")
 
 
 @pytest.mark.parametrize(
