@@ -48,7 +48,9 @@ COVERED_BY = {
         "lmcl: __main__ errors cli/bench cli/lazy_group cli/show_config cli/train"
     ),
     "lmcl/test_demo.py": "lmcl: cli/demo",
-    "lmcl/cli/test_eval.py": "lmcl: cli/run/eval evaluation/evaluate_run evaluation/scope",
+    "lmcl/cli/test_eval.py": (
+        "lmcl: cli/run/eval evaluation/evaluate_run evaluation/scope evaluation/seen_images"
+    ),
     "lmcl/evaluation/test_calibrate.py": "lmcl: cli/calibrate",
     "lmcl/evaluation/metrics/test_evaluate.py": "lmcl/evaluation/metrics: bootstrap",
     "lmcl/training/test_launcher.py": "lmcl/training: torch_launcher",
