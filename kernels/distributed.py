@@ -121,6 +121,18 @@ def gather_rows(local: Tensor, layout: RankLayout) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(every, layout.rows, strict=True)])
 
 
+def gather_of_all_ranks(local: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, int]:
+    """Rows of all ranks in rank order, without gradient, and where this rank's own begin.
+
+    Args:
+        local: This rank's rows, [n, ...]; n may be 0.
+        counts: Rows of each rank, the same on all; (n,) in one process.
+    """
+    rank = dist.get_rank() if len(counts) > 1 else 0
+    layout = RankLayout(rows=counts, images=0, rank=rank)
+    return gather_rows(local, layout), layout.offset
+
+
 def sum_over_ranks(values: Tensor, layout: RankLayout) -> Tensor:
     """Elementwise sum over the ranks; the argument is left as it is."""
     if layout.world_size == 1:

@@ -96,6 +96,9 @@ class TrainConfig:
     few images are to change the first layers little; 1 = all layers alike."""
     seed: int = 0
     """Everything random in a run follows from it."""
+    balance: int = 0
+    """Draw images evenly over so many equal ranges of the train part's scores, rare ones several
+    times an epoch and crowded ones not in every epoch; 0 = each image once an epoch."""
     flip: bool = False
     """Mirror half of the random crops from left to right; quality does not change under it."""
 
@@ -109,9 +112,11 @@ class TrainConfig:
             "stem_lr_scale": 0,
         }
         most = {"epochs": 10**6, "batch_size": 10**6, "clip": 10**9, "weight_decay": 10**3}
-        least |= {"seed": 0, "backbone_lr_scale": 0}
-        most |= {"layer_decay": 1, "backbone_lr_scale": 10**3}
+        least |= {"seed": 0, "backbone_lr_scale": 0, "balance": 0}
+        most |= {"balance": 1000, "layer_decay": 1, "backbone_lr_scale": 10**3}
         check_bounds("train", self, least=least, most=most, above={"layer_decay": 0})
+        if self.balance == 1:
+            raise ValueError("train.balance = 1 is one range with all images; set 0, or 2 or more")
         if self.seed > _MOST_SEED:
             raise ValueError(f"train.seed must be at most {_MOST_SEED}, got {self.seed}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -242,6 +247,11 @@ class Config:
         width = self.encoder.token_width
         if width is not None:
             check_heads(self.decoder, width)
+        if self.objective.compares_images and self.train.batch_size < 2:
+            raise ValueError(
+                "objective.plcc_weight and objective.rank_weight compare the images of a step, and "
+                "train.batch_size is 1; set it to at least 2 (8 or more for a PLCC that says much)"
+            )
         if self.train.start_from and self.encoder.weights:
             raise ValueError(
                 f"train.start_from = {self.train.start_from!r} and encoder.weights = "

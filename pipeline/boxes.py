@@ -126,12 +126,31 @@ def random_boxes(
     seed: int,
     epoch: int,
     pool: int | None = None,
+    repeats: Int64[np.ndarray, " b"] | None = None,
 ) -> Int32[np.ndarray, "b count 4"]:
     """`count` boxes per image, each place equally likely, independent of rank, batch and world.
 
-    With `pool` they are different ones of the image's `pool_boxes`.
+    With `pool` they are different ones of the image's `pool_boxes`. An image that an epoch shows
+    several times (`repeats`: how often before) gets other boxes each time.
     """
-    key = fold_key(seed, epoch)
+    if repeats is not None and repeats.any():
+        boxes = np.empty((len(ids), count, 4), dtype=np.int32)
+        for often in np.unique(repeats).tolist():
+            here = repeats == often
+            key = fold_key(seed, epoch, often) if often else fold_key(seed, epoch)
+            boxes[here] = _drawn(ids[here], frames[here], size, count, pool, key)
+        return boxes
+    return _drawn(ids, frames, size, count, pool, fold_key(seed, epoch))
+
+
+def _drawn(
+    ids: Int64[np.ndarray, " b"],
+    frames: Int64[np.ndarray, "b 2"],
+    size: int,
+    count: int,
+    pool: int | None,
+    key: int,
+) -> Int32[np.ndarray, "b count 4"]:
     if pool is None:
         return _scattered(ids, frames, size=size, count=count, key=key)
     tickets = random_bits(key, _counters(ids, pool))

@@ -24,6 +24,7 @@ from pipeline.backends.select import (
     resolve_device,
 )
 from pipeline.backends.torch_backend import TorchBackend
+from pipeline.balanced_sampler import BalancedSampler, score_ranges
 from pipeline.batch import CropBatch
 from pipeline.boxes import (
     BoxRule,
@@ -102,6 +103,7 @@ class Loader:
         decode: DecodeConfig = DEFAULT_DECODE,
         on_error: Literal["fail", "skip"] = "fail",
         rule: BoxRule | None = None,
+        balance: int = 0,
     ) -> None:
         """Check the request; nothing is opened or decoded before the first epoch.
 
@@ -119,6 +121,7 @@ class Loader:
             on_error: What to do about damaged images: `fail`, or `skip` to check all of `ids` by
                 their checksums now and leave the damaged ones out, on every rank alike.
             rule: In `eval`: which boxes, `crops.evaluation` per image, in place of the config's.
+            balance: In `train`: draw evenly over so many ranges of the score; 0: each image once.
 
         Raises:
             ValueError: If an argument makes no sense.
@@ -138,13 +141,22 @@ class Loader:
         self.choice = decode_choice(shard_set, decode, self._device)
         """Which backend and decoder, their recipe, and why."""
         self.ids, self.skipped = usable_ids(shard_set, self._reader, ids, on_error)
-        self._sampler = DistributedSampler(
-            samples=len(self.ids),
-            batch_size=batch_size,
-            world_size=world_size,
-            seed=seed,
-            shuffle=mode == "train",
-        )
+        self._sampler: DistributedSampler | BalancedSampler
+        if balance and mode == "train":
+            self._sampler = BalancedSampler(
+                ranges=score_ranges(shard_set.samples.mos[self.ids], balance),
+                batch_size=batch_size,
+                world_size=world_size,
+                seed=seed,
+            )
+        else:
+            self._sampler = DistributedSampler(
+                samples=len(self.ids),
+                batch_size=batch_size,
+                world_size=world_size,
+                seed=seed,
+                shuffle=mode == "train",
+            )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} was asked of a world of {world_size}")
         self._backend: Backend | None = None
@@ -251,8 +263,14 @@ class Loader:
             valid=valid,
             sizes=sizes,
             targets=scaled_sizes(heights, widths, self._crops),
-            boxes=self._boxes(ids, frames, epoch, saliency),
+            boxes=self._boxes(ids, frames, epoch, saliency, self._repeats(epoch, step)),
         )
+
+    def _repeats(self, epoch: int, step: int) -> Int64[np.ndarray, " b"] | None:
+        """How often each image of a step was drawn in the epoch before; None: no image is twice."""
+        if not isinstance(self._sampler, BalancedSampler):
+            return None
+        return self._sampler.repeats(epoch=epoch, step=step, rank=self._rank)
 
     def _boxes(
         self,
@@ -260,6 +278,7 @@ class Loader:
         frames: Int64[np.ndarray, "b 2"],
         epoch: int,
         saliency: SaliencyTable | None,
+        repeats: Int64[np.ndarray, " b"] | None,
     ) -> NDArray[np.int32]:
         crops = self._crops
         if self._mode == "eval":
@@ -276,6 +295,7 @@ class Loader:
             seed=self._seed,
             epoch=epoch,
             pool=crops.pool,
+            repeats=repeats,
         )
         if saliency is None:
             return boxes

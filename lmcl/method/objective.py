@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lmcl.method.batch_losses import fidelity_loss, gather_images, margin_loss, plcc_loss
 from lmcl.models.quality_model import StudentOutput
 from lmcl.utils.kernels import Chip, LossOutput, LossPlan, manifold_contrastive_loss, plan_loss
 from lmcl.utils.validators import check_bounds
@@ -27,6 +28,16 @@ class ObjectiveConfig:
     `huber_delta` and itself beyond (divided so that the slope there is 1)."""
     huber_delta: float = 0.1
     """Where `huber` turns from a square to a line, in [0, 1] units, > 0."""
+    plcc_weight: float = 0.0
+    """Weight of (1 - PLCC) / 2 over the images of a step, added to the regression; 0 = off."""
+    rank_weight: float = 0.0
+    """Weight of the loss over all pairs of images of a step, added to the regression; 0 = off."""
+    rank_loss: Literal["fidelity", "margin"] = "fidelity"
+    """What a pair costs: `fidelity`, by the probability that one image is the better one; `margin`,
+    by how far the better one is short of `rank_scale` ahead."""
+    rank_scale: float = 0.1
+    """Of `fidelity` the deviation of an image's quality, of `margin` the margin; in [0, 1] units,
+    > 0."""
     temperature: float = 0.1
     """Similarities are divided by it, > 0. Unknown in the paper."""
     intra_weight: float | Literal["balanced"] = 1.0
@@ -66,10 +77,16 @@ class ObjectiveConfig:
         check_bounds(
             "objective",
             self,
-            least={"intra_weight": 0, "ratings": 1},
-            most={"ratings": 10**6, "error_floor": 10},
-            above={"huber_delta": 0, "temperature": 0, "error_floor": 0},
+            least={"intra_weight": 0, "ratings": 1, "plcc_weight": 0, "rank_weight": 0},
+            most={"ratings": 10**6, "error_floor": 10, "plcc_weight": 10**6, "rank_weight": 10**6}
+            | {"rank_scale": 10**3},
+            above={"huber_delta": 0, "temperature": 0, "error_floor": 0, "rank_scale": 0},
         )
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether a term is about the images of a step together."""
+        return self.plcc_weight > 0 or self.rank_weight > 0
 
 
 class Terms(NamedTuple):
@@ -87,6 +104,10 @@ class Terms(NamedTuple):
     """Mean cosine of two random crops of one image; near 1 the manifold has collapsed."""
     positive_similarity: Float[Tensor, ""]
     """Mean cosine of a random crop and its image's hub."""
+    plcc_loss: Float[Tensor, ""]
+    """(1 - PLCC) / 2 over the images of all ranks; 0 when switched off."""
+    rank_loss: Float[Tensor, ""]
+    """Mean over pairs of images of all ranks; 0 when switched off."""
 
 
 def objective(
@@ -129,9 +150,17 @@ def objective(
         weighted = error_costs(error, config, weights).mean()
     # With it the average over ranks of local means is the global mean (1 in one process).
     regression = weighted * (len(images_by_rank) * images / sum(images_by_rank))
+    nothing = torch.zeros_like(l1)
+    figures = (nothing, nothing)
+    if config.compares_images:
+        scores = output.score.reshape(len(mos), -1)[:images, :random]
+        by_plcc, by_rank = _compare_images(scores, mos[:images], config, images_by_rank)
+        both = config.plcc_weight * by_plcc + config.rank_weight * by_rank
+        # Every rank has the whole loss and the gradient of its own images: their sum is wanted.
+        regression = regression + (both * len(images_by_rank)).to(regression.dtype)
+        figures = (by_plcc.detach().to(l1.dtype), by_rank.detach().to(l1.dtype))
     if config.contrastive_weight == 0:
-        nothing = torch.zeros_like(l1)
-        return Terms(regression, l1.detach(), nothing, nothing, nothing, nothing)
+        return Terms(regression, l1.detach(), nothing, nothing, nothing, nothing, *figures)
     found = _contrast(
         output.embedding, ids, config, images=images, images_by_rank=images_by_rank,
         random=random, overlap=overlap, keys=keys, validate=validate,
@@ -144,6 +173,23 @@ def objective(
         found.intra_share,
         found.intra_similarity,
         found.positive_similarity,
+        *figures,
+    )
+
+
+def _compare_images(
+    scores: Float[Tensor, "k h"],
+    mos: Float[Tensor, " k"],
+    config: ObjectiveConfig,
+    images_by_rank: tuple[int, ...],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """PLCC and rank loss over the images of all ranks; 0 for one that is not asked for."""
+    every, labels = gather_images(scores, mos, images_by_rank)
+    rank_loss = {"fidelity": fidelity_loss, "margin": margin_loss}[config.rank_loss]
+    nothing = every.sum() * 0.0
+    return (
+        plcc_loss(every, labels) if config.plcc_weight else nothing,
+        rank_loss(every, labels, scale=config.rank_scale) if config.rank_weight else nothing,
     )
 
 

@@ -40,6 +40,8 @@ _LOGGED = (
     "step",
     "loss",
     "l1",
+    "plcc_loss",
+    "rank_loss",
     "contrastive",
     "intra_share",
     "positive_similarity",

@@ -408,6 +408,7 @@ def training_charts(a: Analysis) -> list[TrainingChart]:
         at = draw.global_steps(a.run.curves)
         for title, names in (
             ("Loss", ("loss", "l1")),
+            ("PLCC and rank loss", ("plcc_loss", "rank_loss")),
             ("Contrastive term", ("contrastive",)),
             ("Intra-share", ("intra_share",)),
             (

@@ -34,6 +34,9 @@ class StepEntry:
     loss: float
     l1: float
     """Mean absolute error of the random crops, in [0, 1] units."""
+    plcc_loss: float | None
+    """(1 - PLCC) / 2 over the step's images; None when switched off, as is the next."""
+    rank_loss: float | None
     contrastive: float | None
     """Nats; None when switched off, as are the three after it: not taken is not 0."""
     intra_share: float | None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
 from timm.optim import create_optimizer_v2, get_optimizer_info
 
 from lmcl.config import (
@@ -76,6 +77,7 @@ from lmcl.utils.environment import describe_environment, engines_line
 from lmcl.utils.kernels import LossPlan, announce, read_chip
 from lmcl.utils.trackers import Trackers
 from pipeline.backends.select import DecodeChoice
+from pipeline.balanced_sampler import BalancedSampler, score_ranges
 from pipeline.loader import Loader, decode_choice
 from shards.lock import lock_folder
 from shards.read import ShardSet, open_set
@@ -313,6 +315,7 @@ def plan(config: Config, output: Path, *, resume: str = "", processes: int = 1) 
         f"{train.epochs} epochs x {steps} steps x {train.batch_size} images x "
         f"{crops.random + crops.salient} crops of {crops.size} px",
         start.rates,
+        *(balance_line(start.shard_set, split.part("train"), train),) * bool(train.balance),
         *(f"warning: {words}" for words in start.warnings),
         f"encoder {config.encoder.name}, weights "
         f"{train.start_from or config.encoder.weights or 'random'}",
@@ -320,6 +323,18 @@ def plan(config: Config, output: Path, *, resume: str = "", processes: int = 1) 
         + (f", going on at epoch {at.epoch + 1}, step {at.step}" if at else ""),
     ]
     return "\n".join(lines)
+
+
+def balance_line(shard_set: ShardSet, ids: NDArray[np.int64], train: TrainConfig) -> str:
+    """How often an epoch shows the images of each range of scores (`train.balance`)."""
+    mos = shard_set.samples.mos[ids]
+    ranges = score_ranges(mos, train.balance)
+    sampler = BalancedSampler(ranges=ranges, batch_size=train.batch_size, seed=train.seed)
+    words = [
+        f"{mos[one].min():.4g} to {mos[one].max():.4g}: {len(one)} images {drawn / len(one):.2g}x"
+        for one, drawn in zip(ranges, sampler.draws().tolist(), strict=True)
+    ]
+    return f"balanced over {len(words)} ranges of scores, in an epoch {', '.join(words)}"
 
 
 def prepare(
@@ -508,6 +523,7 @@ def _make_data(
         device=context.device,
         decode=context.decode,
         on_error=config.runtime.on_error,
+        balance=config.train.balance,
     )
     if loader.skipped.size:
         split = _without_damaged(split, loader)
@@ -706,6 +722,11 @@ def _describe(trainer: Trainer, start: _CheckedStart, precision: PrecisionChoice
             *(trainer.config.runtime.micro_batch or images, views, crops.size),
         )
     logger.info("%s", start.rates)
+    if trainer.config.train.balance:
+        logger.info(
+            "%s",
+            balance_line(trainer.shard_set, trainer.split.part("train"), trainer.config.train),
+        )
     for words in start.warnings:
         logger.warning("warning: %s", words)
     found = describe_environment(

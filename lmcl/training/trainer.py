@@ -90,6 +90,9 @@ class StepStats:
     intra_share: float
     intra_similarity: float
     positive_similarity: float
+    plcc_loss: float
+    """Over the images of all ranks; 0 when switched off, as is the next."""
+    rank_loss: float
     grad_norm: float
     """Of the gradient over all ranks, before clipping."""
     stop: bool
@@ -385,9 +388,8 @@ class Trainer:
         sums = [torch.where(has_l1, one, 0.0) for one in (total, weighted)]
         mine = torch.stack([*sums, stop])
         summed: Tensor = self.accelerator.reduce(torch.cat([mine, figures, flags]), reduction="sum")
-        error, counted, stops, contrastive, share, within, positive, norm, *accidents = (
-            summed.tolist()
-        )
+        error, counted, stops, *found = summed.tolist()
+        contrastive, share, within, positive, plcc_loss, rank_loss, norm, *accidents = found
         broken, term = _find_broken([int(flag) for flag in accidents])
         return StepStats(
             images=batch.images_of_all_ranks,
@@ -397,6 +399,8 @@ class Trainer:
             intra_share=share,
             intra_similarity=within,
             positive_similarity=positive,
+            plcc_loss=plcc_loss,
+            rank_loss=rank_loss,
             grad_norm=norm,
             stop=stops > 0,
             broken=broken,
@@ -537,12 +541,18 @@ class Trainer:
     def _entry(self, batch: CropBatch, out: StepOutput, *, rate: float, wait: float) -> StepEntry:
         stats, weight = out.stats, self.config.objective.contrastive_weight
         crops = self.config.crops.random
+        goal = self.config.objective
+        regression = stats.regression
+        if goal.compares_images:
+            regression += goal.plcc_weight * stats.plcc_loss + goal.rank_weight * stats.rank_loss
         return StepEntry(
             epoch=batch.epoch,
             step=batch.step,
             images=stats.images,
-            loss=(1 - weight) * stats.regression + weight * stats.contrastive,
+            loss=(1 - weight) * regression + weight * stats.contrastive,
             l1=stats.l1,
+            plcc_loss=stats.plcc_loss if goal.plcc_weight else None,
+            rank_loss=stats.rank_loss if goal.rank_weight else None,
             contrastive=stats.contrastive if weight else None,
             intra_share=stats.intra_share if weight and crops > 1 else None,
             intra_similarity=stats.intra_similarity if weight and crops > 1 else None,

@@ -43,4 +43,5 @@ from kernels import manifold_contrastive_loss as manifold_contrastive_loss  # no
 from kernels import plan_loss as plan_loss  # noqa: E402
 from kernels import read_chip as read_chip  # noqa: E402
 from kernels import supcon_loss as supcon_loss  # noqa: E402
+from kernels.distributed import gather_of_all_ranks as gather_of_all_ranks  # noqa: E402
 from kernels.precision import DTYPES as DTYPES  # noqa: E402

@@ -15,6 +15,8 @@ def entry(step: int, similarity: float) -> StepEntry:
         step=step,
         images=4,
         loss=0.5,
+        plcc_loss=None,
+        rank_loss=None,
         l1=0.25,
         contrastive=2.0,
         intra_share=0.1,
