@@ -318,7 +318,15 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
 @click.option(
     "--protocol",
     type=click.Choice(
-        ["70-10-20", "80-20", "official", "k-fold", "leave-one-distortion-out", "fraction"]
+        [
+            "70-10-20",
+            "80-20",
+            "official",
+            "k-fold",
+            "leave-one-distortion-out",
+            "fraction",
+            "official-fraction",
+        ]
     ),
     default="70-10-20",
     show_default=True,
@@ -328,7 +336,12 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
     "--repeats", type=click.IntRange(1), default=10, show_default=True, help="Independent draws."
 )
 @click.option("--folds", default=5, show_default=True, help="k-fold: how many.")
-@click.option("--fraction", default=0.2, show_default=True, help="fraction: share of train kept.")
+@click.option(
+    "--fraction",
+    default=0.2,
+    show_default=True,
+    help="fraction, official-fraction: share of train kept.",
+)
 @click.option(
     "--from",
     "source",
@@ -351,7 +364,8 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
 @click.option(
     "--val-fraction",
     type=click.FloatRange(0, 0.5),
-    help="official: share of train to select on where there is no val part; 0 = none. [0.1]",
+    help="official, official-fraction: share of train to select on where there is no val part; 0 = "
+    "none. [0.1]",
 )
 def split(
     root: str,

@@ -39,13 +39,14 @@ def make_splits(
         shard_set: The set.
         protocol: `70-10-20` and `80-20` draw `repeats` times; `official` keeps the set's own
             parts; `k-fold` makes `folds` of them; `leave-one-distortion-out` one per family;
-            `fraction` is 70-10-20 with only a part of train, nested from fraction to fraction.
+            `fraction` is 70-10-20 with only a part of train, nested from fraction to fraction, and
+            `official-fraction` the same of the set's own parts, `repeats` times.
         seed: Of the draw.
         repeats: How many independent draws.
         val_fraction: Share of the official train part (`official`) to select on where the set
             has no val part; default 0.1 there. 0 makes none.
         folds: Number of folds, at least 3.
-        fraction: Share of the train part that `fraction` keeps.
+        fraction: Share of the train part that `fraction` and `official-fraction` keep.
 
     Raises:
         ShardError: If the set has no labels, too few groups, or not what the protocol needs.
@@ -55,8 +56,11 @@ def make_splits(
             f"no protocol {protocol!r}; there are {', '.join(get_args(Protocol)[:-1])}", exit_code=2
         )
     pool = _Pool.of(shard_set)
-    if protocol == "official":
-        return [_official(shard_set, pool, seed, 0.1 if val_fraction is None else val_fraction)]
+    if protocol.startswith("official"):
+        whole = _official(shard_set, pool, seed, 0.1 if val_fraction is None else val_fraction)
+        if protocol == "official":
+            return [whole]
+        return [_official_fraction(shard_set, whole, index, fraction) for index in range(repeats)]
     if protocol == "k-fold":
         return _k_fold(shard_set, pool, seed, folds)
     shares = (0.8, 0.0, 0.2) if protocol == "80-20" else (0.7, 0.1, 0.2)
@@ -263,20 +267,36 @@ def _fraction(
     index: int,
     fraction: float,
 ) -> Split:
-    if not 0 < fraction <= 1:
-        raise ShardError(f"a fraction of train must be in (0, 1], got {fraction}", exit_code=2)
     train, val, test = pool.ids_of(part_of)
-    groups = np.flatnonzero(part_of == 0)
-    kept = max(1, round(groups.size * fraction))
-    # Ranked by another draw: 20 % lies inside 40 %, which lies inside 60 %.
-    rank = np.argsort(_noise(pool.keys[groups], seed, index + 1_000_000), kind="stable")
-    inside = np.zeros(pool.keys.size, bool)
-    inside[groups[rank[:kept]]] = True
-    chosen = inside[pool.group_of]
-    ids = [np.intersect1d(train, pool.ids[chosen]), val, test]
+    kept = _part_of_train(shard_set, train, seed, index, fraction)
     name = f"fraction{round(100 * fraction):02d}-seed{seed}-{index:02d}"
     note = f"{fraction:.0%} of the groups of 70-10-20's train part; val and test are its own"
-    return make_split(shard_set, name, "fraction", seed, index, ids, note=note)
+    return make_split(shard_set, name, "fraction", seed, index, [kept, val, test], note=note)
+
+
+def _official_fraction(shard_set: ShardSet, whole: Split, index: int, fraction: float) -> Split:
+    kept = _part_of_train(shard_set, whole.train, whole.seed, index, fraction)
+    name = f"official{round(100 * fraction):02d}-seed{whole.seed}-{index:02d}"
+    note = f"{fraction:.0%} of the groups of the official train part; val and test are its own"
+    ids = [kept, whole.val, whole.test]
+    return make_split(
+        shard_set, name, "official-fraction", whole.seed, index, ids,
+        note="; ".join(filter(None, (note, whole.note))),
+    )  # fmt: skip
+
+
+def _part_of_train(shard_set: ShardSet, train: Ids, seed: int, index: int, fraction: float) -> Ids:
+    """Ids of the train part's groups that a fraction keeps."""
+    if not 0 < fraction <= 1:
+        raise ShardError(f"a fraction of train must be in (0, 1], got {fraction}", exit_code=2)
+    keys, group_of = np.unique(shard_set.samples.group_key[train], return_inverse=True)
+    kept = max(1, round(keys.size * fraction))
+    # Ranked by another draw: 20 % lies inside 40 %, which lies inside 60 %.
+    rank = np.argsort(_noise(keys, seed, index + 1_000_000), kind="stable")
+    inside = np.zeros(keys.size, bool)
+    inside[rank[:kept]] = True
+    found: Ids = train[inside[group_of]]
+    return found
 
 
 def _no_val(ids: Sequence[Ids]) -> str:

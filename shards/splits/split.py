@@ -28,7 +28,14 @@ ALGORITHM = 1
 """Version of the draw; a change that moves a single image gets the next number."""
 
 Protocol = Literal[
-    "70-10-20", "80-20", "official", "k-fold", "leave-one-distortion-out", "fraction", "imported"
+    "70-10-20",
+    "80-20",
+    "official",
+    "k-fold",
+    "leave-one-distortion-out",
+    "fraction",
+    "official-fraction",
+    "imported",
 ]
 PARTS = ("train", "val", "test")
 _MOST_BYTES = 1 << 37  # ten billion ids of 11 bytes

@@ -69,8 +69,21 @@ def test_the_ladder_climbs_one_idea_at_a_time() -> None:
     ]
 
 
+def test_the_ladder_on_the_starters_stem_climbs_one_idea_at_a_time() -> None:
+    files = config_files([Path("ablations/starter-ladder")])
+    steps = [changed(files[i], files[i - 1]) for i in range(1, len(files))]
+    assert steps == [
+        {"objective.contrastive_weight", "objective.hub", "objective.intra_weight"},
+        {"objective.intra_weight"},
+        {"objective.hub"},
+    ]
+    assert load_config(files[-1]).teacher.update == "step"
+
+
 @pytest.mark.parametrize(
-    "folder", [f for f in ABLATIONS if f.name != "ladder"], ids=lambda folder: folder.name
+    "folder",
+    [f for f in ABLATIONS if f.name not in ("ladder", "starter-ladder")],
+    ids=lambda folder: folder.name,
 )
 def test_an_ablation_varies_one_field_and_holds_the_base_as_one_case(folder: Path) -> None:
     files = sorted(folder.glob("*.toml"))

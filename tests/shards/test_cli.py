@@ -48,6 +48,8 @@ def test_the_road_from_a_table_to_a_checked_split_set(
     assert "official.json: train 12, val 4, test 4" in (
         shard("split", out, "--protocol", "official").stdout
     )
+    half = shard("split", out, "--protocol", "official-fraction", "--fraction", 0.5, "--repeats", 1)
+    assert "official50-seed123-00.json: train 6, val 4, test 4" in half.stdout
     assert "20 images in 1 shards" in built.stdout
     split = shard("split", out, "--repeats", 2)
     assert "splits/70-10-20-seed123-01.json: train 14, val 2, test 4" in split.stdout

@@ -131,6 +131,21 @@ def test_fractions_are_nested_and_test_on_the_same_images(large: ShardSet) -> No
     assert all(split.test.tolist() == whole.test.tolist() for split in parts)
 
 
+def test_fractions_of_the_sets_own_train_part_leave_its_other_parts_alone(large: ShardSet) -> None:
+    (whole,) = make_splits(large, protocol="official")
+    few, more = (
+        make_splits(large, protocol="official-fraction", fraction=f, repeats=2) for f in (0.2, 0.6)
+    )
+    assert [split.name for split in few] == ["official20-seed123-00", "official20-seed123-01"]
+    assert few[0].train.tolist() != few[1].train.tolist()
+    for small, large_one in zip(few, more, strict=True):
+        kept = set(small.train.tolist())
+        assert kept < set(large_one.train.tolist()) < set(whole.train.tolist())
+        assert 0.1 < len(kept) / whole.train.size < 0.3
+        assert small.val.tolist() == whole.val.tolist()
+        assert small.test.tolist() == whole.test.tolist()
+
+
 @given(
     groups=st.integers(3, 400),
     shares=st.sampled_from([(0.7, 0.1, 0.2), (0.8, 0.0, 0.2), (0.9, 0.1, 0.0)]),
