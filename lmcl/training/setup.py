@@ -315,7 +315,7 @@ def plan(config: Config, output: Path, *, resume: str = "", processes: int = 1) 
         f"{train.epochs} epochs x {steps} steps x {train.batch_size} images x "
         f"{crops.random + crops.salient} crops of {crops.size} px",
         start.rates,
-        *(balance_line(start.shard_set, split.part("train"), train),) * bool(train.balance),
+        *filter(None, [balance_line(start.shard_set, split.part("train"), train)]),
         *(f"warning: {words}" for words in start.warnings),
         f"encoder {config.encoder.name}, weights "
         f"{train.start_from or config.encoder.weights or 'random'}",
@@ -326,7 +326,9 @@ def plan(config: Config, output: Path, *, resume: str = "", processes: int = 1) 
 
 
 def balance_line(shard_set: ShardSet, ids: NDArray[np.int64], train: TrainConfig) -> str:
-    """How often an epoch shows the images of each range of scores (`train.balance`)."""
+    """How often an epoch shows the images of each range of scores; empty without balance."""
+    if not train.balance:
+        return ""
     mos = shard_set.samples.mos[ids]
     ranges = score_ranges(mos, train.balance)
     sampler = BalancedSampler(ranges=ranges, batch_size=train.batch_size, seed=train.seed)
