@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from shards.decoder_notes import note_later, route_warnings
 from shards.errors import ShardError
 from shards.image_kinds import HEIC, RAW, kind_of
-from shards.jpeg import JpegFeed
+from shards.jpeg import START_OF_SCAN, JpegFeed, find_scan
 from shards.limits import MAX_PIXELS
 from shards.png import strip_metadata
 from shards.source_files import MAX_FILE_BYTES, read_regular
@@ -52,7 +52,6 @@ UNREADABLE: Final = (
 _MOST_SCANS = 500
 """A progressive JPEG of a photograph has about ten; each scan may walk over every pixel."""
 
-_START_OF_SCAN = 0xDA
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _TILE_ROOM = 1 << 20
 """Pixels that a tile of a TIFF may have beyond four times its image's."""
@@ -154,10 +153,9 @@ def _open(data: bytes, formats: Collection[str], max_pixels: int) -> ImageFile.I
     except UNREADABLE as error:
         raise ShardError(f"not a readable image ({describe_damage(error)})", exit_code=3) from error
     try:
-        _refuse_by_header(image, data, max_pixels)
-        if image.format in ("JPEG", "MPO") and isinstance(image.fp, JpegFeed):
-            image.fp.arm(data)
-            note_later(image.fp.find_note)
+        _refuse_by_header(image, max_pixels)
+        if isinstance(image.fp, JpegFeed):
+            _watch_jpeg(image, image.fp, data)
     except BaseException:
         image.close()
         raise
@@ -217,13 +215,11 @@ def _refuse_by_bytes(data: bytes, max_pixels: int) -> None:
         _refuse_size(width, height, max_pixels)
 
 
-def _refuse_by_header(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:
+def _refuse_by_header(image: ImageFile.ImageFile, max_pixels: int) -> None:
     _refuse_size(*image.size, max_pixels)
     if image.format == "TIFF":
         _refuse_raw(image)
         _refuse_tiles(image)
-    elif image.format in ("JPEG", "MPO") and _has_scans(image, data):
-        _refuse_scans(data)
 
 
 def _refuse_size(width: int, height: int, max_pixels: int) -> None:
@@ -237,19 +233,19 @@ def _refuse_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _has_scans(image: ImageFile.ImageFile, data: bytes) -> bool:
-    """Whether a JPEG is decoded scan by scan: the usual one has all channels in its only scan."""
-    if "progressive" in image.info:
-        return True
-    at = 2
-    while at + 5 <= len(data) and data[at] == 0xFF and data[at + 1] != _START_OF_SCAN:
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data[at + 4 : at + 5] != bytes([getattr(image, "layers", 0)])
+def _watch_jpeg(image: ImageFile.ImageFile, feed: JpegFeed, data: bytes) -> None:
+    """Refuse too many scans; the usual JPEG has one, and is watched while it is decoded."""
+    scan = find_scan(data)
+    if scan is None or not scan.is_only:
+        _refuse_scans(data)
+    else:
+        feed.arm(scan, has_trailer=image.format == "MPO" or "exif" in image.info)
+        note_later(feed.find_note)
 
 
 def _refuse_scans(data: bytes) -> None:
     # Inside a scan the byte 255 is followed by 0 or a restart marker, so these are all scans.
-    scans = data.count(bytes([0xFF, _START_OF_SCAN]))
+    scans = data.count(bytes([0xFF, START_OF_SCAN]))
     if scans > _MOST_SCANS:
         raise ShardError(
             f"a JPEG of {scans:,} scans, more than the {_MOST_SCANS} that are decoded; refused as "

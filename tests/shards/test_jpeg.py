@@ -27,13 +27,25 @@ def jpeg(seed: int, *, width: int = 120, height: int = 90, mode: str = "RGB", **
     return out.getvalue()
 
 
-def note_of(data: bytes) -> str:
+def note_of(data: bytes, *, has_trailer: bool = False) -> str:
     feed = JpegFeed(data)
     with JpegImagePlugin.jpeg_factory(feed, "") as image:
         assert isinstance(image, ImageFile.ImageFile)
-        feed.arm(data)
+        arm(feed, data, has_trailer=has_trailer)
         image.load()
     return feed.find_note()
+
+
+def arm(feed: JpegFeed, data: bytes, *, has_trailer: bool = False) -> None:
+    scan = find_scan(data)
+    if scan is not None and scan.is_only:
+        feed.arm(scan, has_trailer=has_trailer)
+
+
+def start_of(data: bytes) -> int:
+    scan = find_scan(data)
+    assert scan is not None
+    return scan.start
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,7 +57,7 @@ def test_whole_files_have_no_note_and_their_own_pixels(kind: str, mode: str) -> 
         assert note_of(data + b"a trailer of a phone" * 9) == ""
         feed = JpegFeed(data)
         with JpegImagePlugin.jpeg_factory(feed, "") as image:
-            feed.arm(data)
+            arm(feed, data)
             with Image.open(io.BytesIO(data)) as plain:
                 assert np.array_equal(np.asarray(image), np.asarray(plain))
 
@@ -54,7 +66,7 @@ def test_whole_files_have_no_note_and_their_own_pixels(kind: str, mode: str) -> 
 def test_ends_in_the_middle_and_missing_ends_are_noticed(kind: str) -> None:
     for seed in range(8):
         data = jpeg(seed, **KINDS[kind])
-        start, _ = find_scan(data)
+        start = start_of(data)
         at = start + 20 + (len(data) - start - 120) * seed // 8
         assert note_of(data[:at] + b"\xff\xd9" + data[at + 2 :]) == TOO_SHORT
         assert note_of(data[:-2]) == NO_END
@@ -66,7 +78,7 @@ def test_overwritten_bytes_are_mostly_noticed() -> None:
     found = []
     for seed in range(40):
         data = bytearray(jpeg(seed, quality=90))
-        start, _ = find_scan(bytes(data))
+        start = start_of(bytes(data))
         at = start + 200 + 20 * seed
         data[at : at + 40] = np.random.default_rng(seed).bytes(40).replace(b"\xff", b"\xfe")
         found.append(note_of(bytes(data)))
@@ -77,4 +89,18 @@ def test_overwritten_bytes_are_mostly_noticed() -> None:
 
 @pytest.mark.parametrize("data", [b"\xff\xd8", b"\xff\xd8\xff\xda\0\2", b"\xff\xd8" + b"\xff" * 50])
 def test_what_has_no_scan_has_none(data: bytes) -> None:
-    assert find_scan(data) == (0, 0)
+    assert find_scan(data) is None
+
+
+@pytest.mark.parametrize("has_trailer", [False, True])
+def test_a_second_picture_behind_the_first_is_no_damage(has_trailer: bool) -> None:
+    for seed in range(4):
+        data, other = jpeg(seed), jpeg(seed + 9)
+        start = start_of(data)
+        assert note_of(data + other, has_trailer=has_trailer) == ""
+        cut = data[: start + 400] + b"\xff\xd9" + data[start + 402 :]
+        assert note_of(cut, has_trailer=has_trailer) == TOO_SHORT
+        assert note_of(cut + other, has_trailer=has_trailer) == TOO_SHORT
+        longer = data[: start + 400] + data[start + 300 :]
+        assert note_of(longer + other, has_trailer=has_trailer) == LEFT_OVER
+        assert note_of(longer, has_trailer=has_trailer) == LEFT_OVER
