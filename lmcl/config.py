@@ -7,6 +7,7 @@ checked in one place. It never changes after loading.
 import dataclasses
 import difflib
 import os
+import re
 import tomllib
 import types
 import typing
@@ -48,6 +49,8 @@ _PATHS = (
 )
 """Fields that hold a path, or may: `~` in them is the user's folder."""
 _MOST_SEED = 2**63 - 1
+_LOOSE_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
+"""Numbers that TOML does not take for numbers: without a digit before or behind the point."""
 """TOML's integers and torch's seeds go so far."""
 
 
@@ -550,8 +553,19 @@ def _parse_value(text: str) -> Any:
     try:
         parsed = _parse_toml(f"value = {text}")
     except ValueError:
-        return text  # a bare word: shells eat the quotes TOML wants around strings
+        return _as_written_elsewhere(text)
     return parsed["value"]
+
+
+def _as_written_elsewhere(text: str) -> str | float | bool:
+    """A value that is no TOML: `.02`, `1.`, `True` as other languages write them, or a bare word.
+
+    Shells eat the quotes that TOML wants around strings.
+    """
+    word = text.strip()
+    if word in ("True", "False"):
+        return word == "True"
+    return float(word) if _LOOSE_NUMBER.fullmatch(word) else text
 
 
 def _with_home(tree: Mapping[str, Any]) -> dict[str, Any]:

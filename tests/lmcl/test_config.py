@@ -188,6 +188,22 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
     assert load_config(path).data.root == "x"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("objective.contrastive_weight=.02", 0.02),
+        ("objective.contrastive_weight=1.", 1.0),
+        ("objective.contrastive_weight=.5e-1", 0.05),
+        ("objective.contrastive_weight= .25 ", 0.25),
+        ("train.flip=True", True),
+        ("train.flip=False", False),
+        ("data.split=.hidden", ".hidden"),
+    ],
+)
+def test_set_takes_numbers_as_other_languages_write_them(text: str, value: object) -> None:
+    assert flatten(load_config("demo", [text]))[text.partition("=")[0]] == str(value)
+
+
 def test_a_table_in_set_changes_the_fields_it_names_and_leaves_the_others(tmp_path: Path) -> None:
     path = write(tmp_path, "[train]\nepochs = 7\nseed = 3\n")
     assert load_config(path, ["train={epochs=4}"]).train.epochs == 4
