@@ -30,6 +30,41 @@ def _exponent_scale(p_temperature, temperature, LEARNED: tl.constexpr):
 
 
 @triton.jit
+def _load_halves(p_table, o_row, m_row, D0: tl.constexpr, D1: tl.constexpr):
+    """Rows of a table as two blocks of D0 and D1 coordinates; the first one twice if D1 is 0."""
+    p_row = p_table + o_row.to(tl.int64)[:, None] * (D0 + D1)
+    b_half0 = tl.load(p_row + tl.arange(0, D0)[None, :], mask=m_row[:, None], other=0.0)
+    b_half1 = b_half0
+    if D1 > 0:
+        o_d1 = D0 + tl.arange(0, D1)
+        b_half1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
+    return b_half0, b_half1
+
+
+@triton.jit
+def _store_halves(
+    p_table, o_row, m_row, b_half0, b_half1, D0: tl.constexpr, D1: tl.constexpr, PART: tl.constexpr
+):
+    """The opposite of `_load_halves`, in the table's element type; PART 1 or 2: that half only."""
+    p_row = p_table + o_row.to(tl.int64)[:, None] * (D0 + D1)
+    kind: tl.constexpr = p_table.dtype.element_ty
+    if PART != 2:
+        tl.store(p_row + tl.arange(0, D0)[None, :], b_half0.to(kind), mask=m_row[:, None])
+    if (D1 > 0) & (PART != 1):
+        o_d1 = D0 + tl.arange(0, D1)
+        tl.store(p_row + o_d1[None, :], b_half1.to(kind), mask=m_row[:, None])
+
+
+@triton.jit
+def _zero_halves(BLOCK_N: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
+    b_half0 = tl.zeros((BLOCK_N, D0), dtype=tl.float32)
+    b_half1 = b_half0
+    if D1 > 0:
+        b_half1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
+    return b_half0, b_half1
+
+
+@triton.jit
 def _similarity(b_row0, b_row1, b_col0, b_col1, D1: tl.constexpr, WIDEN: tl.constexpr,
                 PRECISION: tl.constexpr):  # fmt: skip
     if WIDEN:
@@ -41,6 +76,23 @@ def _similarity(b_row0, b_row1, b_col0, b_col1, D1: tl.constexpr, WIDEN: tl.cons
     if D1 > 0:
         b_sim = tl.dot(b_row1, tl.trans(b_col1), b_sim, input_precision=PRECISION)
     return b_sim
+
+
+@triton.jit
+def _similarity_by_halves(b_row0, b_row1, b_col0, b_col1, scale, D1: tl.constexpr,
+                          PART: tl.constexpr, WIDEN: tl.constexpr,
+                          PRECISION: tl.constexpr):  # fmt: skip
+    """Cosines, and what they have to be multiplied by to be exponents.
+
+    In parts, the halves are scaled before they are added: the compiler makes a plain sum one
+    product that accumulates on the other, lays eight warps out over 128 rows of a tile of 64, and
+    waits for each instruction (decision 0110).
+    """
+    if (PART == 0) | WIDEN:
+        return _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION), scale
+    b_left = tl.dot(b_row0, tl.trans(b_col0), input_precision=PRECISION)
+    b_right = tl.dot(b_row1, tl.trans(b_col1), input_precision=PRECISION)
+    return b_left * scale + b_right * scale, 1.0
 
 
 @triton.jit
@@ -60,6 +112,13 @@ def _own_tiles(i_tile, p_first, p_end, N, OFFSET, BLOCK_N: tl.constexpr, BLOCK_M
     return first // BLOCK_M, (end + BLOCK_M - 1) // BLOCK_M
 
 
+@triton.jit
+def _without_own(b_sim, o_col, b_first, b_end, M):
+    """NOTHING for columns of the row's own image and for those beyond the last."""
+    m_own = (o_col[None, :] >= b_first[:, None]) & (o_col[None, :] < b_end[:, None])
+    return tl.where(m_own | (o_col[None, :] >= M), NOTHING, b_sim)
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def log_sums(
     # pointers
@@ -75,17 +134,10 @@ def log_sums(
 ):  # fmt: skip
     """Log-sum-exp of each row over the columns of other images, as one partial sum per split."""
     i_tile, i_split = tl.program_id(0), tl.program_id(1)
-    D: tl.constexpr = D0 + D1
     scale = _exponent_scale(p_temperature, temperature, LEARNED)
     o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < N
-    o_d0 = tl.arange(0, D0)
-    p_row = p_rows + o_row.to(tl.int64)[:, None] * D
-    b_row0 = tl.load(p_row + o_d0[None, :], mask=m_row[:, None], other=0.0)
-    b_row1 = b_row0
-    if D1 > 0:
-        o_d1 = D0 + tl.arange(0, D1)
-        b_row1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
+    b_row0, b_row1 = _load_halves(p_rows, o_row, m_row, D0, D1)
     own, own_end = _own_tiles(i_tile, p_first, p_end, N, OFFSET, BLOCK_N, BLOCK_M)
     tiles = (M + BLOCK_M - 1) // BLOCK_M
     start = tiles * i_split // tl.num_programs(1)
@@ -98,15 +150,10 @@ def log_sums(
     for t in tl.range(start, stop, num_stages=STAGES):
         o_here = t * BLOCK_M + o_col
         m_col = o_here < M
-        p_col = p_columns + o_here.to(tl.int64)[:, None] * D
-        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
-        b_col1 = b_col0
-        if D1 > 0:
-            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
+        b_col0, b_col1 = _load_halves(p_columns, o_here, m_col, D0, D1)
         b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
         if ((t >= own) & (t < own_end)) | (t == tiles - 1):
-            m_own = (o_here[None, :] >= b_first[:, None]) & (o_here[None, :] < b_end[:, None])
-            b_sim = tl.where(m_own | (o_here[None, :] >= M), NOTHING, b_sim)
+            b_sim = _without_own(b_sim, o_here, b_first, b_end, M)
         if FIXED:
             b_sum += tl.sum(tl.exp2(b_sim * scale - scale), 1)
         else:
@@ -132,63 +179,75 @@ def mean_columns(
     # scalars
     temperature, boost,
     # constexpr
-    D0: tl.constexpr, D1: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, LEARNED: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr, PART: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, FIXED: tl.constexpr, LEARNED: tl.constexpr,
     WIDEN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """`log_sums` that also sums the columns with their shares: the teacher's gradient, forward."""
+    """`log_sums` that also sums the columns with their shares: the teacher's gradient, forward.
+
+    PART 1 sums their first D0 coordinates only, 2 the others; 0 all of them.
+    """
+    # Beside wide accumulators, adding over a row in the loop makes the compiler wait (0110).
+    WIDE: tl.constexpr = D0 >= 512
     i_tile, i_split = tl.program_id(0), tl.program_id(1)
-    D: tl.constexpr = D0 + D1
     scale = _exponent_scale(p_temperature, temperature, LEARNED)
     o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < N
-    o_d0 = tl.arange(0, D0)
-    p_row = p_rows + o_row.to(tl.int64)[:, None] * D
-    b_row0 = tl.load(p_row + o_d0[None, :], mask=m_row[:, None], other=0.0)
-    b_row1 = b_row0
-    b_acc0 = tl.zeros((BLOCK_N, D0), dtype=tl.float32)
-    if D1 > 0:
-        o_d1 = D0 + tl.arange(0, D1)
-        b_row1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
-        b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
+    b_row0, b_row1 = _load_halves(p_rows, o_row, m_row, D0, D1)
+    b_acc0, b_acc1 = _zero_halves(BLOCK_N, D0, D1)
     own, own_end = _own_tiles(i_tile, p_first, p_end, N, OFFSET, BLOCK_N, BLOCK_M)
     tiles = (M + BLOCK_M - 1) // BLOCK_M
     start = tiles * i_split // tl.num_programs(1)
     stop = tiles * (i_split + 1) // tl.num_programs(1)
     o_col = tl.arange(0, BLOCK_M)
     b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    if WIDE:
+        b_sums = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     b_peak = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
     b_first = OFFSET + tl.load(p_first + o_row, mask=m_row, other=0)
     b_end = OFFSET + tl.load(p_end + o_row, mask=m_row, other=0)
     for t in tl.range(start, stop, num_stages=STAGES):
         o_here = t * BLOCK_M + o_col
         m_col = o_here < M
-        p_col = p_columns + o_here.to(tl.int64)[:, None] * D
-        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
-        b_col1 = b_col0
-        if D1 > 0:
-            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
-        b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
+        b_col0, b_col1 = _load_halves(p_columns, o_here, m_col, D0, D1)
+        b_sim, unit = _similarity_by_halves(
+            b_row0, b_row1, b_col0, b_col1, scale, D1, PART, WIDEN, PRECISION
+        )
         if ((t >= own) & (t < own_end)) | (t == tiles - 1):
-            m_own = (o_here[None, :] >= b_first[:, None]) & (o_here[None, :] < b_end[:, None])
-            b_sim = tl.where(m_own | (o_here[None, :] >= M), NOTHING, b_sim)
-        b_new = tl.maximum(b_peak, tl.max(b_sim, 1) * scale)
-        b_exp = tl.exp2(b_sim * scale - b_new[:, None])
-        b_keep = tl.exp2(b_peak - b_new)
-        b_sum = b_sum * b_keep + tl.sum(b_exp, 1)
-        b_peak = b_new
-        b_acc0 = _weighted(b_exp * boost, b_col0, b_acc0 * b_keep[:, None], WIDEN, PRECISION)
-        if D1 > 0:
-            b_acc1 = _weighted(b_exp * boost, b_col1, b_acc1 * b_keep[:, None], WIDEN, PRECISION)
+            b_sim = _without_own(b_sim, o_here, b_first, b_end, M)
+        if FIXED:
+            b_exp = tl.exp2(b_sim * unit - scale)
+            if WIDE:
+                b_sums += b_exp
+            else:
+                b_sum += tl.sum(b_exp, 1)
+        else:
+            b_new = tl.maximum(b_peak, tl.max(b_sim, 1) * unit)
+            b_exp = tl.exp2(b_sim * unit - b_new[:, None])
+            b_keep = tl.exp2(b_peak - b_new)
+            b_sum = b_sum * b_keep + tl.sum(b_exp, 1)
+            b_peak = b_new
+            if PART != 2:
+                b_acc0 *= b_keep[:, None]
+            if (D1 > 0) & (PART != 1):
+                b_acc1 *= b_keep[:, None]
+        if not FIXED:
+            b_exp *= boost
+        if PART != 2:
+            b_acc0 = _weighted(b_exp, b_col0, b_acc0, WIDEN, PRECISION)
+        if (D1 > 0) & (PART != 1):
+            b_acc1 = _weighted(b_exp, b_col1, b_acc1, WIDEN, PRECISION)
     # Where every column was masked, the sum counted them as 2^0; `finish_gradient` drops b_acc.
-    b_sum = tl.where(b_peak < 0.5 * NOTHING, 0.0, b_sum)
+    if WIDE & FIXED:
+        b_sum = tl.sum(b_sums, 1)
+    if not FIXED:
+        b_sum = tl.where(b_peak < 0.5 * NOTHING, 0.0, b_sum)
     o_out = i_split.to(tl.int64) * N + o_row
-    tl.store(p_sum + o_out, b_sum, mask=m_row)
-    tl.store(p_peak + o_out, b_peak, mask=m_row)
-    p_out = p_partial + o_out[:, None] * D
-    tl.store(p_out + o_d0[None, :], b_acc0, mask=m_row[:, None])
-    if D1 > 0:
-        tl.store(p_out + o_d1[None, :], b_acc1, mask=m_row[:, None])
+    if PART != 2:
+        tl.store(p_sum + o_out, b_sum, mask=m_row)
+        if not FIXED:
+            tl.store(p_peak + o_out, b_peak, mask=m_row)
+    _store_halves(p_partial, o_out, m_row, b_acc0, b_acc1, D0, D1, PART)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -201,31 +260,24 @@ def pair_gradient(
     # scalars
     temperature,
     # constexpr
-    D0: tl.constexpr, D1: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr, PART: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, FIXED: tl.constexpr, LEARNED: tl.constexpr,
     WIDEN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Student gradient over other images, in both roles of a row: two products per tile.
 
-    With FIXED one exponential serves both roles: e^l (u_row + u_column), u = g e^-L.
+    With FIXED one exponential serves both roles: e^l (u_row + u_column), u = g e^-L. PART as in
+    `mean_columns`.
     """
     i_tile, i_split = tl.program_id(0), tl.program_id(1)
-    D: tl.constexpr = D0 + D1
     scale = _exponent_scale(p_temperature, temperature, LEARNED)
     o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < N
     # Beyond the end the last row stands in: zeros would be far more alike to a cold column than
     # that column's own denominator allows for, and overflow half precision.
     o_read = tl.minimum(o_row, N - 1)
-    o_d0 = tl.arange(0, D0)
-    p_row = p_rows + o_read.to(tl.int64)[:, None] * D
-    b_row0 = tl.load(p_row + o_d0[None, :])
-    b_row1 = b_row0
-    b_acc0 = tl.zeros((BLOCK_N, D0), dtype=tl.float32)
-    if D1 > 0:
-        o_d1 = D0 + tl.arange(0, D1)
-        b_row1 = tl.load(p_row + o_d1[None, :])
-        b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
+    b_row0, b_row1 = _load_halves(p_rows, o_read, o_read < N, D0, D1)
+    b_acc0, b_acc1 = _zero_halves(BLOCK_N, D0, D1)
     b_row_scale = tl.load(p_row_scale + o_row, mask=m_row, other=0.0)
     b_row_log = b_row_scale
     if not FIXED:
@@ -240,29 +292,25 @@ def pair_gradient(
     for t in tl.range(start, stop, num_stages=STAGES):
         o_here = t * BLOCK_M + o_col
         m_col = o_here < M
-        p_col = p_columns + o_here.to(tl.int64)[:, None] * D
-        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
-        b_col1 = b_col0
-        if D1 > 0:
-            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
-        b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
+        b_col0, b_col1 = _load_halves(p_columns, o_here, m_col, D0, D1)
+        b_sim, unit = _similarity_by_halves(
+            b_row0, b_row1, b_col0, b_col1, scale, D1, PART, WIDEN, PRECISION
+        )
         if ((t >= own) & (t < own_end)) | (t == tiles - 1):
-            m_own = (o_here[None, :] >= b_first[:, None]) & (o_here[None, :] < b_end[:, None])
-            b_sim = tl.where(m_own | (o_here[None, :] >= M), NOTHING, b_sim)
+            b_sim = _without_own(b_sim, o_here, b_first, b_end, M)
         b_col_scale = tl.load(p_column_scale + o_here, mask=m_col, other=0.0)
         if FIXED:
-            b_pair = tl.exp2(b_sim * scale - scale) * (b_row_scale[:, None] + b_col_scale[None, :])
+            b_pair = tl.exp2(b_sim * unit - scale) * (b_row_scale[:, None] + b_col_scale[None, :])
         else:
             b_col_log = tl.load(p_column_log + o_here, mask=m_col, other=DEAD)
-            b_pair = tl.exp2(b_sim * scale - b_row_log[:, None]) * b_row_scale[:, None]
-            b_pair += tl.exp2(b_sim * scale - b_col_log[None, :]) * b_col_scale[None, :]
-        b_acc0 = _weighted(b_pair, b_col0, b_acc0, WIDEN, PRECISION)
-        if D1 > 0:
+            b_pair = tl.exp2(b_sim * unit - b_row_log[:, None]) * b_row_scale[:, None]
+            b_pair += tl.exp2(b_sim * unit - b_col_log[None, :]) * b_col_scale[None, :]
+        if PART != 2:
+            b_acc0 = _weighted(b_pair, b_col0, b_acc0, WIDEN, PRECISION)
+        if (D1 > 0) & (PART != 1):
             b_acc1 = _weighted(b_pair, b_col1, b_acc1, WIDEN, PRECISION)
-    p_out = p_partial + (i_split.to(tl.int64) * N + o_row)[:, None] * D
-    tl.store(p_out + o_d0[None, :], b_acc0, mask=m_row[:, None])
-    if D1 > 0:
-        tl.store(p_out + o_d1[None, :], b_acc1, mask=m_row[:, None])
+    o_out = i_split.to(tl.int64) * N + o_row
+    _store_halves(p_partial, o_out, m_row, b_acc0, b_acc1, D0, D1, PART)
 
 
 @triton.jit
@@ -270,6 +318,36 @@ def _log2_add(b_left, b_right):
     """log2(2^left + 2^right); NOTHING is an empty sum, NaN stays NaN."""
     b_peak = tl.maximum(b_left, b_right)
     return b_peak + tl.log2(tl.exp2(b_left - b_peak) + tl.exp2(b_right - b_peak))
+
+
+@triton.jit
+def _log2_add_tile(b_sum, b_log):
+    """log2 of the sum 2^b_sum and of 2^b_log over its second axis; NOTHING is an empty sum."""
+    b_new = tl.maximum(b_sum, tl.max(b_log, 1))
+    b_exp = tl.where(b_log == NOTHING, 0.0, tl.exp2(b_log - b_new[:, None]))
+    b_here = tl.sum(b_exp, 1) + tl.exp2(b_sum - b_new)
+    # With nothing yet and nothing here, exp2(NOTHING - NOTHING) counted a column of its own.
+    return tl.where(b_new == NOTHING, NOTHING, b_new + tl.log2(b_here))
+
+
+@triton.jit
+def _log2_of_splits(p_sum, p_peak, o_row, m_row, N, SPLITS, scale, FIXED: tl.constexpr):
+    """Partial sums of the column splits, in their order -> log2 of the whole; NOTHING if empty."""
+    b_total = tl.zeros_like(o_row).to(tl.float32)
+    b_peak = b_total + scale
+    if not FIXED:
+        b_peak = tl.zeros_like(b_total) + NOTHING
+        for i_split in tl.range(0, SPLITS):
+            b_part = tl.load(p_peak + i_split * N.to(tl.int64) + o_row, mask=m_row, other=NOTHING)
+            b_peak = tl.maximum(b_peak, b_part)
+    for i_split in tl.range(0, SPLITS):
+        o_part = i_split * N.to(tl.int64) + o_row
+        b_part = tl.load(p_sum + o_part, mask=m_row, other=0.0)
+        if not FIXED:
+            b_part *= tl.exp2(tl.load(p_peak + o_part, mask=m_row, other=NOTHING) - b_peak)
+        b_total += b_part
+    b_log = b_peak + tl.log2(tl.where(b_total == 0.0, 1.0, b_total))
+    return tl.where(b_total == 0.0, NOTHING, b_log)
 
 
 @triton.jit
@@ -317,22 +395,14 @@ def finish_rows(
     row's length, and a 0 for d loss / d temperature. Columns from N to STRIDE become 0.
     """
     i_tile = tl.program_id(0)
-    D: tl.constexpr = D0 + D1
     scale = _exponent_scale(p_temperature, temperature, LEARNED)
     o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < N
-    o_d0 = tl.arange(0, D0)
-    p_row = p_rows + o_row.to(tl.int64)[:, None] * D
     b_image = tl.load(p_image + o_row, mask=m_row, other=0)
-    p_hub = p_hubs + b_image.to(tl.int64)[:, None] * D
-    b_row0 = tl.load(p_row + o_d0[None, :], mask=m_row[:, None], other=0.0)
-    b_hub0 = tl.load(p_hub + o_d0[None, :], mask=m_row[:, None], other=0.0)
+    b_row0, b_row1 = _load_halves(p_rows, o_row, m_row, D0, D1)
+    b_hub0, b_hub1 = _load_halves(p_hubs, b_image, m_row, D0, D1)
     b_positive = tl.sum(b_row0.to(tl.float32) * b_hub0.to(tl.float32), 1)
-    b_row1 = b_row0
     if D1 > 0:
-        o_d1 = D0 + tl.arange(0, D1)
-        b_row1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
-        b_hub1 = tl.load(p_hub + o_d1[None, :], mask=m_row[:, None], other=0.0)
         b_positive += tl.sum(b_row1.to(tl.float32) * b_hub1.to(tl.float32), 1)
     b_first = tl.load(p_first + o_row, mask=m_row, other=0)
     b_end = tl.load(p_end + o_row, mask=m_row, other=0)
@@ -344,11 +414,7 @@ def finish_rows(
     for first in tl.range(start, stop, BLOCK_M, num_stages=1):
         o_col = first + tl.arange(0, BLOCK_M)
         m_col = o_col < stop
-        p_col = p_columns + (OFFSET + o_col).to(tl.int64)[:, None] * D
-        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
-        b_col1 = b_col0
-        if D1 > 0:
-            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
+        b_col0, b_col1 = _load_halves(p_columns, OFFSET + o_col, m_col, D0, D1)
         b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
         m_pair = (o_col[None, :] >= b_first[:, None]) & (o_col[None, :] < b_end[:, None])
         m_pair &= o_col[None, :] != o_row[:, None]
@@ -357,28 +423,9 @@ def finish_rows(
             o_col[None, :] - b_first[:, None], m_pair, C, HAS_OVERLAP,
         )  # fmt: skip
         b_log = tl.where(b_log_weight == NOTHING, NOTHING, b_sim * scale + b_log_weight)
-        b_new = tl.maximum(b_intra, tl.max(b_log, 1))
-        b_exp = tl.where(b_log == NOTHING, 0.0, tl.exp2(b_log - b_new[:, None]))
-        b_here = tl.sum(b_exp, 1) + tl.exp2(b_intra - b_new)
-        # With nothing yet and nothing here, exp2(NOTHING - NOTHING) counted a column of its own.
-        b_intra = tl.where(b_new == NOTHING, NOTHING, b_new + tl.log2(b_here))
+        b_intra = _log2_add_tile(b_intra, b_log)
         b_cosines += tl.sum(tl.where(m_pair, b_sim, 0.0), 1)
-    b_total = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    b_peak = tl.zeros((BLOCK_N,), dtype=tl.float32) + scale
-    if not FIXED:
-        b_peak = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
-        for i_split in tl.range(0, SPLITS):
-            b_part = tl.load(p_peak + i_split * N.to(tl.int64) + o_row, mask=m_row, other=NOTHING)
-            b_peak = tl.maximum(b_peak, b_part)
-    for i_split in tl.range(0, SPLITS):
-        o_part = i_split * N.to(tl.int64) + o_row
-        b_part = tl.load(p_sum + o_part, mask=m_row, other=0.0)
-        if not FIXED:
-            b_part *= tl.exp2(tl.load(p_peak + o_part, mask=m_row, other=NOTHING) - b_peak)
-        b_total += b_part
-    b_inter = tl.where(
-        b_total == 0.0, NOTHING, b_peak + tl.log2(tl.where(b_total == 0.0, 1.0, b_total))
-    )
+    b_inter = _log2_of_splits(p_sum, p_peak, o_row, m_row, N, SPLITS, scale, FIXED)
     b_negative = _log2_add(b_inter, b_intra)
     b_log = b_negative
     if INCLUDE_POSITIVE:
@@ -420,36 +467,29 @@ def finish_gradient(
     temperature, boost, weight,
     # constexpr
     D0: tl.constexpr, D1: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STUDENT: tl.constexpr, LEARNED: tl.constexpr,
-    HAS_OVERLAP: tl.constexpr, NORMALIZE: tl.constexpr, BALANCED: tl.constexpr,
-    WIDEN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STUDENT: tl.constexpr, FIXED: tl.constexpr,
+    LEARNED: tl.constexpr, HAS_OVERLAP: tl.constexpr, NORMALIZE: tl.constexpr,
+    BALANCED: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Partial gradients, the row's own image, its hub and the normalisation -> d_rows, d_tau.
 
     STUDENT rows also receive what they owe as columns of their own image. A teacher's partials
-    are relative to their peaks and the upstream factors are read as 1.
+    are relative to their peaks, or with FIXED to the largest exponent, and the upstream factors are
+    read as 1.
     """
     i_tile = tl.program_id(0)
-    D: tl.constexpr = D0 + D1
     scale = _exponent_scale(p_temperature, temperature, LEARNED)
     beta = scale * LN_2
     o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < N
-    o_d0 = tl.arange(0, D0)
-    o_wide = o_row.to(tl.int64)[:, None] * D
-    b_row0 = tl.load(p_rows + o_wide + o_d0[None, :], mask=m_row[:, None], other=0.0)
-    b_row1 = b_row0
+    b_row0, b_row1 = _load_halves(p_rows, o_row, m_row, D0, D1)
     b_log = tl.load(p_log + o_row, mask=m_row, other=DEAD)
     far_factor = 1.0
     own_factor = 1.0
     if STUDENT:
         far_factor = tl.load(p_far_factor).to(tl.float32)
         own_factor = tl.load(p_own_factor).to(tl.float32)
-    b_acc0 = tl.zeros((BLOCK_N, D0), dtype=tl.float32)
-    if D1 > 0:
-        o_d1 = D0 + tl.arange(0, D1)
-        b_row1 = tl.load(p_rows + o_wide + o_d1[None, :], mask=m_row[:, None], other=0.0)
-        b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
+    b_acc0, b_acc1 = _zero_halves(BLOCK_N, D0, D1)
     b_first = tl.load(p_first + o_row, mask=m_row, other=0)
     b_end = tl.load(p_end + o_row, mask=m_row, other=0)
     start = tl.load(p_first + i_tile * BLOCK_N)
@@ -457,11 +497,7 @@ def finish_gradient(
     for first in tl.range(start, stop, BLOCK_M, num_stages=1):
         o_col = first + tl.arange(0, BLOCK_M)
         m_col = o_col < stop
-        p_col = p_columns + (OFFSET + o_col).to(tl.int64)[:, None] * D
-        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
-        b_col1 = b_col0
-        if D1 > 0:
-            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
+        b_col0, b_col1 = _load_halves(p_columns, OFFSET + o_col, m_col, D0, D1)
         b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
         m_pair = (o_col[None, :] >= b_first[:, None]) & (o_col[None, :] < b_end[:, None])
         m_pair &= o_col[None, :] != o_row[:, None]
@@ -488,19 +524,19 @@ def finish_gradient(
     for i_split in tl.range(0, SPLITS):
         b_share = tl.zeros((BLOCK_N,), dtype=tl.float32) + far_factor
         o_part = i_split * N.to(tl.int64) + o_row
-        if not STUDENT:
+        if (not STUDENT) & FIXED:
+            b_share = tl.exp2(scale - b_log)
+        elif not STUDENT:
             b_share = tl.exp2(tl.load(p_peak + o_part, mask=m_row, other=NOTHING) - b_log)
-        p_part = p_partial + o_part[:, None] * D
-        b_part0 = tl.load(p_part + o_d0[None, :], mask=m_row[:, None], other=0.0)
+        b_part0, b_part1 = _load_halves(p_partial, o_part, m_row, D0, D1)
         b_acc0 += b_part0 * b_share[:, None]
         if D1 > 0:
-            b_part1 = tl.load(p_part + o_d1[None, :], mask=m_row[:, None], other=0.0)
             b_acc1 += b_part1 * b_share[:, None]
     step = beta / boost
     b_image = tl.load(p_image + o_row, mask=m_row, other=0)
     b_pull = tl.load(p_pull + o_row, mask=m_row, other=0.0) * own_factor
-    p_hub = p_hubs + b_image.to(tl.int64)[:, None] * D
-    b_hub0 = tl.load(p_hub + o_d0[None, :], mask=m_row[:, None], other=0.0).to(tl.float32)
+    b_half0, b_half1 = _load_halves(p_hubs, b_image, m_row, D0, D1)
+    b_hub0 = b_half0.to(tl.float32)
     b_z0 = b_row0.to(tl.float32)
     b_acc0 *= step
     b_negative = tl.sum(b_acc0 * b_z0, 1)
@@ -508,7 +544,7 @@ def finish_gradient(
     b_acc0 -= beta * b_pull[:, None] * b_hub0
     b_along = tl.sum(b_acc0 * b_z0, 1)
     if D1 > 0:
-        b_hub1 = tl.load(p_hub + o_d1[None, :], mask=m_row[:, None], other=0.0).to(tl.float32)
+        b_hub1 = b_half1.to(tl.float32)
         b_z1 = b_row1.to(tl.float32)
         b_acc1 *= step
         b_negative += tl.sum(b_acc1 * b_z1, 1)
@@ -527,10 +563,7 @@ def finish_gradient(
         b_acc0 = (b_acc0 - b_z0 * b_along[:, None]) / b_length[:, None]
         if D1 > 0:
             b_acc1 = (b_acc1 - b_z1 * b_along[:, None]) / b_length[:, None]
-    p_out = p_d_rows + o_wide
-    tl.store(p_out + o_d0[None, :], b_acc0.to(p_d_rows.dtype.element_ty), mask=m_row[:, None])
-    if D1 > 0:
-        tl.store(p_out + o_d1[None, :], b_acc1.to(p_d_rows.dtype.element_ty), mask=m_row[:, None])
+    _store_halves(p_d_rows, o_row, m_row, b_acc0, b_acc1, D0, D1, 0)
 
 
 @triton.jit

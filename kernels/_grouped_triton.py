@@ -16,9 +16,14 @@ from kernels._contrastive_triton import (
     LN_2,
     NOTHING,
     _exponent_scale,
+    _load_halves,
     _log2_add,
+    _log2_add_tile,
+    _log2_of_splits,
     _similarity,
+    _store_halves,
     _weighted,
+    _zero_halves,
 )
 
 
@@ -48,17 +53,10 @@ def finish_grouped_rows(
 ):  # fmt: skip
     """Partial sums over other groups and the row's own group -> log-sum-exp; NOTHING if empty."""
     i_tile = tl.program_id(0)
-    D: tl.constexpr = D0 + D1
     scale = _exponent_scale(p_temperature, temperature, LEARNED)
     o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < N
-    o_d0 = tl.arange(0, D0)
-    p_row = p_rows + o_row.to(tl.int64)[:, None] * D
-    b_row0 = tl.load(p_row + o_d0[None, :], mask=m_row[:, None], other=0.0)
-    b_row1 = b_row0
-    if D1 > 0:
-        o_d1 = D0 + tl.arange(0, D1)
-        b_row1 = tl.load(p_row + o_d1[None, :], mask=m_row[:, None], other=0.0)
+    b_row0, b_row1 = _load_halves(p_rows, o_row, m_row, D0, D1)
     b_first = tl.load(p_first + o_row, mask=m_row, other=0)
     b_end = tl.load(p_end + o_row, mask=m_row, other=0)
     b_itself = b_first - 1
@@ -70,11 +68,7 @@ def finish_grouped_rows(
     for first in tl.range(start, stop, BLOCK_M, num_stages=1):
         o_col = first + tl.arange(0, BLOCK_M)
         m_col = o_col < stop
-        p_col = p_columns + o_col.to(tl.int64)[:, None] * D
-        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
-        b_col1 = b_col0
-        if D1 > 0:
-            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
+        b_col0, b_col1 = _load_halves(p_columns, o_col, m_col, D0, D1)
         b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
         m_pair = (o_col[None, :] >= b_first[:, None]) & (o_col[None, :] < b_end[:, None])
         m_pair &= o_col[None, :] != b_itself[:, None]
@@ -83,27 +77,8 @@ def finish_grouped_rows(
             HAS_TABLE,
         )  # fmt: skip
         b_log = tl.where(b_weight == NOTHING, NOTHING, b_sim * scale + b_weight)
-        b_new = tl.maximum(b_own, tl.max(b_log, 1))
-        b_exp = tl.where(b_log == NOTHING, 0.0, tl.exp2(b_log - b_new[:, None]))
-        b_here = tl.sum(b_exp, 1) + tl.exp2(b_own - b_new)
-        # With nothing yet and nothing here, exp2(NOTHING - NOTHING) counted a column of its own.
-        b_own = tl.where(b_new == NOTHING, NOTHING, b_new + tl.log2(b_here))
-    b_total = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    b_peak = tl.zeros((BLOCK_N,), dtype=tl.float32) + scale
-    if not FIXED:
-        b_peak = tl.full((BLOCK_N,), NOTHING, dtype=tl.float32)
-        for i_split in tl.range(0, SPLITS):
-            b_part = tl.load(p_peak + i_split * N.to(tl.int64) + o_row, mask=m_row, other=NOTHING)
-            b_peak = tl.maximum(b_peak, b_part)
-    for i_split in tl.range(0, SPLITS):
-        o_part = i_split * N.to(tl.int64) + o_row
-        b_part = tl.load(p_sum + o_part, mask=m_row, other=0.0)
-        if not FIXED:
-            b_part *= tl.exp2(tl.load(p_peak + o_part, mask=m_row, other=NOTHING) - b_peak)
-        b_total += b_part
-    b_far = tl.where(
-        b_total == 0.0, NOTHING, b_peak + tl.log2(tl.where(b_total == 0.0, 1.0, b_total))
-    )
+        b_own = _log2_add_tile(b_own, b_log)
+    b_far = _log2_of_splits(p_sum, p_peak, o_row, m_row, N, SPLITS, scale, FIXED)
     b_both = _log2_add(b_far, b_own)
     tl.store(p_log + o_row, tl.where(b_both < 0.5 * NOTHING, NOTHING, b_both), mask=m_row)
 
@@ -129,19 +104,11 @@ def finish_grouped_gradient(
     themselves with it. Upstream weights are relative to the factor.
     """
     i_tile = tl.program_id(0)
-    D: tl.constexpr = D0 + D1
     scale = _exponent_scale(p_temperature, temperature, LEARNED)
     o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < N
-    o_d0 = tl.arange(0, D0)
-    o_wide = o_row.to(tl.int64)[:, None] * D
-    b_row0 = tl.load(p_rows + o_wide + o_d0[None, :], mask=m_row[:, None], other=0.0)
-    b_row1 = b_row0
-    b_acc0 = tl.zeros((BLOCK_N, D0), dtype=tl.float32)
-    if D1 > 0:
-        o_d1 = D0 + tl.arange(0, D1)
-        b_row1 = tl.load(p_rows + o_wide + o_d1[None, :], mask=m_row[:, None], other=0.0)
-        b_acc1 = tl.zeros((BLOCK_N, D1), dtype=tl.float32)
+    b_row0, b_row1 = _load_halves(p_rows, o_row, m_row, D0, D1)
+    b_acc0, b_acc1 = _zero_halves(BLOCK_N, D0, D1)
     b_first = tl.load(p_first + o_row, mask=m_row, other=0)
     b_end = tl.load(p_end + o_row, mask=m_row, other=0)
     b_itself = b_first - 1
@@ -152,11 +119,7 @@ def finish_grouped_gradient(
     for first in tl.range(start, stop, BLOCK_M, num_stages=1):
         o_col = first + tl.arange(0, BLOCK_M)
         m_col = o_col < stop
-        p_col = p_columns + o_col.to(tl.int64)[:, None] * D
-        b_col0 = tl.load(p_col + o_d0[None, :], mask=m_col[:, None], other=0.0)
-        b_col1 = b_col0
-        if D1 > 0:
-            b_col1 = tl.load(p_col + o_d1[None, :], mask=m_col[:, None], other=0.0)
+        b_col0, b_col1 = _load_halves(p_columns, o_col, m_col, D0, D1)
         b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
         m_pair = (o_col[None, :] >= b_first[:, None]) & (o_col[None, :] < b_end[:, None])
         m_pair &= o_col[None, :] != b_itself[:, None]
@@ -181,13 +144,11 @@ def finish_grouped_gradient(
         if D1 > 0:
             b_acc1 = _weighted(b_pair, b_col1, b_acc1, WIDEN, PRECISION)
     for i_split in tl.range(0, SPLITS):
-        p_part = p_partial + (i_split * N.to(tl.int64) + o_row)[:, None] * D
-        b_acc0 += tl.load(p_part + o_d0[None, :], mask=m_row[:, None], other=0.0)
+        o_part = i_split * N.to(tl.int64) + o_row
+        b_part0, b_part1 = _load_halves(p_partial, o_part, m_row, D0, D1)
+        b_acc0 += b_part0
         if D1 > 0:
-            b_acc1 += tl.load(p_part + o_d1[None, :], mask=m_row[:, None], other=0.0)
+            b_acc1 += b_part1
     # d l / d cosine = 1 / temperature.
     step = tl.load(p_factor).to(tl.float32) * scale * LN_2 / boost
-    p_out = p_d_rows + o_wide
-    tl.store(p_out + o_d0[None, :], b_acc0 * step, mask=m_row[:, None])
-    if D1 > 0:
-        tl.store(p_out + o_d1[None, :], b_acc1 * step, mask=m_row[:, None])
+    _store_halves(p_d_rows, o_row, m_row, b_acc0 * step, b_acc1 * step, D0, D1, 0)

@@ -97,12 +97,13 @@ def gradient(
     tile = config.plan.pairs if fixed else config.plan.online_pairs
     grid = launch.grid_of(n, m, tile, table.device)
     partial = launch.empty(grid[1], *table.shape, dtype=torch.float32, device=table.device)
-    heavy.pair_gradient[grid](
-        table, meeting.columns, pairs.first, pairs.end, config.learned, row_log,
-        _scale(row_log, row_weight, meeting), column_log,
-        _scale(column_log, column_weight, meeting), partial, n, m, 0, config.temperature,
-        FIXED=fixed, **launch.widths_of(config), **launch.blocks_of(tile), **config.options,
-    )  # fmt: skip
+    scales = [_scale(row_log, row_weight, meeting), _scale(column_log, column_weight, meeting)]
+    for part in launch.parts_of(config, tile):
+        heavy.pair_gradient[grid](
+            table, meeting.columns, pairs.first, pairs.end, config.learned, row_log, scales[0],
+            column_log, scales[1], partial, n, m, 0, config.temperature, FIXED=fixed, **part,
+            **launch.widths_of(config), **config.options,
+        )  # fmt: skip
     d_rows = launch.empty(*table.shape, dtype=torch.float32, device=table.device)
     tile = config.plan.finish
     device.finish_grouped_gradient[(triton.cdiv(n, tile.rows),)](

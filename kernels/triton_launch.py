@@ -272,27 +272,30 @@ def forward(operands: Operands, *, with_gradient: bool) -> tuple[Tensor, Tensor]
     none = rows.new_empty(0, width, dtype=operands.d_dtype)
     if n == 0:
         return stats, none
-    fixed = is_fixed(config) and not with_gradient
+    fixed = is_fixed(config) and not (with_gradient and config.dtype == torch.float16)
     tile = config.plan.means if with_gradient else config.plan.sums
     grid = grid_of(n, columns.shape[0], tile, rows.device)
     sums = empty(grid[1], n, dtype=torch.float32, device=rows.device)
     peaks = sums if fixed else torch.empty_like(sums)
     common = (operands.groups.first, operands.groups.end, config.learned)
     sizes = (n, columns.shape[0], operands.offset)
-    walk = {**widths_of(config), **blocks_of(tile), **config.options}
+    walk = {**widths_of(config), **config.options}
     if not with_gradient:
         device.log_sums[grid](
-            rows, columns, *common, sums, peaks, *sizes, config.temperature, FIXED=fixed, **walk,
+            rows, columns, *common, sums, peaks, *sizes, config.temperature, FIXED=fixed,
+            **blocks_of(tile), **walk,
         )  # fmt: skip
         _finish_rows(operands, stats, (sums, peaks), fixed=fixed)
         return stats, none
     partial = empty(grid[1], n, width, dtype=torch.float32, device=rows.device)
-    device.mean_columns[grid](
-        rows, columns, *common, sums, peaks, partial, *sizes, config.temperature, config.boost,
-        **walk,
-    )  # fmt: skip
+    for part in parts_of(config, tile):
+        device.mean_columns[grid](
+            rows, columns, *common, sums, peaks, partial, *sizes, config.temperature, config.boost,
+            FIXED=fixed, **part, **walk,
+        )  # fmt: skip
     _finish_rows(operands, stats, (sums, peaks), fixed=fixed)
-    d_rows = _finish_gradient(operands, stats, (partial, peaks), stats[D_TAU], factors=None)
+    parts = (partial, peaks)
+    d_rows = _finish_gradient(operands, stats, parts, stats[D_TAU], factors=None, fixed=fixed)
     return stats, d_rows
 
 
@@ -313,12 +316,13 @@ def backward(operands: Operands, stats: Tensor, of_columns: ColumnStats) -> tupl
     tile = config.plan.pairs if fixed else config.plan.online_pairs
     grid = grid_of(n, columns.shape[0], tile, rows.device)
     partial = empty(grid[1], n, width, dtype=torch.float32, device=rows.device)
-    device.pair_gradient[grid](
-        rows, columns, operands.groups.first, operands.groups.end, config.learned, stats[LOG],
-        of_columns.row_scale, of_columns.column_log, of_columns.column_scale, partial,
-        n, columns.shape[0], operands.offset, config.temperature,
-        FIXED=fixed, **widths_of(config), **blocks_of(tile), **config.options,
-    )  # fmt: skip
+    for part in parts_of(config, tile):
+        device.pair_gradient[grid](
+            rows, columns, operands.groups.first, operands.groups.end, config.learned, stats[LOG],
+            of_columns.row_scale, of_columns.column_log, of_columns.column_scale, partial,
+            n, columns.shape[0], operands.offset, config.temperature,
+            FIXED=fixed, **part, **widths_of(config), **config.options,
+        )  # fmt: skip
     factors = (of_columns.far_factor, of_columns.own_factor)
     return _finish_gradient(operands, stats, (partial, partial), d_tau, factors=factors), d_tau
 
@@ -361,6 +365,7 @@ def _finish_gradient(
     d_tau: Tensor,
     *,
     factors: tuple[Tensor, Tensor] | None,
+    fixed: bool = False,
 ) -> Tensor:
     config, rows = operands.config, operands.rows.table
     tile = config.plan.finish
@@ -371,7 +376,7 @@ def _finish_gradient(
         config.learned, stats[LOG], stats[PULL], *parts, *(factors or (None, None)),
         stats[LENGTH], d_rows, d_tau, n, operands.offset, _table_width(config),
         parts[0].shape[0], config.temperature, config.boost, config.weight,
-        BALANCED=config.balanced, STUDENT=factors is not None,
+        BALANCED=config.balanced, STUDENT=factors is not None, FIXED=fixed,
         HAS_OVERLAP=config.overlap is not None, NORMALIZE=config.normalize, **widths_of(config),
         **blocks_of(tile, staged=False), **config.options,
     )  # fmt: skip
@@ -396,6 +401,11 @@ def blocks_of(tile: tuning.Tile, *, staged: bool = True) -> dict[str, int]:
     """A tile as compile-time arguments and launch options."""
     blocks = {"BLOCK_N": tile.rows, "BLOCK_M": tile.columns, "num_warps": tile.warps}
     return blocks | ({"STAGES": tile.stages} if staged else {})
+
+
+def parts_of(config: LaunchConfig, tile: tuning.Tile) -> list[dict[str, int]]:
+    """`blocks_of` for each launch of a kernel that sums columns, and which part of them it sums."""
+    return [{"PART": part, **blocks_of(each)} for part, each in config.plan.launches(tile)]
 
 
 def _table_width(config: LaunchConfig) -> int:

@@ -32,6 +32,17 @@ class Plan:
     online_pairs: Tile
     """Pairs with two exponentials each, for temperatures that are cold or learned."""
     finish: Tile
+    second_warps: int = 8
+    """Of the second launch where a row's sums are made in two."""
+
+    def launches(self, tile: Tile) -> list[tuple[int, Tile]]:
+        """PART and tile of each launch of a kernel that sums columns: whole rows, or in two parts.
+
+        Wider sums than 512 do not fit the registers beside anything else (decision 0110).
+        """
+        if self.width <= WIDEST_SUM:
+            return [(0, tile)]
+        return [(1, tile), (2, dataclasses.replace(tile, warps=self.second_warps))]
 
     @property
     def width(self) -> int:
@@ -41,6 +52,9 @@ class Plan:
 
 MAX_WIDTH = 768
 """Wider rows go to the chunked backend: their gradient tile does not fit the registers."""
+
+WIDEST_SUM = 512
+"""Kernels that sum columns do so in two launches for wider rows, each half of the coordinates."""
 
 MAX_SINGLE_WIDTH = 256
 """The same for float32, whose `mean_columns` spills 1.5 KB a thread at 384."""
@@ -79,15 +93,19 @@ def make_plan(d: int, dtype: str, capability: int) -> Plan:
     # With two exponentials 64 columns spill 24 bytes a thread at 384 on sm_90 (Triton 3.9).
     online = dataclasses.replace(pairs, columns=32) if sum(widths) > 256 else pairs
     return Plan(
-        widths=widths, sums=sums, means=means, pairs=pairs, online_pairs=online, finish=finish
-    )
+        widths=widths, sums=sums, means=means, pairs=pairs, online_pairs=online, finish=finish,
+        second_warps=4 if 90 <= capability < 100 else 8,
+    )  # fmt: skip
 
 
 def _half_tiles(width: int, capability: int) -> tuple[Tile, Tile, Tile]:
     """Tiles of log_sums, mean_columns and pair_gradient for two-byte elements."""
     small = Tile(rows=64, columns=32, warps=8, stages=2)
     if width > 384:
-        return dataclasses.replace(small, warps=4), small, small
+        # With 32 columns the teacher's products are waited for one by one on sm_90.
+        is_square = width <= WIDEST_SUM and 90 <= capability < 100
+        tile = dataclasses.replace(small, columns=64) if is_square else small
+        return dataclasses.replace(small, warps=4), tile, tile
     if capability < 90 or capability >= 110:
         sums = Tile(rows=64, columns=64, warps=4, stages=2)
         return sums, small, small

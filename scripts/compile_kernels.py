@@ -26,7 +26,8 @@ TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "log_sums": ("log_sums", {"FIXED": True}),
     "log_sums-online": ("log_sums", {"FIXED": False, "LEARNED": True}),
-    "mean_columns": ("mean_columns", {}),
+    "mean_columns": ("mean_columns", {"FIXED": True}),
+    "mean_columns-online": ("mean_columns", {"FIXED": False, "LEARNED": True}),
     "pair_gradient": ("pair_gradient", {"FIXED": True}),
     "pair_gradient-online": ("pair_gradient", {"FIXED": False, "LEARNED": True}),
     "finish_rows": ("finish_rows", {"FIXED": False, "INCLUDE_POSITIVE": True}),
@@ -47,7 +48,8 @@ SPILL = r"\b(?:STL|LDL)\b"
 DEFAULTS = {
     "LEARNED": False, "WIDEN": False, "PRECISION": "tf32", "HAS_OVERLAP": True,
     "INCLUDE_POSITIVE": False, "BALANCED": True, "NORMALIZE": True, "HAS_TABLE": True,
-    "HAS_SELF": True, "AS_ROW": True, "AS_COLUMN": True, "WHOLE": True, "BLOCK": 1024,
+    "FIXED": False, "HAS_SELF": True, "AS_ROW": True, "AS_COLUMN": True, "WHOLE": True,
+    "BLOCK": 1024,
 }  # fmt: skip
 HALF_POINTERS = ("p_rows", "p_columns", "p_hubs", "p_out")
 CALLER_POINTERS = ("p_d_rows", "p_d_hubs", "p_in")
@@ -61,32 +63,49 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"kernels.{name}")
 
 
-def arguments_of(variant: str, plan: Any) -> tuple[str, dict[str, Any], int, int]:
+def launches_of(variant: str, plan: Any) -> list[tuple[str, dict[str, Any], int, int]]:
     """Kernel, compile-time arguments, warps and stages, as kernels/triton_launch.py passes them."""
     name = VARIANTS[variant][0]
     if name in ("find_images", "sum_figures"):
-        return name, {"BLOCK_N": DEFAULTS["BLOCK"]}, 8, 3
+        return [(name, {"BLOCK_N": DEFAULTS["BLOCK"]}, 8, 3)]
     if name in ("hub_gradient", "normalize_rows"):
         wide = triton.next_power_of_2(plan.width)
         rows = 16 if name == "hub_gradient" else max(1, 4096 // wide)
-        return name, {"D": plan.width, "D_OUT": plan.width, "BLOCK_D": wide, "BLOCK_N": rows}, 4, 3
+        sizes = {"D": plan.width, "D_OUT": plan.width, "BLOCK_D": wide, "BLOCK_N": rows}
+        return [(name, sizes, 4, 3)]
     tiles = {
         "log_sums": plan.sums,
         "log_sums-online": plan.sums,
         "mean_columns": plan.means,
+        "mean_columns-online": plan.means,
         "pair_gradient": plan.pairs,
         "pair_gradient-online": plan.online_pairs,
     }
     tile = tiles.get(variant, plan.finish)
-    sizes = {"D0": plan.widths[0], "D1": plan.widths[1], "STAGES": tile.stages}
-    return name, sizes | {"BLOCK_N": tile.rows, "BLOCK_M": tile.columns}, tile.warps, 3
+    widths = {"D0": plan.widths[0], "D1": plan.widths[1]}
+    launches = plan.launches(tile) if name in ("mean_columns", "pair_gradient") else [(0, tile)]
+    return [
+        (
+            name,
+            widths | {"PART": part, "STAGES": tile.stages}
+            | {"BLOCK_N": tile.rows, "BLOCK_M": tile.columns},
+            tile.warps,
+            3,
+        )
+        for part, tile in launches
+    ]  # fmt: skip
 
 
 def compile_one(
-    device: ModuleType, variant: str, plan: Any, dtype: str, capability: int
+    device: ModuleType,
+    variant: str,
+    plan: Any,
+    dtype: str,
+    capability: int,
+    launch: tuple[str, dict[str, Any], int, int],
 ) -> dict[str, Any]:
-    """Compile one variant and read registers, spills, shared memory and instructions back."""
-    name, sizes, warps, stages = arguments_of(variant, plan)
+    """Compile one launch and read registers, spills, shared memory and instructions back."""
+    name, sizes, warps, stages = launch
     kernel = getattr(load("_grouped_triton") if "grouped" in name else device, name)
     constants = DEFAULTS | sizes | VARIANTS[variant][1]
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
@@ -113,6 +132,7 @@ def compile_one(
         "capability": capability,
         "dtype": dtype,
         "width": plan.width,
+        "part": sizes.get("PART", 0),
         "tile": [sizes["BLOCK_N"], sizes.get("BLOCK_M", 0), warps],
         "registers": int(registers),
         "stack_bytes": int(stack),
@@ -121,6 +141,7 @@ def compile_one(
         "waits": len(re.findall(r"\bWARPGROUP\.DEPBAR\b", sass)),
         "warp_rows": warp_rows(compiled.asm["ttgir"]),
         "shared_bytes": compiled.metadata.shared,
+        "tensor_memory": getattr(compiled.metadata, "tmem_size", 0),
         "wgmma": len(re.findall(r"\bHGMMA\b", sass)),
         "mma": len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|UTCMMA)\b", sass)),
         "async_copies": len(re.findall(r"\bLDGSTS\b", sass)),
@@ -210,8 +231,9 @@ def main() -> None:
             for width in asked.width:
                 plan = tuning.make_plan(width, dtype, capability)
                 for variant in asked.variant:
-                    facts = compile_one(device, variant, plan, dtype, capability)
-                    print(json.dumps(facts), flush=True)
+                    for launch in launches_of(variant, plan):
+                        facts = compile_one(device, variant, plan, dtype, capability, launch)
+                        print(json.dumps(facts), flush=True)
 
 
 if __name__ == "__main__":

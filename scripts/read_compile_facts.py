@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TENSOR_MEMORY = 512
+"""Columns that sm_100 has. A kernel that needs more compiles to nothing and cannot be launched."""
 HEAVY = ("log_sums", "mean_columns", "pair_gradient")
 FINISHING = (
     "finish_rows", "finish_gradient", "finish_grouped_rows", "finish_grouped_gradient",
@@ -28,6 +30,10 @@ def faults(facts: dict[str, Any]) -> list[str]:
         found.append(f"{facts['spills']} spill instructions, {facts['stack_bytes']} stack bytes")
     if facts["shared_bytes"] > SHARED_LIMIT[facts["capability"]]:
         found.append(f"{facts['shared_bytes']} bytes of shared memory are more than the chip has")
+    if facts["tensor_memory"] > TENSOR_MEMORY:
+        found.append(
+            f"{facts['tensor_memory']} columns of tensor memory are more than the chip has"
+        )
     if facts["transposed_dot_results"]:
         found.append("a transposed dot result is fed to a dot (miscompiled by Triton 3.4-3.7.0)")
     if name in (*HEAVY, *FINISHING) and not facts["mma"]:

@@ -52,6 +52,22 @@ def test_two_runs_give_the_same_bits(options, learned, make_batch, run) -> None:
         assert torch.equal(value, other[name]), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_teachers_keys_may_be_as_far_from_the_rows_as_can_be(
+    dtype, make_batch, run, assert_no_worse
+) -> None:
+    # At the coldest temperature with a fixed exponent each term is 2^-96 of the largest possible.
+    batch = make_batch([3, 4, 2, 5], d=32)
+    near = batch["rows"][:1] + 0.02 * batch["rows"]
+    batch["rows"] = torch.nn.functional.normalize(near, dim=1)
+    batch["keys"] = -batch["rows"].flip(0)
+    results = [
+        run(batch, {"keys": True}, backend=backend, temperature=0.03, dtype=kind, learned=False)
+        for backend, kind in (("triton", dtype), ("dense", dtype), ("dense", torch.float64))
+    ]
+    assert_no_worse(*results, dtype=dtype, temperature=0.03)
+
+
 def test_splits_agree_with_one_walk(make_batch, run, monkeypatch) -> None:
     batch = make_batch([10] * 30, d=16)
     results = []
