@@ -171,6 +171,62 @@ def log_sums(
 
 
 @triton.jit(do_not_specialize=_SIZES)
+def symmetric_sums(
+    # pointers
+    p_rows, p_first, p_end, p_temperature, p_sum,
+    # sizes
+    N, SPLITS,
+    # scalars
+    temperature,
+    # constexpr
+    D0: tl.constexpr, D1: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, LEARNED: tl.constexpr,
+    WIDEN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """FIXED `log_sums` of rows among themselves; a tile serves its rows and its columns.
+
+    Row tiles stand in a circle; each meets itself and the half of the circle behind it, so that all
+    walk equally far. Partial sums: one for each split, then one for each distance on the circle,
+    which one program writes. Where two tiles are opposite, both meet, and serve their rows only.
+    """
+    i_tile, i_split = tl.program_id(0), tl.program_id(1)
+    EACH: tl.constexpr = BLOCK_N // BLOCK_M
+    scale = _exponent_scale(p_temperature, temperature, LEARNED)
+    o_row = i_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_row = o_row < N
+    b_row0, b_row1 = _load_halves(p_rows, o_row, m_row, D0, D1)
+    own, own_end = _own_tiles(i_tile, p_first, p_end, N, 0, BLOCK_N, BLOCK_M)
+    circle = (N + BLOCK_N - 1) // BLOCK_N
+    shared = (circle - 1) // 2
+    steps = (circle // 2 + 1) * EACH
+    start = steps * i_split // SPLITS
+    stop = steps * (i_split + 1) // SPLITS
+    o_col = tl.arange(0, BLOCK_M)
+    b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_first = tl.load(p_first + o_row, mask=m_row, other=0)
+    b_end = tl.load(p_end + o_row, mask=m_row, other=0)
+    for step in tl.range(start, stop, num_stages=STAGES):
+        i_other = i_tile + step // EACH
+        distance = i_other - i_tile
+        i_other = tl.where(i_other >= circle, i_other - circle, i_other)
+        t = i_other * EACH + step % EACH
+        o_here = t * BLOCK_M + o_col
+        m_col = o_here < N
+        b_col0, b_col1 = _load_halves(p_rows, o_here, m_col, D0, D1)
+        b_sim = _similarity(b_row0, b_row1, b_col0, b_col1, D1, WIDEN, PRECISION)
+        is_last = (i_other == circle - 1) | (i_tile == circle - 1)
+        if ((t >= own) & (t < own_end)) | is_last:
+            b_sim = _without_own(b_sim, o_here, b_first, b_end, N)
+            b_sim = tl.where(m_row[:, None], b_sim, NOTHING)
+        b_exp = tl.exp2(b_sim * scale - scale)
+        b_sum += tl.sum(b_exp, 1)
+        m_shared = o_here < tl.where((distance > 0) & (distance <= shared), N, 0)
+        p_out = p_sum + (SPLITS + distance - 1).to(tl.int64) * N + o_here
+        tl.store(p_out, tl.sum(b_exp, 0), mask=m_shared)
+    tl.store(p_sum + i_split.to(tl.int64) * N + o_row, b_sum, mask=m_row)
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def mean_columns(
     # pointers
     p_rows, p_columns, p_first, p_end, p_temperature, p_sum, p_peak, p_partial,
@@ -340,12 +396,18 @@ def _log2_of_splits(p_sum, p_peak, o_row, m_row, N, SPLITS, scale, FIXED: tl.con
         for i_split in tl.range(0, SPLITS):
             b_part = tl.load(p_peak + i_split * N.to(tl.int64) + o_row, mask=m_row, other=NOTHING)
             b_peak = tl.maximum(b_peak, b_part)
-    for i_split in tl.range(0, SPLITS):
-        o_part = i_split * N.to(tl.int64) + o_row
-        b_part = tl.load(p_sum + o_part, mask=m_row, other=0.0)
-        if not FIXED:
+        for i_split in tl.range(0, SPLITS):
+            o_part = i_split * N.to(tl.int64) + o_row
+            b_part = tl.load(p_sum + o_part, mask=m_row, other=0.0)
             b_part *= tl.exp2(tl.load(p_peak + o_part, mask=m_row, other=NOTHING) - b_peak)
-        b_total += b_part
+            b_total += b_part
+    else:
+        # Many at once: `symmetric_sums` leaves one partial sum for each distance.
+        for first in tl.range(0, SPLITS, 16):
+            o_split = first + tl.arange(0, 16)
+            o_part = o_split.to(tl.int64)[:, None] * N + o_row[None, :]
+            m_part = (o_split < SPLITS)[:, None] & m_row[None, :]
+            b_total += tl.sum(tl.load(p_sum + o_part, mask=m_part, other=0.0), 0)
     b_log = b_peak + tl.log2(tl.where(b_total == 0.0, 1.0, b_total))
     return tl.where(b_total == 0.0, NOTHING, b_log)
 

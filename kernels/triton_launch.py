@@ -273,6 +273,10 @@ def forward(operands: Operands, *, with_gradient: bool) -> tuple[Tensor, Tensor]
     if n == 0:
         return stats, none
     fixed = is_fixed(config) and not (with_gradient and config.dtype == torch.float16)
+    if fixed and not with_gradient and _meet_once(operands):
+        sums = _symmetric_sums(operands)
+        _finish_rows(operands, stats, (sums, sums), fixed=True)
+        return stats, none
     tile = config.plan.means if with_gradient else config.plan.sums
     grid = grid_of(n, columns.shape[0], tile, rows.device)
     sums = empty(grid[1], n, dtype=torch.float32, device=rows.device)
@@ -297,6 +301,34 @@ def forward(operands: Operands, *, with_gradient: bool) -> tuple[Tensor, Tensor]
     parts = (partial, peaks)
     d_rows = _finish_gradient(operands, stats, parts, stats[D_TAU], factors=None, fixed=fixed)
     return stats, d_rows
+
+
+def _meet_once(operands: Operands) -> bool:
+    """True if rows are compared with themselves, enough of them for each pair to meet once."""
+    rows, columns = operands.rows.table, operands.columns
+    if rows.data_ptr() != columns.data_ptr() or rows.shape != columns.shape:
+        return False
+    plan, processors = operands.config.plan, _processors(rows.device)
+    row_tiles = triton.cdiv(rows.shape[0], plan.sums.rows)
+    # Partial sums of all distances may not outgrow the table of rows.
+    is_small = tuning.shared_distances(row_tiles) <= plan.width
+    return is_small and tuning.is_once_cheaper(row_tiles, plan.sums, processors=processors)
+
+
+def _symmetric_sums(operands: Operands) -> Tensor:
+    """Partial sums of each row, [splits + shared distances, n]; each tile is formed once."""
+    rows, config = operands.rows.table, operands.config
+    n, tile = rows.shape[0], config.plan.sums
+    row_tiles = triton.cdiv(n, tile.rows)
+    steps = tuning.steps_once(row_tiles, tile)
+    splits = tuning.choose_splits(row_tiles, steps, processors=_processors(rows.device))
+    parts = splits + tuning.shared_distances(row_tiles)
+    sums = empty(parts, n, dtype=torch.float32, device=rows.device)
+    device.symmetric_sums[(row_tiles, splits)](
+        rows, operands.groups.first, operands.groups.end, config.learned, sums, n, splits,
+        config.temperature, **widths_of(config), **blocks_of(tile), **config.options,
+    )  # fmt: skip
+    return sums
 
 
 def backward(operands: Operands, stats: Tensor, of_columns: ColumnStats) -> tuple[Tensor, Tensor]:

@@ -130,6 +130,48 @@ def _single_tiles(width: int, capability: int) -> tuple[Tile, Tile, Tile]:
     return small, small, small
 
 
+_ONCE = 1.5
+"""What a tile costs that serves its columns too, in tiles that do not: by the instructions of both
+loops (decision 0111), not by a clock."""
+
+
+def steps_once(row_tiles: int, tile: Tile) -> int:
+    """Column tiles that a row tile walks where each pair of row tiles meets once."""
+    return (row_tiles // 2 + 1) * (tile.rows // tile.columns)
+
+
+def shared_distances(row_tiles: int) -> int:
+    """Distances on the circle of row tiles at which a tile serves its rows and its columns."""
+    return max(row_tiles - 1, 0) // 2
+
+
+def is_once_cheaper(row_tiles: int, tile: Tile, *, processors: int) -> bool:
+    """True if the sums of a symmetric matrix are cheaper with each tile met once, by the model.
+
+    Args:
+        row_tiles: Row tiles of the matrix.
+        tile: Of `log_sums`.
+        processors: Multiprocessors.
+    """
+    columns = row_tiles * (tile.rows // tile.columns)
+    twice = cost_of(row_tiles, columns, processors=processors)
+    once = cost_of(row_tiles, steps_once(row_tiles, tile), processors=processors)
+    # Partial sums are added sixteen distances at a time, for about the time of a tile.
+    return _ONCE * once + row_tiles / 32 < twice
+
+
+def cost_of(row_tiles: int, column_tiles: int, *, processors: int) -> int:
+    """Time of a walk with the splits that are chosen for it, in tiles."""
+    splits = choose_splits(row_tiles, column_tiles, processors=processors)
+    return _cost(row_tiles, column_tiles, splits, processors)
+
+
+def _cost(row_tiles: int, column_tiles: int, splits: int, processors: int) -> int:
+    waves = -(-row_tiles * splits // processors)
+    # A program costs its share of the tiles, and about two more for prologue and epilogue.
+    return waves * (-(-column_tiles // splits) + 2)
+
+
 def choose_splits(row_tiles: int, column_tiles: int, *, processors: int, most: int = 16) -> int:
     """Column splits that keep most processors busy; each adds one partial result per row.
 
@@ -139,13 +181,8 @@ def choose_splits(row_tiles: int, column_tiles: int, *, processors: int, most: i
         processors: Multiprocessors, each running one program at a time.
         most: Upper limit, which bounds the memory for partial results.
     """
-
-    def cost(splits: int) -> float:
-        waves = -(-row_tiles * splits // processors)
-        # A program costs its share of the tiles, and about two more for prologue and epilogue.
-        return waves * (-(-column_tiles // splits) + 2)
-
     choices = range(1, max(1, min(most, column_tiles)) + 1)
+    costs = [_cost(row_tiles, column_tiles, splits, processors) for splits in choices]
     # A split costs a partial result of the batch's size: two percent of time are not worth seven.
-    enough = 1.05 * min(map(cost, choices))
-    return next(splits for splits in choices if cost(splits) <= enough)
+    enough = 1.05 * min(costs)
+    return next(splits for splits, cost in zip(choices, costs, strict=True) if cost <= enough)

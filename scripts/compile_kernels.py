@@ -26,6 +26,7 @@ TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "log_sums": ("log_sums", {"FIXED": True}),
     "log_sums-online": ("log_sums", {"FIXED": False, "LEARNED": True}),
+    "symmetric_sums": ("symmetric_sums", {}),
     "mean_columns": ("mean_columns", {"FIXED": True}),
     "mean_columns-online": ("mean_columns", {"FIXED": False, "LEARNED": True}),
     "pair_gradient": ("pair_gradient", {"FIXED": True}),
@@ -76,6 +77,7 @@ def launches_of(variant: str, plan: Any) -> list[tuple[str, dict[str, Any], int,
     tiles = {
         "log_sums": plan.sums,
         "log_sums-online": plan.sums,
+        "symmetric_sums": plan.sums,
         "mean_columns": plan.means,
         "mean_columns-online": plan.means,
         "pair_gradient": plan.pairs,

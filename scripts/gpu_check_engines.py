@@ -24,7 +24,7 @@ STEP = {
     "nvJPEG": r"nvjpeg(?!2k)|jpeg.*(huffman|idct|dct)",
     "DALI's paste operator": r"dali.*paste",
     "the preprocessing kernel (pipeline/_preprocess_triton.py)": r"^preprocess",
-    "the fused loss, forward: log_sums": r"^log_sums",
+    "the fused loss, forward: log_sums": r"^(log|symmetric)_sums",
     "the fused loss, forward: finish_rows": r"^finish_rows",
     "the fused loss, backward: pair_gradient": r"^pair_gradient",
     "the fused loss, backward: finish_gradient": r"^finish_gradient",

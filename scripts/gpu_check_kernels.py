@@ -134,12 +134,25 @@ def _warm(place: Place) -> Figures:
     return {"jobs": len(jobs), "failed": failed}
 
 
+@contextlib.contextmanager
+def _meeting_once(once: bool) -> Iterator[None]:
+    """Each tile of the forward pass once, or twice, whatever the model of its cost says."""
+    chosen = tuning.is_once_cheaper
+    tuning.is_once_cheaper = lambda *_, **__: once
+    try:
+        yield
+    finally:
+        tuning.is_once_cheaper = chosen
+
+
 def _compile(job: tuple[str, int, str, str, tuning.Tile | None]) -> str:
     device, width, name, field, tile = job
     if tile is not None:
         tuning.make_plan = functools.partial(_replan, tuning.make_plan, field, tile)
     try:
-        _run(_ragged_batch(73, width, device), torch.bfloat16, "triton", OPTIONS[name])
+        for once in (False, True):
+            with _meeting_once(once):
+                _run(_ragged_batch(73, width, device), torch.bfloat16, "triton", OPTIONS[name])
     except Exception as error:
         return f"{width}-{name}-{tile}: {error}"[:300]
     return ""
@@ -495,6 +508,13 @@ def stages(place: Place) -> Iterator[Task]:
     for width in place.timed_widths:
         for rows in place.target_rows:
             yield f"fused-{rows}x{width}", functools.partial(_stages, rows, width, place)
+        yield f"twice-{place.target_rows[0]}x{width}", functools.partial(_twice, width, place)
+
+
+def _twice(width: int, place: Place) -> Figures:
+    """The same with every tile of the forward pass formed twice (decision 0111)."""
+    with _meeting_once(False):
+        return _stages(place.target_rows[0], width, place)
 
 
 def _stages(rows: int, width: int, place: Place) -> Figures:
@@ -515,7 +535,7 @@ def _stages(rows: int, width: int, place: Place) -> Figures:
         for event in profile.key_averages()
     }  # fmt: skip
     longest = dict(sorted(spent.items(), key=lambda item: -item[1])[:16])
-    products = {"log_sums": 1, "pair_gradient": 2}
+    products = {"log_sums": 1, "symmetric_sums": 1, "pair_gradient": 2}
     rates = {
         name: 2 * count * rows**2 * width / (longest[name] / 1e3) / 1e12
         for name, count in products.items()
@@ -552,7 +572,7 @@ def _counters(place: Place) -> Figures:
         return {"left_out": "ncu is not on this machine, or there is no GPU"}
     done = subprocess.run(
         [tool, "--csv", "--clock-control", "none", "--metrics", ",".join(NCU_METRICS),
-         "--kernel-name", "regex:log_sums|pair_gradient", "--launch-count", "4",
+         "--kernel-name", "regex:_sums|pair_gradient", "--launch-count", "4",
          sys.executable, "-W", "ignore", __file__, "--book", "unused", "once"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_MEMORY = 512
 """Columns that sm_100 has. A kernel that needs more compiles to nothing and cannot be launched."""
-HEAVY = ("log_sums", "mean_columns", "pair_gradient")
+HEAVY = ("log_sums", "symmetric_sums", "mean_columns", "pair_gradient")
 FINISHING = (
     "finish_rows", "finish_gradient", "finish_grouped_rows", "finish_grouped_gradient",
 )  # fmt: skip

@@ -34,7 +34,7 @@ def faults(facts: dict[str, object]) -> list[str]:
     return script["faults"](facts)
 
 
-FEW = ["log_sums", "pair_gradient-online", "finish_gradient", "hub_gradient"]
+FEW = ["log_sums", "symmetric_sums", "pair_gradient-online", "finish_gradient", "hub_gradient"]
 
 
 def test_the_kernels_of_a_training_step_compile_for_one_chip_without_spills(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_the_kernels_of_a_training_step_compile_for_one_chip_without_spills(tmp_
 @pytest.mark.timeout(900)
 def test_no_spills_tensor_cores_and_asynchronous_copies(capability: int, tmp_path: Path) -> None:
     everything = compile_all(tmp_path, "--capability", str(capability), "--width", "256", "384")
-    assert len(everything) == 34
+    assert len(everything) == 36
     for facts in everything:
         assert faults(facts) == [], facts
 
@@ -77,8 +77,8 @@ def test_the_other_element_types_and_widths_likewise(
 
 
 HEAVY = (
-    "log_sums", "log_sums-online", "mean_columns", "mean_columns-online", "pair_gradient",
-    "pair_gradient-online",
+    "log_sums", "log_sums-online", "symmetric_sums", "mean_columns", "mean_columns-online",
+    "pair_gradient", "pair_gradient-online",
 )  # fmt: skip
 SERIALISED = {("mean_columns-online", 512), ("mean_columns-online", 768)}
 """Heavy kernels of sm_90 that wait for each product: no tile was found that does not (0110)."""

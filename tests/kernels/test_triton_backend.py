@@ -68,6 +68,61 @@ def test_a_teachers_keys_may_be_as_far_from_the_rows_as_can_be(
     assert_no_worse(*results, dtype=dtype, temperature=0.03)
 
 
+RAGGED = {
+    "1-tile": [5, 7, 3],
+    "2-tiles": [40, 1, 9],
+    "3-full-tiles": [10] * 9 + [6],
+    "4-tiles": [33, 2, 64, 1, 5],
+    "5-tiles": [7] * 20 + [3, 1, 1],
+    "6-tiles": [1, 90, 4, 31, 50],
+}
+
+
+@pytest.fixture
+def meets_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Small tiles, each met once wherever that is possible; how many rows did so."""
+    tile = tuning.Tile(rows=32, columns=16, warps=4, stages=2)
+    real, met = launch._symmetric_sums, []
+    monkeypatch.setattr(tuning, "_half_tiles", lambda *_: (tile, tile, tile))
+    monkeypatch.setattr(tuning, "_single_tiles", lambda *_: (tile, tile, tile))
+    monkeypatch.setattr(tuning, "is_once_cheaper", lambda *_, **__: True)
+    monkeypatch.setattr(
+        launch, "_symmetric_sums", lambda given: met.append(len(given.rows.table)) or real(given)
+    )
+    return met
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "dtype"),
+    [(name, {}, torch.float32) for name in RAGGED]
+    + [(name, STUDENT, torch.bfloat16) for name in ("2-tiles", "5-tiles")],
+    ids=str,
+)  # fmt: skip
+def test_tiles_that_meet_once_give_the_sums_of_all_rows(
+    name, options, dtype, make_batch, run, assert_no_worse, meets_once
+) -> None:
+    crops = RAGGED[name]
+    batch = make_batch(crops, d=32)
+    results = [
+        run(batch, options, backend=backend, temperature=0.05, dtype=kind, learned=False)
+        for backend, kind in (("triton", dtype), ("dense", dtype), ("dense", torch.float64))
+    ]
+    assert_no_worse(*results, dtype=dtype, temperature=0.05)
+    assert meets_once == [sum(crops)]
+    again = run(batch, options, backend="triton", temperature=0.05, dtype=dtype, learned=False)
+    assert all(torch.equal(value, again[figure]) for figure, value in results[0].items())
+
+
+@pytest.mark.parametrize("changes", [{"learned": True}, {"temperature": 0.02}, {"keys": True}])
+def test_tiles_meet_twice_without_a_fixed_exponent_and_with_other_columns(
+    changes, make_batch, run, meets_once
+) -> None:
+    chosen = {"temperature": 0.1, "learned": False} | changes
+    options = {"keys": True} if chosen.pop("keys", False) else {}
+    run(make_batch([40, 9], d=16), options, backend="triton", dtype=torch.float32, **chosen)
+    assert meets_once == []
+
+
 def test_splits_agree_with_one_walk(make_batch, run, monkeypatch) -> None:
     batch = make_batch([10] * 30, d=16)
     results = []

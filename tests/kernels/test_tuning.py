@@ -42,5 +42,30 @@ def test_splits_keep_most_of_an_h200_busy(m) -> None:
     assert row_tiles * splits / (waves * 132) >= (0.55 if m == 1280 else 0.84)
 
 
+@pytest.mark.parametrize("width", [256, 384])
+def test_tiles_meet_once_where_the_model_says_that_it_pays(width) -> None:
+    tile = tuning.make_plan(width, "bf16", 90).sums
+    paying = [
+        m
+        for m in (320, 640, 1280, 2560, 5120, 10240, 20480, 40960)
+        if tuning.is_once_cheaper(-(-m // tile.rows), tile, processors=132)
+    ]
+    assert paying == [5120, 10240, 20480, 40960]
+
+
+@pytest.mark.parametrize("row_tiles", [*range(1, 9), 40, 41])
+def test_every_pair_of_row_tiles_meets(row_tiles) -> None:
+    tile = tuning.Tile(rows=16, columns=16, warps=4, stages=2)
+    shared = tuning.shared_distances(row_tiles)
+    met = []
+    for one in range(row_tiles):
+        for distance in range(tuning.steps_once(row_tiles, tile)):
+            other = (one + distance) % row_tiles
+            met.append((one, other))
+            if 0 < distance <= shared:
+                met.append((other, one))
+    assert sorted(met) == [(a, b) for a in range(row_tiles) for b in range(row_tiles)]
+
+
 def test_a_large_batch_is_not_split() -> None:
     assert tuning.choose_splits(81920 // 128, 81920 // 64, processors=132) == 1
