@@ -1,8 +1,12 @@
 """A small demo set, made once, and configurations that train on it in seconds."""
 
+import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 
@@ -48,6 +52,35 @@ class ConfigMaker:
     def __call__(self, *changes: str) -> Config:
         names = ("saliency.layers=1",)
         return load_config(REPO / "configs" / "smoke.toml", self.overrides(*names, *changes))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in hub that the real client asks, with a cache and a token store of its own."""
+    path = Path(__file__).resolve().parents[1] / "hub_server.py"
+    spec = importlib.util.spec_from_file_location("hub_server", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hub_server"] = module
+    spec.loader.exec_module(module)
+    server = module.HubServer()
+    # The client reads its environment when it is imported; here is what it would have read.
+    values = {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    try:
+        yield server
+    finally:
+        server.end()
 
 
 @pytest.fixture(scope="session", autouse=True)

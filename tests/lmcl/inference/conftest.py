@@ -1,13 +1,8 @@
 """A released model of random weights, small enough for tests, and good and bad images."""
 
-import importlib.util
 import io
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -100,32 +95,3 @@ def mixed(photos: Path) -> tuple[Path, set[str]]:
     picture(5, 7, 3).save(out, "PNG")
     (photos / "tiny.png").write_bytes(out.getvalue())
     return photos, {"zero.jpg", "truncated.jpg", "lies.png", "moving.gif"}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A stand-in hub that the real client asks, with a cache and a token store of its own."""
-    path = Path(__file__).resolve().parents[2] / "hub_server.py"
-    spec = importlib.util.spec_from_file_location("hub_server", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hub_server"] = module
-    spec.loader.exec_module(module)
-    server = module.HubServer()
-    # The client reads its environment when it is imported; here is what it would have read.
-    values = {
-        "ENDPOINT": server.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
-        "HF_TOKEN_PATH": str(tmp_path / "token"),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-    }
-    for name, value in values.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
-    monkeypatch.setenv("HF_TOKEN", server.token)
-    try:
-        yield server
-    finally:
-        server.end()

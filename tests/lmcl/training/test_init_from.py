@@ -4,12 +4,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from lmcl.cli.main import cli
 from lmcl.config import Config, load_config
 from lmcl.errors import ConfigError, LmclError
 from lmcl.models.named import find_model
@@ -48,6 +50,32 @@ def test_student_and_teacher_start_with_every_weight_of_the_model(
         assert state.keys() == kept.keys()
         assert all(torch.equal(state[name], kept[name]) for name in kept)
     run.loader.close()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # of the hub's client
+def test_train_starts_from_a_model_on_a_hub_as_from_its_folder(
+    hub: Any, tiny: Tiny, learned: Path, tmp_path: Path
+) -> None:
+    name = "hf://somebody/something"
+    invoke(["push", str(learned.parent), name])
+    made = []
+    for source, output in ((name, tmp_path / "away"), (str(learned), tmp_path / "here")):
+        start = (f"train.start_from='{source}'", "train.seed=5", "schedule.lr=1e-5")
+        changes = tiny.overrides("saliency.layers=1", "train.epochs=1", *start)  # type: ignore[attr-defined]
+        settings = [part for change in changes for part in ("--set", change)]
+        invoke(["train", "--config", "smoke", "--no-progress", "--output", str(output), *settings])
+        made.append(load_file(output / "model" / "model.safetensors"))
+    assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
+    kept = load_file(learned / "model.safetensors")["panel.members"]
+    assert (made[0]["panel.members"] - kept).abs().max() < 1e-3
+    fresh = prepare(tiny("train.seed=5"), tmp_path / "fresh", resume="", progress=False)
+    assert (fresh.core.panel.members.detach() - kept).abs().max() > 1e-3
+    fresh.loader.close()
+
+
+def invoke(words: list[str]) -> None:
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
 
 
 def test_a_run_from_a_model_resumes_bit_for_bit(tiny: Tiny, learned: Path, tmp_path: Path) -> None:
