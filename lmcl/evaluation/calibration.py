@@ -169,9 +169,10 @@ def prediction_interval(
     middle = np.asarray(quality, dtype=np.float64)
     if calibration.intervals is None:
         return np.full(middle.shape, math.nan), np.full(middle.shape, math.nan)
-    half = calibration.intervals.half_width(middle, spread, confidence=confidence)
-    half = np.where(np.isfinite(half), half, math.nan)
-    ends = [scale.from_unit(np.clip(middle + sign * half, 0.0, 1.0)) for sign in (-1, 1)]
+    below, above = calibration.intervals.reach(middle, spread, confidence=confidence)
+    is_known = np.isfinite(below) & np.isfinite(above)
+    both = [np.where(is_known, middle + one, math.nan) for one in (-below, above)]
+    ends = [scale.from_unit(np.clip(one, 0.0, 1.0)) for one in both]
     return np.minimum(*ends), np.maximum(*ends)
 
 

@@ -1,12 +1,14 @@
 """Split-conformal prediction intervals: residuals of images the model did not learn from.
 
-An image's interval is its score, plus and minus a quantile of the absolute errors on the
-calibration images, each divided by how far the image's own crops disagree. If a new image and the
-calibration images could have been drawn in any order, it holds the people's score with at least the
-asked probability, whatever the model; numpy alone, so that scoring needs no scipy.
+An image's interval reaches from its score by a quantile of the errors on the calibration images,
+each divided by how far the image's own crops disagree: upwards by one of those that were too low,
+downwards by one of those that were too high, as a model errs to one side where its images are odd.
+If a new image and the calibration images could have been drawn in any order, it holds the people's
+score with at least the asked probability, whatever the model; numpy alone, so that scoring needs no
+scipy.
 
 Source: [Vovk, Gammerman, Shafer, 2005] (Mondrian classes); [Papadopoulos et al., 2002; Lei et al.,
-2018] (normalised residuals).
+2018] (normalised residuals); [Linusson, Johansson, Loefstroem, 2014] (signed ones).
 """
 
 import dataclasses
@@ -24,7 +26,8 @@ MOST_CLASSES = 3
 IMAGES_A_CLASS = 100
 """Calibration images for each class; with fewer the quantiles of a class are noise."""
 LEAST_IN_CLASS = 40
-"""A class with fewer images is joined with the others."""
+"""A class with fewer images is joined with the others; where there are fewer in all, residuals lose
+their sign."""
 _TINY = 1e-6
 """Least spread that residuals are divided by, in units of quality."""
 
@@ -57,14 +60,18 @@ def check_confidence(confidence: float) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conformal:
-    """Normalised absolute residuals of the calibration images, by class of predicted quality."""
+    """Normalised residuals of the calibration images, by class of predicted quality."""
 
     floor: float
     """Added to an image's spread before residuals are divided by it, in units of quality."""
     edges: tuple[float, ...]
     """Predicted qualities between the classes, rising; one fewer than there are classes."""
     residuals: tuple[tuple[float, ...], ...]
-    """|score - prediction| / (spread + floor) of each class's images, rising."""
+    """(score - prediction) / (spread + floor) of each class's images, rising; without its sign
+    unless `is_signed`."""
+    is_signed: bool = False
+    """Whether residuals have a sign. Those of earlier versions have none, and few images have none
+    either: both ends of an interval need twice as many as their distance from the middle."""
 
     def __post_init__(self) -> None:
         """Refuse what `fit_conformal` cannot have made.
@@ -79,21 +86,31 @@ class Conformal:
         for rising in (self.edges, *self.residuals):
             if not all(map(math.isfinite, rising)) or list(rising) != sorted(rising):
                 raise ValueError("edges and residuals are finite and rise")
-        if any(one and one[0] < 0 for one in self.residuals):
-            raise ValueError("residuals are absolute values")
+        if not self.is_signed and any(one and one[0] < 0 for one in self.residuals):
+            raise ValueError("residuals without a sign are absolute values")
 
     @property
     def n(self) -> int:
         """Calibration images."""
         return sum(map(len, self.residuals))
 
-    def half_width(
+    def reach(
         self, quality: Numbers, spread: Numbers, *, confidence: float
-    ) -> NDArray[np.float64]:
-        """Half the interval's width for each image, in units of quality; infinite if n is small."""
-        of_class = np.array([conformal_quantile(one, confidence) for one in self.residuals])
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How far intervals reach below and above a quality; infinite if n is small.
+
+        Both are at least 0, so that an interval holds what the model says.
+        """
+        check_confidence(confidence)
         place = np.searchsorted(np.asarray(self.edges), np.asarray(quality), side="right")
-        return np.asarray(of_class[place] * (np.asarray(spread, np.float64) + self.floor))
+        scale = np.asarray(spread, np.float64) + self.floor
+        ends = []
+        for sign in (-1.0, 1.0):
+            level = (1 + confidence) / 2 if self.is_signed else confidence
+            errors = [np.asarray(one) * (sign if self.is_signed else 1.0) for one in self.residuals]
+            of_class = np.array([max(conformal_quantile(one, level), 0.0) for one in errors])
+            ends.append(np.asarray(of_class[place] * scale))
+        return ends[0], ends[1]
 
 
 def fit_conformal(
@@ -116,11 +133,20 @@ def fit_conformal(
     known = np.isfinite(truth) & np.isfinite(quality)
     quality, truth, spread = quality[known], truth[known], spread[known]
     floor = max(float(floor), _TINY)
-    normalised = np.abs(truth - quality) / (spread + floor)
+    normalised = (truth - quality) / (spread + floor)
     edges = _edges(quality, edges_from)
     place = np.searchsorted(edges, quality, side="right")
+    counts = np.bincount(place, minlength=len(edges) + 1)
+    is_signed = bool(counts.min() >= LEAST_IN_CLASS)
+    if not is_signed:
+        normalised = np.abs(normalised)
     classes = [np.sort(normalised[place == c]).tolist() for c in range(len(edges) + 1)]
-    return Conformal(floor=floor, edges=tuple(edges.tolist()), residuals=tuple(map(tuple, classes)))
+    return Conformal(
+        floor=floor,
+        edges=tuple(edges.tolist()),
+        residuals=tuple(map(tuple, classes)),
+        is_signed=is_signed,
+    )
 
 
 def _edges(quality: NDArray[np.float64], edges_from: NDArray[Any]) -> NDArray[np.float64]:

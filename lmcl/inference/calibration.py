@@ -128,8 +128,8 @@ class Interpreter:
         intervals = self.meaning.calibration.intervals
         assert intervals is not None
         middle = np.array([0.5])
-        widths = intervals.half_width(middle, np.zeros(1), confidence=self.confidence)
-        return not bool(np.isfinite(widths[0]))
+        below, _ = intervals.reach(middle, np.zeros(1), confidence=self.confidence)
+        return not bool(np.isfinite(below[0]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,8 @@ def objective(
     l1 = error.mean() if len(error) else output.score.sum() * 0.0
     weighted = l1
     if len(error):
-        weighted = error_costs(error, config, weights).mean()
+        costs = regression_costs(output, mos, config, weights, images=images, random=random)
+        weighted = costs.mean()
     # With it the average over ranks of local means is the global mean (1 in one process).
     regression = weighted * (len(images_by_rank) * images / sum(images_by_rank))
     nothing = torch.zeros_like(l1)
@@ -191,6 +192,26 @@ def _compare_images(
         plcc_loss(every, labels) if config.plcc_weight else nothing,
         rank_loss(every, labels, scale=config.rank_scale) if config.rank_weight else nothing,
     )
+
+
+def regression_costs(
+    output: StudentOutput,
+    mos: Float[Tensor, " b"],
+    config: ObjectiveConfig,
+    weights: Float[Tensor, " b"] | None,
+    *,
+    images: int,
+    random: int,
+) -> Float[Tensor, "k h"]:
+    """What every random crop of the first `images` images adds to the regression.
+
+    Where several readouts make up a score, it is the mean of what they cost each for itself:
+    readouts that only learned to be right together would be of one opinion, and their mean no
+    better than one of them (decision 0015).
+    """
+    judged = [output.score] if output.readouts is None else output.readouts.unbind(dim=1)
+    errors = [crop_errors(one, mos, images=images, random=random) for one in judged]
+    return torch.stack([error_costs(one, config, weights) for one in errors]).mean(dim=0)
 
 
 def crop_errors(

@@ -52,8 +52,19 @@ class ConvVit(Encoder):
         )
         self.norm = nn.LayerNorm(self.width)
 
+    @property
+    def summary(self) -> int:
+        """Numbers that its stem knows of a crop as a whole."""
+        return self.stem.summary
+
     def tokens(self, pixels: PixelsOrFeatures) -> Float[Tensor, "n t d"]:
         """CLS and patch tokens."""
+        return self.tokens_and_summary(pixels)[0]
+
+    def tokens_and_summary(
+        self, pixels: PixelsOrFeatures
+    ) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n f"] | None]:
+        """CLS and patch tokens, and what the stem knows of each crop as a whole, if it does."""
         cells, whole = self.stem(pixels)
         patches = self.project(cells)
         grid = round(patches.shape[1] ** 0.5)
@@ -64,7 +75,7 @@ class ConvVit(Encoder):
         out = torch.cat([cls, patches], dim=1)
         for block in self.blocks:
             out = block(out)
-        return self.norm(out)  # type: ignore[no-any-return]
+        return self.norm(out), whole
 
     def layers(self) -> Sequence[nn.Module]:
         """The blocks above the stem."""

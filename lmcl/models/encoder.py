@@ -158,6 +158,17 @@ class Encoder(nn.Module):
         """CLS and patch tokens after the final norm; CLS first, patches in reading order."""
         raise TypeError(f"{type(self).__name__} is abstract; use make_encoder")
 
+    def tokens_and_summary(
+        self, pixels: PixelsOrFeatures
+    ) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n f"] | None]:
+        """Tokens, and `summary` numbers of each crop as a whole if a pretrained stem has any."""
+        return self.tokens(pixels), None
+
+    @property
+    def summary(self) -> int:
+        """Numbers that a stem knows of a crop as a whole; 0 without one."""
+        return 0
+
     def layers(self) -> Sequence[nn.Module]:
         """The transformer blocks, first to last."""
         raise TypeError(f"{type(self).__name__} is abstract; use make_encoder")

@@ -35,10 +35,17 @@ class DecoderConfig:
     """Learned queries added to CLS [family]: the panel's members."""
     heads: int = 6
     """Attention heads of the decoder layer; must divide the encoder's width."""
+    direct: int = 0
+    """Hidden width of a perceptron that scores a crop from what a pretrained stem knows of it as a
+    whole, beside the panel and past the transformer; a score is the mean of both (decision 0015).
+    0: the panel alone. `hybrid` encoders only."""
 
     def __post_init__(self) -> None:
         check_bounds(
-            "decoder", self, least={"queries": 1, "heads": 1}, most={"queries": 4096, "heads": 1024}
+            "decoder",
+            self,
+            least={"queries": 1, "heads": 1, "direct": 0},
+            most={"queries": 4096, "heads": 1024, "direct": 16384},
         )
 
 
@@ -62,6 +69,8 @@ class StudentOutput(NamedTuple):
     """Unit-length CLS embeddings, float32."""
     score: Float[Tensor, " n"]
     """Quality in [0, 1] units, higher = better, float32."""
+    readouts: Float[Tensor, "n r"] | None = None
+    """What `score` is the mean of, where more than the panel judges (`decoder.direct`)."""
 
 
 class QualityModel(nn.Module):
@@ -84,12 +93,37 @@ class QualityModel(nn.Module):
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.panel = AttentionPanel(self.encoder.width, decoder)
+        self.direct = _make_direct(self.encoder.summary, decoder.direct) if decoder.direct else None
 
     def forward(self, pixels: PixelsOrFeatures) -> StudentOutput:
         """Embeddings and scores of crops; both leave autocast in float32."""
-        tokens = self.encoder.tokens(pixels)
+        tokens, summary = self.encoder.tokens_and_summary(pixels)
         embedding = functional.normalize(at_least_float32(tokens[:, 0]), dim=-1)
-        return StudentOutput(embedding, self.panel(tokens))
+        score = self.panel(tokens)
+        if self.direct is None:
+            return StudentOutput(embedding, score)
+        with torch.autocast(tokens.device.type, enabled=False):
+            direct = _MIDDLE + self.direct(at_least_float32(summary))[:, 0]
+        readouts = torch.stack([score, direct], dim=1)
+        return StudentOutput(embedding, readouts.mean(dim=1), readouts)
+
+
+def _make_direct(summary: int, hidden: int) -> nn.Sequential:
+    """Perceptron from what a stem knows of a crop as a whole to its score.
+
+    Raises:
+        ConfigError: If the encoder knows no such thing.
+    """
+    if not summary:
+        raise ConfigError(
+            f"decoder.direct = {hidden} reads what a pretrained stem knows of a crop as a whole, "
+            "and this encoder has none; take encoder.name = 'hybrid', or set decoder.direct = 0"
+        )
+    layers = nn.Sequential(nn.Linear(summary, hidden), nn.GELU(), nn.Linear(hidden, 1, bias=False))
+    nn.init.normal_(layers[0].weight, std=summary**-0.5)
+    # As the panel's head: it begins by saying the middle of the scale.
+    nn.init.normal_(layers[2].weight, std=0.01)
+    return layers
 
 
 class AttentionPanel(nn.Module):

@@ -142,6 +142,9 @@ def _cached(outputs: list[StudentOutput]) -> StudentOutput:
     return StudentOutput(
         embedding=torch.cat([output.embedding for output in outputs]).requires_grad_(),
         score=torch.cat([output.score for output in outputs]).requires_grad_(),
+        readouts=None
+        if outputs[0].readouts is None
+        else torch.cat([output.readouts for output in outputs]).requires_grad_(),  # type: ignore[misc]
     )
 
 
@@ -152,6 +155,6 @@ def _gradients(
     pairs = [
         (output, leaf.grad[rows])
         for output, leaf in zip(again, cached, strict=True)
-        if leaf.grad is not None
+        if leaf is not None and leaf.grad is not None
     ]
     return [output for output, _ in pairs], [gradient for _, gradient in pairs]

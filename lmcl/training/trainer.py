@@ -25,7 +25,7 @@ from lmcl.errors import LmclError
 from lmcl.evaluation.metrics import no_correlation, plcc, srcc
 from lmcl.evaluation.predict import CropLoader, CropSource, compute_saliency, predict
 from lmcl.method.lr_schedule import learning_rate, stable_epochs
-from lmcl.method.objective import Terms, crop_errors, error_costs, objective
+from lmcl.method.objective import Terms, crop_errors, objective, regression_costs
 from lmcl.method.teacher import Teacher
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.quality_model import QualityModel
@@ -343,6 +343,18 @@ class Trainer:
             validate=self.steps_done == 0,
         )
 
+    @torch.no_grad()
+    def _error_sums(
+        self, batch: CropBatch, forward: ForwardResult
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Sums over this rank's random crops: absolute errors, and what the loss makes of them."""
+        part = {"images": batch.images, "random": self.config.crops.random}
+        errors = crop_errors(forward.output.score, batch.mos, **part)
+        costs = regression_costs(
+            forward.output, batch.mos, self.config.objective, self._weights(batch), **part
+        )
+        return errors.double().sum(), costs.double().sum()
+
     def _weights(self, batch: CropBatch) -> Float[Tensor, " b"] | None:
         return None if self.image_weights is None else self.image_weights[batch.ids]
 
@@ -366,11 +378,7 @@ class Trainer:
         the host waits for the device.
         """
         random = self.config.crops.random
-        score = forward.output.score.detach()
-        errors = crop_errors(score, batch.mos, images=batch.images, random=random).double()
-        weights = self._weights(batch)
-        total = errors.sum()
-        weighted = error_costs(errors, self.config.objective, weights).sum()
+        total, weighted = self._error_sums(batch, forward)
         has_l1 = torch.isfinite(total)
         flags = torch.zeros(self.context.world_size, dtype=torch.float64, device=total.device)
         flags[self.context.rank] = (

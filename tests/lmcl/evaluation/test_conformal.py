@@ -48,8 +48,9 @@ def test_coverage_on_exchangeable_images_is_what_was_promised(n: int, confidence
         quality, truth, spread = heteroscedastic(rng, n + fresh)
         others = rng.uniform(size=200)
         fitted = fit_conformal(quality[:n], truth[:n], spread[:n], floor=0.02, edges_from=others)
-        half = fitted.half_width(quality[n:], spread[n:], confidence=confidence)
-        covered += int(np.sum(np.abs(truth[n:] - quality[n:]) <= half))
+        below, above = fitted.reach(quality[n:], spread[n:], confidence=confidence)
+        error = truth[n:] - quality[n:]
+        covered += int(np.sum((-below <= error) & (error <= above)))
     share = covered / (rounds * fresh)
     # Between the promise and 1 / (n + 1) of the smallest class above it, up to the noise of draws.
     smallest = n / len(fitted.residuals) / 2
@@ -67,7 +68,8 @@ def test_classes_of_quality_hold_the_promise_where_errors_depend_on_it() -> None
         quality[:n], truth[:n], flat[:n], floor=0.01, edges_from=rng.uniform(size=3000)
     )
     assert len(fitted.residuals) == 3
-    inside = np.abs(truth - quality) <= fitted.half_width(quality, flat, confidence=0.9)
+    below, above = fitted.reach(quality, flat, confidence=0.9)
+    inside = (quality - below <= truth) & (truth <= quality + above)
     for low in (quality[n:] < 0.3, quality[n:] > 0.4):
         assert abs(np.mean(inside[n:][low]) - 0.9) < 0.03
 
@@ -77,12 +79,44 @@ def test_few_images_make_one_class_and_unlabelled_ones_are_left_out() -> None:
     truth = np.where(np.arange(50) % 5 == 0, math.nan, quality + 0.1)
     fitted = fit_conformal(quality, truth, np.zeros(50), floor=0.5, edges_from=quality)
     assert (len(fitted.residuals), fitted.n) == (1, 40)
-    assert fitted.half_width([0.5], [0.0], confidence=0.9) == pytest.approx([0.1])
+    below, above = fitted.reach([0.5], [0.0], confidence=0.9)
+    assert (below, above) == (pytest.approx([0.0]), pytest.approx([0.1]))
+
+
+def test_an_interval_reaches_to_the_side_on_which_the_model_errs() -> None:
+    rng = np.random.default_rng(5)
+    quality = rng.uniform(size=3000)
+    # A fifth of the images are odd: the model finds them too good, and nothing says which they are.
+    truth = quality + rng.normal(size=3000) * 0.02 - (np.arange(3000) % 5 == 0) * 0.2
+    flat = np.zeros(3000)
+    fitted = fit_conformal(quality, truth, flat, floor=0.05, edges_from=quality)
+    below, above = fitted.reach(quality, flat, confidence=0.9)
+    assert np.all(below > 3 * above)
+    assert np.all(above > 0)
+    absolute = Conformal(
+        floor=0.05,
+        edges=(),
+        residuals=(tuple(np.sort(np.abs(truth - quality) / 0.05).tolist()),),
+    )
+    odd = truth < quality - 0.1
+    reached = [
+        np.mean(truth[odd] >= (quality - one.reach(quality, flat, confidence=0.9)[0])[odd])
+        for one in (fitted, absolute)
+    ]
+    assert reached[0] > reached[1] + 0.1
+
+
+def test_few_images_have_no_sides() -> None:
+    quality = np.linspace(0, 1, 30)
+    fitted = fit_conformal(quality, quality + 0.1, np.zeros(30), floor=0.5, edges_from=quality)
+    below, above = fitted.reach([0.5], [0.0], confidence=0.9)
+    assert not fitted.is_signed
+    assert below == above == pytest.approx([0.1])
 
 
 def test_an_image_whose_crops_disagree_has_a_wider_interval() -> None:
     fitted = Conformal(floor=0.1, edges=(), residuals=(tuple(np.linspace(0, 1, 99).tolist()),))
-    near, far = fitted.half_width([0.5, 0.5], [0.0, 0.1], confidence=0.9)
+    near, far = fitted.reach([0.5, 0.5], [0.0, 0.1], confidence=0.9)[1]
     assert far == pytest.approx(2 * near)
 
 

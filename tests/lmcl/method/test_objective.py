@@ -78,6 +78,20 @@ def test_weights_of_images_change_the_regression_and_not_the_reported_error() ->
     assert float(found.l1) == float(terms(out, plain).l1)
 
 
+def test_every_readout_pays_for_its_own_error() -> None:
+    plain = ObjectiveConfig(contrastive_weight=0.0)
+    apart = torch.linspace(-0.4, 0.4, len(output().score))
+    out = output()._replace(
+        readouts=torch.stack([output().score + apart, output().score - apart], dim=1)
+    )
+    found = terms(out, plain)
+    alone = [out._replace(score=one, readouts=None) for one in out.readouts.unbind(dim=1)]
+    by_readout = [float(terms(one, plain).l1) for one in alone]
+    assert float(found.l1) == float(terms(output(), plain).l1)
+    assert found.loss.item() == pytest.approx(sum(by_readout) / 2, rel=1e-6)
+    assert found.loss.item() > float(found.l1)
+
+
 @pytest.mark.parametrize("kind", ["l1", "l2", "huber"])
 def test_the_cost_of_an_error_is_pytorchs(kind: str) -> None:
     error = torch.tensor([[0.0, 0.05], [0.1, 0.4]], dtype=torch.float64)

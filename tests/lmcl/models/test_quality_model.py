@@ -44,6 +44,29 @@ def test_embeddings_are_unit_length_and_every_crop_has_a_score(config: EncoderCo
     torch.testing.assert_close(output.embedding.norm(dim=1), torch.ones(3))
 
 
+def test_a_perceptron_judges_beside_the_panel() -> None:
+    torch.manual_seed(0)
+    model = QualityModel(
+        SQUEEZE, DecoderConfig(heads=6, direct=5), crop_size=64, view_size=64
+    ).eval()
+    pixels = torch.randn(3, 3, 64, 64)
+    output = model(pixels)
+    assert output.readouts.shape == (3, 2)
+    torch.testing.assert_close(output.score, output.readouts.mean(dim=1))
+    tokens, summary = model.encoder.tokens_and_summary(pixels)
+    assert summary.shape == (3, model.encoder.summary)
+    torch.testing.assert_close(output.readouts[:, 0], model.panel(tokens))
+    assert output.readouts[:, 1].std() > 0
+
+
+@pytest.mark.parametrize("config", [TINY, CONV], ids=lambda config: config.name)
+def test_without_a_pretrained_stem_there_is_nothing_to_judge_directly(
+    config: EncoderConfig,
+) -> None:
+    with pytest.raises(ConfigError, match=r"decoder\.direct = 5 .* encoder\.name = 'hybrid'"):
+        QualityModel(config, DecoderConfig(heads=6, direct=5), crop_size=64, view_size=64)
+
+
 @ALL
 def test_attention_is_a_share_of_cls_over_the_patches(config: EncoderConfig) -> None:
     maps = build(config).encoder.cls_attention(torch.randn(2, 3, 64, 64), layers=2)

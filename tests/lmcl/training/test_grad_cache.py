@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from lmcl.cli.main import cli
 from lmcl.config import Config
 from lmcl.errors import ConfigError
+from lmcl.models.pretrained import load_model
+from lmcl.models.quality_model import QualityModel
 from lmcl.training.grad_cache import split_images
 from lmcl.training.setup import prepare
 from lmcl.training.trainer import Trainer
@@ -64,6 +68,45 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(
         progress=False,
     )
     assert distance(gradients(whole), gradients(parts)) < 1e-5
+
+
+DIRECT = (
+    "encoder.name=squeezenet-vit",
+    "encoder.patch=32",
+    "encoder.frozen=13",
+    "crops.size=64",
+    "saliency.view=64",
+    "decoder.direct=8",
+)
+
+
+def test_two_readouts_learn_in_parts_as_in_the_whole(tiny: Tiny, tmp_path: Path) -> None:
+    found = []
+    for micro_batch in (0, 5):
+        changes = (*DIRECT, f"runtime.micro_batch={micro_batch}")
+        run = prepare(tiny(*changes), tmp_path / str(micro_batch), resume="", progress=False)
+        found.append({name: g for name, g in gradients(run).items() if g is not None})
+    assert found[0].keys() == found[1].keys()
+    assert {"direct.0.weight", "panel.head.weight"} <= found[0].keys()
+    assert distance(*found) < 1e-5
+
+
+def test_train_gives_a_model_of_two_readouts(tiny: Tiny, tmp_path: Path) -> None:
+    changes = tiny.overrides("saliency.layers=1", "train.epochs=1", *DIRECT)  # type: ignore[attr-defined]
+    settings = [part for change in changes for part in ("--set", change)]
+    words = ["train", "--config", "smoke", "--no-progress", "--output", str(tmp_path / "run")]
+    done = CliRunner().invoke(cli, [*words, *settings], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    released = load_model(tmp_path / "run" / "model")
+    assert released.card.decoder.direct == 8
+    weight = released.model.state_dict()["direct.2.weight"]
+    torch.manual_seed(0)
+    fresh = QualityModel(
+        released.card.encoder, released.card.decoder, crop_size=64, view_size=64
+    ).state_dict()["direct.2.weight"]
+    assert not torch.equal(weight, fresh)
+    output = released.model(torch.rand(2, 3, 64, 64))
+    torch.testing.assert_close(output.score, output.readouts.mean(dim=1))
 
 
 def test_parts_in_float64_agree_to_rounding(tiny: Tiny, tmp_path: Path) -> None:
