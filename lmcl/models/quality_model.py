@@ -100,7 +100,7 @@ class QualityModel(nn.Module):
         tokens, summary = self.encoder.tokens_and_summary(pixels)
         embedding = functional.normalize(at_least_float32(tokens[:, 0]), dim=-1)
         score = self.panel(tokens)
-        if self.direct is None:
+        if self.direct is None or summary is None:
             return StudentOutput(embedding, score)
         with torch.autocast(tokens.device.type, enabled=False):
             direct = _MIDDLE + self.direct(at_least_float32(summary))[:, 0]
@@ -119,11 +119,11 @@ def _make_direct(summary: int, hidden: int) -> nn.Sequential:
             f"decoder.direct = {hidden} reads what a pretrained stem knows of a crop as a whole, "
             "and this encoder has none; take encoder.name = 'hybrid', or set decoder.direct = 0"
         )
-    layers = nn.Sequential(nn.Linear(summary, hidden), nn.GELU(), nn.Linear(hidden, 1, bias=False))
-    nn.init.normal_(layers[0].weight, std=summary**-0.5)
+    first, last = nn.Linear(summary, hidden), nn.Linear(hidden, 1, bias=False)
+    nn.init.normal_(first.weight, std=summary**-0.5)
     # As the panel's head: it begins by saying the middle of the scale.
-    nn.init.normal_(layers[2].weight, std=0.01)
-    return layers
+    nn.init.normal_(last.weight, std=0.01)
+    return nn.Sequential(first, nn.GELU(), last)
 
 
 class AttentionPanel(nn.Module):

@@ -139,12 +139,11 @@ def check_divisible(student: nn.Module) -> None:
 
 
 def _cached(outputs: list[StudentOutput]) -> StudentOutput:
+    readouts = [output.readouts for output in outputs if output.readouts is not None]
     return StudentOutput(
         embedding=torch.cat([output.embedding for output in outputs]).requires_grad_(),
         score=torch.cat([output.score for output in outputs]).requires_grad_(),
-        readouts=None
-        if outputs[0].readouts is None
-        else torch.cat([output.readouts for output in outputs]).requires_grad_(),  # type: ignore[misc]
+        readouts=torch.cat(readouts).requires_grad_() if readouts else None,
     )
 
 
@@ -155,6 +154,6 @@ def _gradients(
     pairs = [
         (output, leaf.grad[rows])
         for output, leaf in zip(again, cached, strict=True)
-        if leaf is not None and leaf.grad is not None
+        if output is not None and leaf is not None and leaf.grad is not None
     ]
     return [output for output, _ in pairs], [gradient for _, gradient in pairs]
