@@ -69,7 +69,8 @@ def info_nce_loss(
     """InfoNCE of two views (SimCLR's NT-Xent): row i of one attracts row i of the other.
 
     Each of the 2 n rows is compared with all other rows of both views. `include_positive=False`
-    leaves the positive out of the denominator. With "none" the rows of `one` come first.
+    leaves the positive out of the denominator; a row that then has an empty one (one pair in all)
+    has the loss of its positive alone. With "none" the rows of `one` come first.
 
     Source: Chen et al. 2020, arXiv 2002.05709, equation (1); without the positive: Yeh et al. 2021,
     arXiv 2110.06848 (DCL).
@@ -85,6 +86,7 @@ def info_nce_loss(
         rows, temperature=temperature, q_group=group, is_unit=normalize,
         group_weight=1.0 if include_positive else 0.0, **options,
     )  # fmt: skip
+    log_sum = torch.where(log_sum == -torch.inf, 0.0, log_sum)
     wide = rows.to(log_sum)
     positive = (wide[:n] * wide[n:]).sum(1) / temperature
     return reduce_rows(log_sum - positive.repeat(2), reduction, layout)

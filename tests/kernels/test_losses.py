@@ -68,6 +68,118 @@ def test_without_its_positive_the_denominator_holds_negatives_only(tau) -> None:
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
 
 
+def test_a_pair_alone_has_the_loss_of_its_positive() -> None:
+    one, two = (F.normalize(table[:1], dim=1).requires_grad_() for table in tables())
+    loss = kernels.info_nce_loss(one, two, include_positive=False, normalize=False, temperature=0.5)
+    torch.testing.assert_close(loss, -2 * (one * two).sum())
+    torch.testing.assert_close(torch.autograd.grad(loss, one)[0], -2 * two)
+
+
+SCATTERED = {
+    "alternating": torch.arange(N) % 2,
+    "nobody-twice": torch.arange(N) * 3 - 20,
+    "one-label": torch.zeros(N, dtype=torch.int32),
+    "one-pair": torch.arange(N).index_fill(0, torch.tensor([4, 20]), -(10**12)),
+}
+
+
+def each_supcon(rows: Tensor, labels: Tensor, tau: Tensor) -> Tensor:
+    """Loss of each row; 0 where nobody shares its label."""
+    rows = F.normalize(rows, dim=1)
+    itself = torch.eye(len(rows), dtype=torch.bool)
+    logits = (rows @ rows.T / tau).masked_fill(itself, -torch.inf)
+    positive = (labels[:, None] == labels) & ~itself
+    counts = positive.sum(1)
+    mean = torch.where(positive, logits, 0.0).sum(1) / counts.clamp(min=1)
+    return torch.where(counts > 0, logits.logsumexp(1) - mean, 0.0)
+
+
+def each_clip(image: Tensor, text: Tensor, tau: Tensor) -> Tensor:
+    image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
+    own = torch.arange(len(image))
+    images, texts = (F.normalize(table, dim=1) for table in QUEUE)
+    to_text = image @ torch.cat([text, texts]).T / tau
+    to_image = text @ torch.cat([image, images]).T / tau
+    both = [F.cross_entropy(logits, own, reduction="none") for logits in (to_text, to_image)]
+    return (both[0] + both[1]) / 2
+
+
+ROW_BY_ROW = {
+    f"supcon-{name}": (
+        lambda a, b, tau, how, labels=labels: kernels.supcon_loss(
+            a, labels, temperature=tau, **how
+        ),
+        lambda a, b, tau, labels=labels: each_supcon(a, labels, tau),
+        max(int((labels[:, None] == labels).sum(1).gt(1).sum()), 1),
+    )
+    for name, labels in SCATTERED.items()
+} | {
+    "clip-more-columns": (
+        lambda a, b, tau, how: kernels.clip_loss(
+            a, b, temperature=tau, queue=tuple(t.to(a.dtype) for t in QUEUE), **how
+        ),
+        each_clip,
+        N,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dtype", "close"),
+    [(torch.float64, 1e-10), (torch.float32, 2e-5), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)],
+    ids=str,
+)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("name", ROW_BY_ROW)
+def test_every_reduction_and_type_on_a_cpu_is_that_of_the_rows(
+    name, reduction, dtype, close
+) -> None:
+    ours, each, counted = ROW_BY_ROW[name]
+    results: list[list[Tensor]] = []
+    for kind in (dtype, torch.float64):
+        # A temperature that learns, of one number in a row, as modules keep theirs.
+        tau = torch.tensor([0.2], dtype=kind).to(torch.promote_types(kind, torch.float32))
+        leaves = [table.to(dtype).to(kind) for table in tables()] + [tau]
+        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        if not results:
+            value = ours(*leaves, {"reduction": reduction})
+        else:
+            value = each(*leaves)
+            value = value if reduction == "none" else value.sum()
+            value = value / counted if reduction == "mean" else value
+        upstream = torch.linspace(1, 2, value.numel()).reshape(value.shape).to(value)
+        grads = torch.autograd.grad(value, leaves, upstream, materialize_grads=True)
+        assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in leaves]
+        results.append([value.detach().double(), *(grad.double() for grad in grads)])
+    for got, truth in zip(*results, strict=True):
+        scale = max(float(truth.abs().max()), 1e-3)
+        torch.testing.assert_close(got / scale, truth / scale, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("call", [
+    lambda a, b, how: kernels.supcon_loss(a, torch.arange(len(a)), **how),
+    lambda a, b, how: kernels.info_nce_loss(a, b, **how),
+    lambda a, b, how: kernels.clip_loss(a, b, **how),
+], ids=["supcon", "info-nce", "clip"])  # fmt: skip
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_nobody_has_loss_zero_and_a_gradient(call, reduction) -> None:
+    one, two = (table[:0].requires_grad_() for table in tables())
+    value = call(one, two, {"reduction": reduction})
+    assert value.sum() == 0
+    assert torch.autograd.grad(value.sum(), one)[0].shape == one.shape
+
+
+@pytest.mark.parametrize("call", [
+    lambda a, b: kernels.supcon_loss(a, LABELS),
+    kernels.info_nce_loss,
+    kernels.clip_loss,
+], ids=["supcon", "info-nce", "clip"])  # fmt: skip
+def test_a_row_that_is_not_a_number_makes_the_loss_none(call) -> None:
+    one, two = tables()
+    one[7, 2] = torch.nan
+    assert call(one, two).isnan()
+
+
 def test_a_row_without_a_positive_has_loss_zero_and_does_not_count() -> None:
     rows, _ = tables()
     each = kernels.supcon_loss(rows, LABELS, reduction="none")
