@@ -27,6 +27,7 @@ from lmcl.models.encoder import EncoderConfig, encoder_as_written
 from lmcl.models.normalization import IMAGENET, find_normalization
 from lmcl.models.quality_model import DecoderConfig, check_heads
 from lmcl.models.saliency import SaliencyConfig
+from lmcl.models.set_scales import MOST_SETS
 from lmcl.utils.trackers import TRACKERS
 from lmcl.utils.validators import check_bounds
 from pipeline.boxes import CropConfig
@@ -48,6 +49,7 @@ _PATHS = (
     "runtime.cells",
 )
 """Fields that hold a path, or may: `~` in them is the user's folder."""
+_ROOT_OF_SET = re.compile(r"data\.sets\.\d+\.root:")
 _MOST_SEED = 2**63 - 1
 _LOOSE_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
 """Numbers that TOML does not take for numbers: without a digit before or behind the point."""
@@ -55,15 +57,75 @@ _LOOSE_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetConfig:
+    """One of the sets of a joint run."""
+
+    root: str
+    """Folder or fsspec URL, as `data.root`."""
+    split: str
+    """Its own split, as `data.split`."""
+    name: str = ""
+    """What the run calls it; empty: its own name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which shards, which split of them."""
 
-    root: str
+    root: str = ""
     """Folder or fsspec URL of a set built by `lmcl-shard build`."""
-    split: str
+    split: str = ""
     """Name of a split in the set's `splits` folder, or the path of a split file."""
     cache: str = ""
     """Folder for shards fetched from a URL; empty: the user's cache folder."""
+    sets: tuple[SetConfig, ...] = ()
+    """In place of `root` and `split`: several sets that one model learns from, each with a line
+    from the shared score to its own scale (decision 0017). The first one's scale is shared."""
+    share_exponent: float = 1.0
+    """Of several sets: an epoch's images come from each in proportion to (images of its train
+    part)^this, in [0, 1]. 1: every image once. Below, larger sets lend a part of theirs, another
+    one each epoch; 0: as many from each as the smallest has."""
+
+    def __post_init__(self) -> None:
+        check_bounds("data", self, least={"share_exponent": 0}, most={"share_exponent": 1})
+        if not self.sets:
+            _check_one_set(self)
+            return
+        if self.root or self.split:
+            raise ValueError(
+                f"data.sets and data.root = {self.root!r}, data.split = {self.split!r} both say "
+                "what the run learns from; leave one out (--set data.root='' --set data.split='')"
+            )
+        if len(self.sets) > MOST_SETS:
+            raise ValueError(
+                f"data.sets are {len(self.sets)} sets; at most {MOST_SETS} are taken, merge some "
+                "with `lmcl-shard reshard`"
+            )
+        if self.share_exponent != 1 and len(self.sets) == 1:
+            raise ValueError("data.share_exponent shares an epoch between sets; data.sets has one")
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the run learns from several sets."""
+        return len(self.sets) > 1
+
+    @property
+    def sources(self) -> tuple[SetConfig, ...]:
+        """The sets, be they one or several."""
+        return self.sets or (SetConfig(root=self.root, split=self.split),)
+
+
+def _check_one_set(data: DataConfig) -> None:
+    if not data.root:
+        raise ValueError(
+            "data.root is missing: name a packed set (--set data.root=FOLDER), or several in "
+            "data.sets"
+        )
+    if data.share_exponent != 1:
+        raise ValueError(
+            f"data.share_exponent = {data.share_exponent} shares an epoch between several sets, "
+            "and there is one; name them in data.sets"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +309,22 @@ class Config:
                 f"objective.hub = {hub!r} needs a crop beside the random ones, but crops.salient "
                 "is false; set crops.salient = true or objective.hub = 'random'"
             )
+        if not self.data.is_joint:
+            if self.objective.across_sets:
+                raise ValueError(
+                    "objective.across_sets contrasts images of several sets, and data.sets does "
+                    "not name several"
+                )
+        elif self.train.balance and self.data.share_exponent != 1:
+            raise ValueError(
+                "train.balance and data.share_exponent both say which images an epoch goes over; "
+                "set one of them to its default (0, 1.0)"
+            )
+        elif self.evaluation.probe == "always":
+            raise ValueError(
+                "evaluation.probe = 'always' fits one ridge on one scale, and data.sets has "
+                f"{len(self.data.sets)}; set it to 'auto', which makes none here"
+            )
         width = self.encoder.token_width
         if width is not None:
             check_heads(self.decoder, width)
@@ -320,15 +398,22 @@ def locate_data(config: Config, run: Path) -> Config:
     A run is looked at from other folders than it was trained from: a relative path that leads
     nowhere from here is tried from the run's folder and from each above it.
     """
+
+    def located(root: str, split: str) -> tuple[str, str]:
+        return _seen_from(root, run), _seen_from(split, run) if "/" in split else split
+
     data = config.data
-    split = _seen_from(data.split, run) if "/" in data.split else data.split
-    return dataclasses.replace(
-        config, data=dataclasses.replace(data, root=_seen_from(data.root, run), split=split)
-    )
+    root, split = located(data.root, data.split)
+    sets = []
+    for one in data.sets:
+        place, own = located(one.root, one.split)
+        sets.append(dataclasses.replace(one, root=place, split=own))
+    data = dataclasses.replace(data, root=root, split=split, sets=tuple(sets))
+    return dataclasses.replace(config, data=data)
 
 
 def _seen_from(text: str, run: Path) -> str:
-    if "://" in text or os.path.lexists(text) or os.path.isabs(text):
+    if not text or "://" in text or os.path.lexists(text) or os.path.isabs(text):
         return text
     folder = run.resolve()
     found = (place / text for place in (folder, *folder.parents) if os.path.exists(place / text))
@@ -391,7 +476,11 @@ def dump_config(config: Config) -> str:
 def differences(ours: Config, theirs: Config) -> list[str]:
     """Fields in which two configurations differ, as `key: ours / theirs` lines."""
     left, right = dict(_leaves(ours)), dict(_leaves(theirs))
-    return [f"{key}: {left[key]!r} / {right[key]!r}" for key in left if left[key] != right[key]]
+    return [
+        f"{key}: {left.get(key)!r} / {right.get(key)!r}"
+        for key in {**left, **right}
+        if left.get(key) != right.get(key)
+    ]
 
 
 def flatten(config: Config) -> dict[str, str]:
@@ -418,7 +507,8 @@ def binding_differences(ours: Config, theirs: Config) -> list[str]:
     return [
         line
         for line in differences(ours, theirs)
-        if (is_asked and line.startswith("runtime.precision:")) or not line.startswith(free)
+        if (is_asked and line.startswith("runtime.precision:"))
+        or not (line.startswith(free) or _ROOT_OF_SET.match(line))
     ]
 
 
@@ -510,6 +600,8 @@ def _unusable(value: object) -> str:
 def _redacted(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _redacted(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_redacted(value) for value in node]
     return redact_url(node) if isinstance(node, str) else node
 
 
@@ -577,7 +669,23 @@ def _with_home(tree: Mapping[str, Any]) -> dict[str, Any]:
         value = inside.get(name) if isinstance(inside, Mapping) else None
         if isinstance(inside, Mapping) and isinstance(value, str) and value.startswith("~"):
             found[table] = {**inside, name: os.path.expanduser(value)}
+    data = found.get("data")
+    sets = data.get("sets") if isinstance(data, Mapping) else None
+    if isinstance(data, Mapping) and isinstance(sets, list):
+        found["data"] = {**data, "sets": [_set_with_home(one) for one in sets]}
     return found
+
+
+def _set_with_home(one: Any) -> Any:
+    """A table of `data.sets` with `~` expanded in its paths."""
+    if not isinstance(one, Mapping):
+        return one
+    return {
+        key: os.path.expanduser(value)
+        if key in ("root", "split") and isinstance(value, str) and value.startswith("~")
+        else value
+        for key, value in one.items()
+    }
 
 
 def _unknown_keys(
@@ -590,6 +698,17 @@ def _unknown_keys(
             yield prefix + key, names
         elif isinstance(value, Mapping) and dataclasses.is_dataclass(hints[key]):
             yield from _unknown_keys(value, _as_class(hints[key]), prefix=f"{prefix}{key}.")
+        elif isinstance(value, list) and (item := _item_class(hints[key])) is not None:
+            for number, one in enumerate(value):
+                if isinstance(one, Mapping):
+                    yield from _unknown_keys(one, item, prefix=f"{prefix}{key}.{number}.")
+
+
+def _item_class(hint: object) -> type | None:
+    """The dataclass that a field holds a tuple of; None if it is no such field."""
+    items = typing.get_args(hint) if typing.get_origin(hint) is tuple else ()
+    is_table = bool(items) and isinstance(items[0], type) and dataclasses.is_dataclass(items[0])
+    return items[0] if is_table else None
 
 
 def _known_keys(owner: type, prefix: str = "") -> Iterator[str]:
@@ -612,6 +731,9 @@ def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         for item in dataclasses.fields(node):
             yield from _leaves(getattr(node, item.name), f"{prefix}{item.name}.")
+    elif isinstance(node, tuple) and node and dataclasses.is_dataclass(node[0]):
+        for number, item in enumerate(node):
+            yield from _leaves(item, f"{prefix}{number}.")
     else:
         yield prefix.rstrip("."), node
 

@@ -8,6 +8,18 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchSets:
+    """Which of several joined sets a batch's images are of."""
+
+    number: Int64[Tensor, " b"]
+    """Of each image's set, padding included."""
+    rows: tuple[Int64[Tensor, " _"], ...]
+    """Set by set: the rows of its images that count on this rank."""
+    images_by_rank: tuple[tuple[int, ...], ...]
+    """Set by set: how many of its images count on each rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CropBatch:
     """Crops of `b` images, `v` views each: random ones first, the salient one (if any) last."""
 
@@ -33,3 +45,5 @@ class CropBatch:
     gpu_decoded: Bool[np.ndarray, " b"] | None = None
     """Which images the GPU decoded; the others have the pixels of the CPU recipes. None: no GPU
     decodes here, or the crops are not pixels."""
+    sets: BatchSets | None = None
+    """In training on several joined sets."""

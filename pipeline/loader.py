@@ -25,7 +25,7 @@ from pipeline.backends.select import (
 )
 from pipeline.backends.torch_backend import TorchBackend
 from pipeline.balanced_sampler import BalancedSampler, score_ranges
-from pipeline.batch import CropBatch
+from pipeline.batch import BatchSets, CropBatch
 from pipeline.boxes import (
     BoxRule,
     CropConfig,
@@ -38,9 +38,10 @@ from pipeline.boxes import (
 from pipeline.decode_config import DEFAULT_DECODE, DecodeConfig
 from pipeline.request import Decoded, Request, ViewSpec
 from pipeline.saliency_table import SaliencyTable
-from pipeline.sampler import DistributedSampler
+from pipeline.sampler import DistributedSampler, SetDraw
 from pipeline.shard_reader import ShardReader
 from pipeline.validation import check_arguments, codecs_of, usable_ids
+from shards.joined import JoinedSet
 from shards.read import ShardSet
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,21 @@ def decode_choice(shard_set: ShardSet, decode: DecodeConfig, device: torch.devic
     )
 
 
+def draw_of_sets(
+    joined: JoinedSet, ids: NDArray[np.int64], *, exponent: float, seed: int
+) -> SetDraw:
+    """How joined sets share an epoch.
+
+    Args:
+        joined: The sets.
+        ids: Rising ids of all images there are to learn from.
+        exponent: See `SetDraw`.
+        seed: Of the draw.
+    """
+    sizes = np.bincount(joined.set_of(ids), minlength=len(joined.sets))
+    return SetDraw(sizes=tuple(sizes.tolist()), exponent=exponent, seed=seed)
+
+
 class Loader:
     """Iterates the crops of some samples of a shard set, epoch by epoch.
 
@@ -104,6 +120,7 @@ class Loader:
         on_error: Literal["fail", "skip"] = "fail",
         rule: BoxRule | None = None,
         balance: int = 0,
+        share_exponent: float = 1.0,
     ) -> None:
         """Check the request; nothing is opened or decoded before the first epoch.
 
@@ -122,6 +139,7 @@ class Loader:
                 their checksums now and leave the damaged ones out, on every rank alike.
             rule: In `eval`: which boxes, `crops.evaluation` per image, in place of the config's.
             balance: In `train`: draw evenly over so many ranges of the score; 0: each image once.
+            share_exponent: In `train` on joined sets: how they share an epoch (`SetDraw`).
 
         Raises:
             ValueError: If an argument makes no sense.
@@ -141,6 +159,11 @@ class Loader:
         self.choice = decode_choice(shard_set, decode, self._device)
         """Which backend and decoder, their recipe, and why."""
         self.ids, self.skipped = usable_ids(shard_set, self._reader, ids, on_error)
+        self._joined = shard_set if mode == "train" and isinstance(shard_set, JoinedSet) else None
+        self._draw = None
+        if self._joined is not None and share_exponent != 1:
+            self._draw = draw_of_sets(self._joined, self.ids, exponent=share_exponent, seed=seed)
+        self._drawn: tuple[int, NDArray[np.int64]] | None = None
         self._sampler: DistributedSampler | BalancedSampler
         if balance and mode == "train":
             self._sampler = BalancedSampler(
@@ -151,7 +174,7 @@ class Loader:
             )
         else:
             self._sampler = DistributedSampler(
-                samples=len(self.ids),
+                samples=sum(self._draw.counts) if self._draw else len(self.ids),
                 batch_size=batch_size,
                 world_size=world_size,
                 seed=seed,
@@ -248,7 +271,7 @@ class Loader:
             PipelineError: If the saliency table lacks a sample or a box lies outside its image.
         """
         positions, valid = self._sampler.batch(epoch=epoch, step=step, rank=self._rank)
-        ids = self.ids[positions]
+        ids = self._ids_of(epoch)[positions]
         table = self._set.samples
         heights, widths = table.height[ids], table.width[ids]
         sizes = scaled_sizes(heights, widths, None)
@@ -271,6 +294,39 @@ class Loader:
         if not isinstance(self._sampler, BalancedSampler):
             return None
         return self._sampler.repeats(epoch=epoch, step=step, rank=self._rank)
+
+    def _ids_of(self, epoch: int) -> NDArray[np.int64]:
+        """The ids an epoch goes over, in their order before shuffling."""
+        if self._draw is None:
+            return self.ids
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = (epoch, self.ids[self._draw.positions(epoch)])
+        return self._drawn[1]
+
+    def _sets_of(self, request: Request, epoch: int) -> BatchSets | None:
+        """Whose images those of a request are; None if they are all of one set."""
+        if self._joined is None:
+            return None
+        ids, sets = self._ids_of(epoch), range(len(self._joined.sets))
+        by_rank = []
+        for rank in range(self._sampler.world_size):
+            positions, valid = self._sampler.batch(epoch=epoch, step=request.step, rank=rank)
+            numbers = self._joined.set_of(ids[positions[valid]])
+            by_rank.append(np.bincount(numbers, minlength=len(sets)).tolist())
+        number = self._joined.set_of(request.ids)
+        return BatchSets(
+            number=self._put(number),
+            rows=tuple(self._put(np.flatnonzero(request.valid & (number == k))) for k in sets),
+            images_by_rank=tuple(tuple(counts[k] for counts in by_rank) for k in sets),
+        )
+
+    def _put(self, array: NDArray[np.generic]) -> torch.Tensor:
+        """An array on the loader's device."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self._device.type == "cuda":
+            # From memory that is not pinned the host waits for the copy.
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
     def _boxes(
         self,
@@ -316,24 +372,18 @@ class Loader:
         score = self._set.score
         unit = raw if score is None else score.to_unit(raw)
 
-        def put(array: NDArray[np.generic]) -> torch.Tensor:
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
-            if self._device.type == "cuda":
-                # From memory that is not pinned the host waits for the copy.
-                tensor = tensor.pin_memory()
-            return tensor.to(self._device, non_blocking=True)
-
         return CropBatch(
             crops=crops,
-            boxes=put(request.boxes),
-            mos=put(np.asarray(unit, dtype=np.float32)),
-            ids=put(request.ids),
-            valid=put(request.valid),
+            boxes=self._put(request.boxes),
+            mos=self._put(np.asarray(unit, dtype=np.float32)),
+            ids=self._put(request.ids),
+            valid=self._put(request.valid),
             images=int(request.valid.sum()),
             images_of_all_ranks=self._sampler.images(step=request.step),
             epoch=epoch,
             step=request.step,
             gpu_decoded=gpu_decoded,
+            sets=self._sets_of(request, epoch),
         )
 
     def close(self) -> None:

@@ -78,6 +78,42 @@ class DistributedSampler:
         return permute(positions, self.samples, key=fold_key(self.seed, epoch)), valid
 
 
+@dataclass(frozen=True, kw_only=True)
+class SetDraw:
+    """Which images of several sets an epoch goes over, if each gives another share of its own.
+
+    Sets give images in proportion to n^exponent, as many as leaves none short: the one that is
+    short first gives all of its images, every other one another draw each epoch, without
+    repeats.
+    """
+
+    sizes: tuple[int, ...]
+    """Images of each set, which stand together in the order of the sets."""
+    exponent: float
+    """In [0, 1]; 1: all of them."""
+    seed: int
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Images of each set in an epoch."""
+        weights = [size**self.exponent for size in self.sizes]
+        unit = min(size / weight for size, weight in zip(self.sizes, weights, strict=True))
+        return tuple(
+            min(size, max(1, round(unit * weight)))
+            for size, weight in zip(self.sizes, weights, strict=True)
+        )
+
+    def positions(self, epoch: int) -> Int64[np.ndarray, " n"]:
+        """Rising positions of an epoch's images among those of all sets."""
+        found, first = [], 0
+        for number, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
+            key = fold_key(fold_key(self.seed, epoch), number)
+            chosen = permute(np.arange(count, dtype=np.int64), size, key=key)
+            found.append(first + np.sort(chosen))
+            first += size
+        return np.concatenate(found)
+
+
 def images_by_rank(images: int, world_size: int) -> tuple[int, ...]:
     """How many of a step's images each rank has, padding left out, as `DistributedSampler` deals.
 

@@ -19,7 +19,6 @@ from jaxtyping import Bool, Int64, UInt8
 
 from pipeline.errors import PipelineError
 from shards.errors import ShardError
-from shards.layout import key_of
 from shards.read import ShardSet
 
 _TAR_BLOCK = 512
@@ -123,7 +122,7 @@ class ShardReader:
         """Set, id, path, member and shard of a sample, for messages."""
         table, name = self._set.samples, self._set.name
         shard = self._set.manifest.shards[int(self._shard[sample])].name
-        member = f"{key_of(name, sample)}.{table.codec[sample]}"
+        member = f"{self._set.member_key(sample)}.{table.codec[sample]}"
         return f"{name}: sample {sample} ({table.path[sample]}), member {member} of {shard}"
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shards.cache import DEFAULT_BYTES, Cache, cache_root, default_folder
 from shards.columns import ColumnFiles
 from shards.errors import ShardError
-from shards.layout import STATE
+from shards.layout import STATE, key_of
 from shards.manifest import MANIFEST, Manifest, decode, version_file
 from shards.sample_table import SampleRow, SampleTable
 from shards.score_scale import ScoreScale
@@ -143,6 +143,10 @@ class ShardSet:
                 exit_code=3,
             )
         return path
+
+    def member_key(self, id: int) -> str:
+        """The name of a sample's member in its tar, without ending."""
+        return key_of(self.name, id)
 
     def read_bytes(self, id: int) -> bytes:
         """The encoded image of one sample.

@@ -53,6 +53,7 @@ COVERED_BY = {
     ),
     "lmcl/evaluation/test_calibrate.py": "lmcl: cli/calibrate",
     "lmcl/evaluation/metrics/test_evaluate.py": "lmcl/evaluation/metrics: bootstrap",
+    "lmcl/training/test_joint.py": ("lmcl: evaluation/data evaluation/sets models/set_scales"),
     "lmcl/training/test_launcher.py": "lmcl/training: torch_launcher",
     "lmcl/training/test_ranks.py": "lmcl: distributed",
     "lmcl/training/test_trainer.py": (
@@ -123,6 +124,7 @@ ACROSS = {
     "lmcl/test_before_move.py": "files of an earlier commit",
     "lmcl/test_configs.py": "the files below configs/",
     "lmcl/training/test_damaged_images.py": "whole runs on damaged sets",
+    "lmcl/training/test_joint.py": "runs on several sets, through the main command",
     "lmcl/training/test_recipes.py": "early stopping and optimisers",
     "lmcl/training/test_longer_runs.py": "runs that are made longer",
     "lmcl/training/test_launch_options.py": "what launchers are asked for",

@@ -40,6 +40,12 @@ def _unit(_context: click.Context, _option: click.Parameter, below: float | None
     show_default=True,
     help="Scores file: .csv, .jsonl or .parquet; - writes CSV to the standard output.",
 )
+@click.option(
+    "--scale",
+    default="",
+    metavar="SET",
+    help="Answer in the scale of SET, one of several sets the model learned from [the shared one].",
+)
 @click.option("--path-column", metavar="NAME", help="Column of a table's paths. [usual names]")
 @click.option(
     "--images",

@@ -26,7 +26,9 @@ from lmcl.evaluation.calibration import (
     write_calibration,
 )
 from lmcl.evaluation.conformal import Conformal, fit_conformal
+from lmcl.evaluation.data import open_data
 from lmcl.evaluation.predict import CropSource, PartPredictions, PixelSource, predict
+from lmcl.evaluation.sets import shared_truth
 from lmcl.models.precision import choose_precision
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import load_model
@@ -34,8 +36,9 @@ from lmcl.models.quality_model import QualityModel
 from lmcl.models.training_images import read_training_images
 from lmcl.utils.files import require_run_folder
 from pipeline.boxes import CropConfig, evaluation_boxes, frame_sizes
-from shards.read import ShardSet, open_set
-from shards.splits.split import Split, load_split
+from shards.joined import JoinedSet
+from shards.read import ShardSet
+from shards.splits.split import Split
 from shards.text import printable
 
 _SAMPLE_TITLE = "calibrating: a sample of the train part"
@@ -54,15 +57,15 @@ def calibrate_run(run: Path, *, batch_size: int, progress: bool) -> Meaning:
     require_run_folder(run)
     config, folder = load_run_config(run / "config.toml"), run / "model"
     released = load_model(folder)
-    shard_set = open_set(config.data.root)
-    split = load_split(shard_set, config.data.split)
+    shard_set, split = open_data(config.data)
     known = read_training_images(folder)
     is_own = known is None or known.seen(shard_set.samples.sha256[split.train]).any()
     if split.hash != released.card.split_hash or not is_own:
         raise LmclError(
             f"{printable(run)}: the split {printable(split.name)} of {printable(shard_set.root)} "
             "is not the one the model was trained on, so it is not known which images it has not "
-            "learned from; give the run its own set back (`data.root` of its config.toml)",
+            "learned from; give the run its own set back (`data.root` or `data.sets` of its "
+            "config.toml)",
             exit_code=3,
         )
     card = released.card
@@ -86,7 +89,10 @@ def calibrate_run(run: Path, *, batch_size: int, progress: bool) -> Meaning:
 
     sample = judge(sample_ids(split.part("train")), _SAMPLE_TITLE)
     val = judge(split.part("val"), "calibrating: the val part") if len(split.val) else None
-    found = calibrate(shard_set, split, val=val, sample=sample, crops=card.crops)
+    truth, scales = None, released.model.scales
+    if isinstance(shard_set, JoinedSet) and scales is not None:
+        truth = shared_truth(shard_set, scales)
+    found = calibrate(shard_set, split, val=val, sample=sample, crops=card.crops, truth=truth)
     return write_calibration(folder, *found)
 
 
@@ -127,6 +133,7 @@ def calibrate(
     val: PartPredictions | None,
     sample: PartPredictions,
     crops: CropConfig,
+    truth: NDArray[np.float64] | None = None,
 ) -> tuple[Calibration, NDArray[np.float32]]:
     """What the model's scores mean, and the embeddings that new images are compared with.
 
@@ -136,10 +143,12 @@ def calibrate(
         val: Predictions on the val part; None if there is none.
         sample: Predictions on images of the train part.
         crops: Where the crops lie.
+        truth: Every row's score in [0, 1] units of the model's answers; None: the set's own.
     """
     intervals, distances, rule = None, None, None
     if val is not None and len(val.ids):
-        intervals = _intervals(shard_set, val, sample)
+        known = shard_set.unit_mos() if truth is None else truth
+        intervals = _intervals(known[val.ids], val, sample)
         nearest = neighbour_distances(val.embedding, as_kept(sample.embedding))
         distances = Distances(k=NEAREST, of_val=tuple(np.sort(nearest).tolist()), sha256="")
         rule = choose_rule(in_order_of_looking(shard_set, val, crops))
@@ -155,12 +164,8 @@ def calibrate(
 
 
 def _intervals(
-    shard_set: ShardSet, val: PartPredictions, sample: PartPredictions
+    truth: NDArray[np.float64], val: PartPredictions, sample: PartPredictions
 ) -> Conformal | None:
-    score = shard_set.score
-    if score is None:
-        return None
-    truth = score.to_unit(shard_set.samples.mos[val.ids])
     if not np.any(np.isfinite(truth)):
         return None
     return fit_conformal(

@@ -16,6 +16,7 @@ from lmcl.config import Config, load_run_config, locate_data
 from lmcl.distributed import RankContext, make_rank_context
 from lmcl.errors import LmclError
 from lmcl.evaluation.calibration import Meaning, read_meaning
+from lmcl.evaluation.data import open_data, open_source
 from lmcl.evaluation.decoders import DecoderComparison, compare_decoders
 from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate, fit_mapping
 from lmcl.evaluation.predict import PartPredictions, PixelSource, predict
@@ -35,6 +36,7 @@ from lmcl.evaluation.scope import (
     SplitFigures,
 )
 from lmcl.evaluation.seen_images import SeenImages, find_seen_images
+from lmcl.evaluation.sets import sets_tree, to_own_scales, to_set_scale
 from lmcl.models.precision import PrecisionChoice, choose_precision, warn_of_emulation
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import ModelCard, ReleasedModel, load_model
@@ -45,6 +47,7 @@ from pipeline.decode_config import same_pixels
 from pipeline.loader import decode_choice
 from shards import ScoreScale
 from shards.errors import ShardError
+from shards.joined import JoinedSet
 from shards.manifest import MANIFEST
 from shards.read import ShardSet, open_set
 from shards.splits.draw import make_splits
@@ -128,9 +131,13 @@ def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) ->
     if asked.decode:
         decode = replace(decode, decode="cpu" if asked.decode == "both" else asked.decode)
     context = make_rank_context(accelerator, decode=decode, progress=progress)
-    shard_set = _open(asked.data, config)
+    shard_set, whole = _open(asked.data, config)
     seen = find_seen_images(run / "model", config)
-    other = asked.data is not None and not _is_own(shard_set, config, released.card, seen)
+    member = None if whole else _member(shard_set, config)
+    if member is not None:
+        # One of several sets it learned from: its own split, its own scale.
+        config = _config_of(config, member)
+    other = not (whole or member is not None or _is_own(shard_set, config, released.card, seen))
     chosen = _chosen(shard_set, asked, config, other=other)
     ids, name = chosen.ids, chosen.name
     scope = _scope(shard_set, released.card, asked, name, across=other)
@@ -151,7 +158,7 @@ def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) ->
         decode_choice(shard_set, gpu.decode, context.device)
     precision = choose_precision(config.runtime.precision, context.device)
     _tell_engines(choice, precision, released, context)
-    evaluation_pass = _Pass(released, shard_set, precision.dtype, batch_size)
+    evaluation_pass = _Pass(released, shard_set, precision.dtype, batch_size, member)
     wanted = np.union1d(ids, fit_ids)
     predicted = evaluation_pass.run(wanted, context, title=f"evaluating {shard_set.name} {name}")
     decoders = None
@@ -165,12 +172,13 @@ def evaluate_run(run: Path, asked: Asked, *, batch_size: int, progress: bool) ->
     if mapping is not None:
         words = f"fitted on {mapping.n} images of the {mapping.fit_on} part of {chosen.split_name}"
         scope = replace(scope, fitted=mapping, mapping=words)
-    stem = f"{shard_set.name}-{name}" if other else name
+    stem = f"{shard_set.name}-{name}" if other or member is not None else name
     path = run / "predictions" / f"{stem}.csv"
     done = EvaluatedRun(evaluation=found, scope=scope, path=path, decoders=decoders)
     if context.is_main:
         # Intervals hold for images like those of the val part, so for no other set.
-        meaning = None if other else read_meaning(run / "model")
+        has_own = not other and not released.card.sets
+        meaning = read_meaning(run / "model") if has_own else None
         _write_files(done, shard_set, judged, name, released.card, meaning=meaning)
     accelerator.wait_for_everyone()
     return done
@@ -193,6 +201,8 @@ def _write_files(
     _with_boxes(table, done.path).write_csv(done.path)
     figures, mapping = {name: done.evaluation}, done.scope.fitted
     tree = metrics_tree(shard_set, {name: judged}, figures, name, mapping=mapping)
+    if isinstance(shard_set, JoinedSet):
+        tree |= sets_tree(shard_set, judged)
     tree["trained_on"] = card.training_set
     tree["decode"] = judged.decode
     tree["scope"] = msgspec.to_builtins(done.scope)
@@ -209,11 +219,13 @@ class _Pass:
     shard_set: ShardSet
     precision: torch.dtype
     batch_size: int
+    member: int | None
+    """Which of several sets the model learned from this is; None: another, or all of them."""
 
     def run(self, ids: NDArray[np.int64], context: RankContext, *, title: str) -> PartPredictions:
         """Predictions of `ids`."""
         card = self.released.card
-        return predict(
+        found = predict(
             self.released.model.to(context.device),
             PixelSource(shard_set=self.shard_set, context=context),
             ids,
@@ -223,6 +235,12 @@ class _Pass:
             batch_size=self.batch_size,
             title=title,
         )
+        scales = self.released.model.scales
+        if scales is not None and isinstance(self.shard_set, JoinedSet):
+            return to_own_scales(self.shard_set, scales, found)
+        if scales is not None and self.member is not None:
+            return to_set_scale(scales, self.member, found)
+        return found
 
 
 def _tell_engines(
@@ -250,15 +268,38 @@ def _tell_engines(
         )
 
 
-def _open(data: str | None, config: Config) -> ShardSet:
-    """The set to be judged."""
+def _open(data: str | None, config: Config) -> tuple[ShardSet, bool]:
+    """The set to be judged, and whether it is all that the run learned from."""
     if data is None:
-        return open_set(config.data.root)
-    beside = Path(config.data.root).parent / data
-    # A bare name, as in `--set koniq10k`, means the folder beside the run's own set.
-    if "://" not in data and not (Path(data) / MANIFEST).is_file() and beside.is_dir():
-        return open_set(beside)
-    return open_set(data)
+        return open_data(config.data)[0], True
+    for source in config.data.sources:
+        if data == source.name:
+            return open_source(config.data, source), False
+        beside = Path(source.root).parent / data
+        # A bare name, as in `--set koniq10k`, means the folder beside the run's own set.
+        if "://" not in data and not (Path(data) / MANIFEST).is_file() and beside.is_dir():
+            return open_set(beside), False
+    return open_set(data), False
+
+
+def _member(shard_set: ShardSet, config: Config) -> int | None:
+    """Which of several sets the run learned from this one is, however its path is spelled."""
+    if not config.data.is_joint:
+        return None
+    for number, source in enumerate(config.data.sources):
+        try:
+            own = open_source(config.data, source)
+        except (ShardError, OSError):
+            continue
+        if own.manifest.ids_sha256 == shard_set.manifest.ids_sha256:
+            return number
+    return None
+
+
+def _config_of(config: Config, member: int) -> Config:
+    """The configuration of a joint run with one of its sets alone."""
+    data = replace(config.data, sets=(config.data.sets[member],), share_exponent=1.0)
+    return replace(config, data=data, objective=replace(config.objective, across_sets=False))
 
 
 def _is_own(shard_set: ShardSet, config: Config, card: ModelCard, seen: SeenImages) -> bool:
@@ -267,12 +308,15 @@ def _is_own(shard_set: ShardSet, config: Config, card: ModelCard, seen: SeenImag
     Two sets may well have the same names (`0001.jpg`, ...), so some of their images must be equal
     too: in bytes, or, of a copy in another format, in size and score.
     """
+    if config.data.is_joint:
+        return False
+    (source,) = config.data.sources
     try:
-        own = open_set(config.data.root)
+        own = open_source(config.data, source)
     except (ShardError, OSError):
         # Moved away: the hash of the run's split tells whether this is the place it went to.
         try:
-            split = load_split(shard_set, config.data.split)
+            split = load_split(shard_set, source.split)
         except ShardError:
             return False
         is_same = split.hash == card.split_hash
@@ -290,6 +334,14 @@ def _is_own(shard_set: ShardSet, config: Config, card: ModelCard, seen: SeenImag
     )
 
 
+def _own_split(shard_set: ShardSet, config: Config) -> Split:
+    """The run's own split of the set it learned from."""
+    if config.data.is_joint:
+        return open_data(config.data)[1]
+    (source,) = config.data.sources
+    return load_split(shard_set, source.split)
+
+
 def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -> _Chosen:
     if asked.protocol != WHOLE:
         if not other:
@@ -302,13 +354,13 @@ def _chosen(shard_set: ShardSet, asked: Asked, config: Config, *, other: bool) -
         return _Chosen(ids=shard_set.ids(), name=asked.protocol)
     if asked.part == "all" or (other and asked.part == "test"):
         if not other:
-            _warn_of_seen(load_split(shard_set, config.data.split), shard_set)
+            _warn_of_seen(_own_split(shard_set, config), shard_set)
         return _Chosen(ids=shard_set.ids(), name="all")
     own = asked.part in _PARTS and not other
-    split = load_split(shard_set, config.data.split if own else asked.part)
+    split = _own_split(shard_set, config) if own else load_split(shard_set, asked.part)
     part = asked.part if own else "test"
     if not (own or other):
-        _check_unseen(split, load_split(shard_set, config.data.split), shard_set)
+        _check_unseen(split, _own_split(shard_set, config), shard_set)
     return _Chosen(ids=split.part(part), name=asked.part, split=split, part=part)
 
 

@@ -11,10 +11,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from lmcl.config import Config
+from lmcl.evaluation.data import open_data
 from lmcl.models.training_images import TrainingImages, prefixes, read_training_images
 from shards.errors import ShardError
-from shards.read import open_set
-from shards.splits.split import load_split
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,8 +55,7 @@ def find_seen_images(folder: Path, config: Config | None) -> SeenImages:
     if config is None:
         return SeenImages(listed=listed)
     try:
-        own = open_set(config.data.root)
-        split = load_split(own, config.data.split)
+        own, split = open_data(config.data)
     except (ShardError, OSError):
         return SeenImages(listed=listed)
     rows = own.samples.sha256[np.concatenate([split.train, split.val])]

@@ -25,3 +25,12 @@ def caution_words(found: Evaluation) -> str:
         else "there is no interval of SRCC"
     )
     return f"caution: {found.n} images are few, {reach}"
+
+
+def sets_words(by_set: dict[str, Evaluation]) -> list[str]:
+    """A line for each of several sets, and one for their mean; nothing of a single set."""
+    if not by_set:
+        return []
+    lines = [f"{name}: {figures_words(found)}" for name, found in by_set.items()]
+    mean = sum(found.srcc for found in by_set.values()) / len(by_set)
+    return [*lines, f"mean over {len(by_set)} sets: SRCC {mean:.4f}"]

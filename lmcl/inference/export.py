@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lmcl.config import load_run_config, locate_data
 from lmcl.errors import LmclError
+from lmcl.evaluation.data import describe_splits, open_data
 from lmcl.inference.inputs import list_items
 from lmcl.inference.onnx_file import complete_onnx, write_program
 from lmcl.inference.scorer import Scorer
@@ -35,9 +36,7 @@ from lmcl.utils.files import write_atomic
 from shards.errors import ShardError
 from shards.files import atomic_folder, temporary_beside
 from shards.progress import progress_bar
-from shards.read import open_set
 from shards.source_files import is_regular, read_regular, read_text
-from shards.splits.split import load_split
 from shards.text import printable
 
 logger = logging.getLogger(__name__)
@@ -193,8 +192,8 @@ def images_of_run(run: Path, *, most: int | None = None) -> Compared:
         return _without(f"{run} has no config.toml, so it is not known what it was trained on")
     config = locate_data(load_run_config(file), run)
     try:
-        shard_set = open_set(config.data.root)
-        ids = load_split(shard_set, config.data.split).test
+        shard_set, split = open_data(config.data)
+        ids = split.test
     except (ShardError, OSError) as error:
         # An OSError's text begins with its number; what people need is the file.
         why = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
@@ -205,7 +204,7 @@ def images_of_run(run: Path, *, most: int | None = None) -> Compared:
         for id in chosen:
             yield str(shard_set.samples.path[id]), shard_set.read_bytes(id)
 
-    named = f"the test part of {shard_set.name}, split {config.data.split}"
+    named = f"the test part of {shard_set.name}, split {describe_splits(config.data)}"
     few = "" if len(chosen) == len(ids) else f" (every so many of {len(ids)})"
     return Compared(images=read(), count=len(chosen), name=named + few)
 

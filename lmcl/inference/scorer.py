@@ -523,6 +523,7 @@ def open_scorer(
     engine: EngineName = "torch",
     boxes: bool = False,
     reading: Reading = DEFAULT_READING,
+    scale: str = "",
 ) -> Scorer:
     """Open a model folder (or a run folder that holds one), its export, `starter` or `hf://...`.
 
@@ -534,6 +535,7 @@ def open_scorer(
         engine: As `load` has it.
         boxes: Whether salient crops will be asked for, which only torch finds.
         reading: What is to be said of scores, and by how many crops.
+        scale: Name of one of several sets a model learned from, to answer in its scale.
 
     Raises:
         LmclError: If it is missing (4) or damaged (5), there is no such device or decoder (2), or
@@ -542,6 +544,7 @@ def open_scorer(
     found = locate_model(model)
     folder, source = found.folder, found.source
     others = "--boxes" if boxes else "--decode gpu" if decode.decode == "gpu" else ""
+    others = others or ("--scale" if scale else "")
     exported = open_export(folder, engine, device=device, precision=precision, needs_torch=others)
     if exported is not None:
         card, home = exported.card, exported.home(folder)
@@ -551,17 +554,21 @@ def open_scorer(
         return Scorer(exported, decode=decode, source=source, **meant)
     import torch
 
-    from lmcl.models.pretrained import load_model
+    from lmcl.models.pretrained import answer_for, load_model
 
-    released = load_model(folder)
+    released, meaning = load_model(folder), read_meaning(folder)
     fingerprint = fingerprint_of(folder)
+    if scale:
+        # Its intervals are of the shared scale, and its scores are no others' to go on with.
+        released, meaning = answer_for(released, scale), None
+        fingerprint = hashlib.sha256(f"{fingerprint}, scale {scale}".encode()).hexdigest()
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     _check_device(chosen)
     if torch.device(chosen).index is not None and torch.device(chosen).type == "cuda":
         # Kernels and DALI go to the current device; it must be the one that was named.
         torch.cuda.set_device(chosen)
-    scale, width = released.card.score, released.model.encoder.width
-    meant = _meant(read_meaning(folder), folder, reading, scale, fingerprint, width)
+    answers, width = released.card.score, released.model.encoder.width
+    meant = _meant(meaning, folder, reading, answers, fingerprint, width)
     try:
         return Scorer(
             released,

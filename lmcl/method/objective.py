@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lmcl.method.batch_losses import fidelity_loss, gather_images, margin_loss, plcc_loss
 from lmcl.models.quality_model import StudentOutput
-from lmcl.utils.kernels import Chip, LossOutput, LossPlan, manifold_contrastive_loss, plan_loss
+from lmcl.utils.kernels import Chip, LossPlan, manifold_contrastive_loss, plan_loss
 from lmcl.utils.validators import check_bounds
+from pipeline.batch import BatchSets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class ObjectiveConfig:
     """Put the positive into the denominator (InfoNCE) [paper: no]."""
     keys: Literal["student", "teacher"] = "student"
     """Whose embeddings rows are compared with [paper: student]."""
+    across_sets: bool = False
+    """Of a run that learns from several sets (`data.sets`): whether crops of other sets' images are
+    negatives too; else each set's crops are contrasted among themselves."""
     hub: Literal["salient", "random", "centre"] = "salient"
     """What an image's crops are drawn to: the teacher's crop [paper], one more random crop (the
     paper's ablation), or the crop in the middle of the image [ours], which needs no teacher."""
@@ -110,6 +114,15 @@ class Terms(NamedTuple):
     """Mean over pairs of images of all ranks; 0 when switched off."""
 
 
+class _Contrast(NamedTuple):
+    """The contrastive term and its figures, as in `Terms`."""
+
+    loss: Float[Tensor, ""]
+    intra_share: Float[Tensor, ""]
+    intra_similarity: Float[Tensor, ""]
+    positive_similarity: Float[Tensor, ""]
+
+
 def objective(
     output: StudentOutput,
     mos: Float[Tensor, " b"],
@@ -122,6 +135,7 @@ def objective(
     keys: Float[Tensor, "n d"] | None,
     images_by_rank: tuple[int, ...],
     weights: Float[Tensor, " b"] | None = None,
+    sets: BatchSets | None = None,
     validate: bool = True,
 ) -> Terms:
     """Regression and contrastive terms of one batch.
@@ -138,6 +152,8 @@ def objective(
         keys: The teacher's embeddings of the same crops, if keys = teacher.
         images_by_rank: Images that count on every rank, (images,) in one process.
         weights: Of the images in the regression (`image_weight`); None: all 1.
+        sets: Whose images they are, if they are of several sets; scores then stand on each set's
+            own scale.
         validate: Check the values that the contrastive term gets; waits for a GPU.
 
     Source: [Local Manifold Learning, 2024]; options are ours (method.md, section 2).
@@ -153,19 +169,29 @@ def objective(
     regression = weighted * (len(images_by_rank) * images / sum(images_by_rank))
     nothing = torch.zeros_like(l1)
     figures = (nothing, nothing)
+    apart = sets if sets is not None and not config.across_sets else None
     if config.compares_images:
         scores = output.score.reshape(len(mos), -1)[:images, :random]
-        by_plcc, by_rank = _compare_images(scores, mos[:images], config, images_by_rank)
+        if sets is None:
+            by_plcc, by_rank = _compare_images(scores, mos[:images], config, images_by_rank)
+        else:
+            by_plcc, by_rank = _compare_within_sets(scores, mos, config, sets)
         both = config.plcc_weight * by_plcc + config.rank_weight * by_rank
         # Every rank has the whole loss and the gradient of its own images: their sum is wanted.
         regression = regression + (both * len(images_by_rank)).to(regression.dtype)
         figures = (by_plcc.detach().to(l1.dtype), by_rank.detach().to(l1.dtype))
     if config.contrastive_weight == 0:
         return Terms(regression, l1.detach(), nothing, nothing, nothing, nothing, *figures)
-    found = _contrast(
-        output.embedding, ids, config, images=images, images_by_rank=images_by_rank,
-        random=random, overlap=overlap, keys=keys, validate=validate,
-    )  # fmt: skip
+    if apart is None:
+        found = _contrast(
+            output.embedding, ids, config, images=images, images_by_rank=images_by_rank,
+            random=random, overlap=overlap, keys=keys, validate=validate,
+        )  # fmt: skip
+    else:
+        found = _contrast_within_sets(
+            output.embedding, ids, config, sets=apart,
+            random=random, overlap=overlap, keys=keys, validate=validate,
+        )  # fmt: skip
     weight = config.contrastive_weight
     return Terms(
         (1 - weight) * regression + weight * found.loss,
@@ -191,6 +217,22 @@ def _compare_images(
     return (
         plcc_loss(every, labels) if config.plcc_weight else nothing,
         rank_loss(every, labels, scale=config.rank_scale) if config.rank_weight else nothing,
+    )
+
+
+def _compare_within_sets(
+    scores: Float[Tensor, "k h"], mos: Float[Tensor, " b"], config: ObjectiveConfig, sets: BatchSets
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The same over each set's images alone, the mean over images: scales differ between sets."""
+    images = [sum(counts) for counts in sets.images_by_rank]
+    found = [
+        (count / sum(images), _compare_images(scores[rows], mos[rows], config, counts))
+        for rows, counts, count in zip(sets.rows, sets.images_by_rank, images, strict=True)
+        if count
+    ]
+    return (
+        torch.stack([share * by_plcc for share, (by_plcc, _) in found]).sum(),
+        torch.stack([share * by_rank for share, (_, by_rank) in found]).sum(),
     )
 
 
@@ -260,6 +302,43 @@ def plan_objective(config: ObjectiveConfig, chip: Chip, *, width: int) -> LossPl
         raise ValueError(f"objective.{error}") from error
 
 
+def _contrast_within_sets(
+    embedding: Float[Tensor, "n d"],
+    ids: Int64[Tensor, " b"],
+    config: ObjectiveConfig,
+    *,
+    sets: BatchSets,
+    random: int,
+    overlap: Float[Tensor, "b h h"] | None,
+    keys: Float[Tensor, "n d"] | None,
+    validate: bool,
+) -> _Contrast:
+    """One contrastive loss a set, over that set's crops alone; the mean over all rows."""
+    width = embedding.shape[-1]
+    crops = embedding.reshape(len(ids), -1, width)
+    by_image = None if keys is None else keys.reshape(len(ids), -1, width)
+    images = [sum(counts) for counts in sets.images_by_rank]
+    found = []
+    for rows, counts in zip(sets.rows, sets.images_by_rank, strict=True):
+        # Every rank leaves the same sets out, so all meet in the others' exchanges.
+        if not sum(counts):
+            continue
+        one = _contrast(
+            crops[rows].flatten(0, 1),
+            ids[rows],
+            config,
+            images=len(rows),
+            images_by_rank=counts,
+            random=random,
+            overlap=None if overlap is None else overlap[rows],
+            keys=None if by_image is None else by_image[rows].flatten(0, 1),
+            validate=validate,
+        )
+        share = sum(counts) / sum(images)
+        found.append([share * value for value in one])
+    return _Contrast(*(torch.stack(values).sum() for values in zip(*found, strict=True)))
+
+
 def _contrast(
     embedding: Float[Tensor, "n d"],
     ids: Int64[Tensor, " b"],
@@ -271,7 +350,7 @@ def _contrast(
     overlap: Float[Tensor, "b h h"] | None,
     keys: Float[Tensor, "n d"] | None,
     validate: bool,
-) -> LossOutput:
+) -> _Contrast:
     """Split embeddings into rows and hubs, leave padding out, and call the kernel."""
     crops = embedding.reshape(len(ids), -1, embedding.shape[-1])[:images]
     rows, hubs = crops[:, :random], crops[:, random]
@@ -280,7 +359,7 @@ def _contrast(
         by_image = keys.reshape(len(ids), -1, keys.shape[-1])[:images]
         teacher_rows = by_image[:, :random].flatten(0, 1)
         hubs = by_image[:, random]
-    return manifold_contrastive_loss(
+    found = manifold_contrastive_loss(
         rows.flatten(0, 1),
         hubs,
         ids[:images].repeat_interleave(random),
@@ -294,4 +373,7 @@ def _contrast(
         backend=config.backend,
         precision=config.precision,
         validate=validate,
+    )
+    return _Contrast(
+        found.loss, found.intra_share, found.intra_similarity, found.positive_similarity
     )

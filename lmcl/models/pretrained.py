@@ -23,6 +23,7 @@ from lmcl.models.normalization import IMAGENET
 from lmcl.models.packaged import PACKAGED
 from lmcl.models.quality_model import DecoderConfig, QualityModel
 from lmcl.models.saliency import SaliencyConfig
+from lmcl.models.set_scales import MOST_SETS
 from lmcl.models.weights import load_weights
 from pipeline.boxes import CropConfig
 from shards import ScoreScale
@@ -51,6 +52,14 @@ _MOST: Mapping[str, Mapping[str, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamedScale:
+    """A set of a joint run, whose scale the model can answer in."""
+
+    name: str
+    score: ScoreScale
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """Everything but the weights; becomes config.json."""
 
@@ -72,6 +81,9 @@ class ModelCard:
     stem_weights: str = ""
     """Name of the installed package that the frozen stem's weights come with
     (`lmcl.models.packaged`); empty: they are in the folder."""
+    sets: tuple[NamedScale, ...] = ()
+    """The sets it learned from, if several: `score` is the shared scale, 0 to 1, on which the
+    first set's scale is its range, and the weights hold a line from it to each set's own."""
     test_srcc: float | None = None
     test_plcc: float | None = None
     note: str = ""
@@ -194,6 +206,13 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError("score.low is below score.high")
     if card.stem_weights and card.stem_weights not in PACKAGED:
         raise ValueError(f"stem_weights names no package known here ({', '.join(PACKAGED)})")
+    if len(card.sets) > MOST_SETS or len(card.sets) == 1:
+        raise ValueError(f"sets are 2 to {MOST_SETS}, or none")
+    for one in card.sets:
+        if not (math.isfinite(one.score.low) and one.score.low < one.score.high):
+            raise ValueError(f"the scale of {printable(one.name, 40)} has no two ends")
+        if not 0 < len(one.name) <= _MOST_TEXT:
+            raise ValueError(f"a set's name has 1 to {_MOST_TEXT} characters")
     for name in ("training_set", "split", "split_hash", "decode", "note"):
         if len(getattr(card, name)) > _MOST_TEXT:
             raise ValueError(f"{name} is longer than {_MOST_TEXT} characters")
@@ -258,11 +277,39 @@ def _misfit(weights: Path, why: str) -> LmclError:
     )
 
 
+def answer_for(released: ReleasedModel, name: str) -> ReleasedModel:
+    """The model answering in the scale of one of the sets it learned from.
+
+    Args:
+        released: A model; it is changed.
+        name: Of the set.
+
+    Raises:
+        LmclError: If it learned from no set of that name (exit code 2).
+    """
+    names = [one.name for one in released.card.sets]
+    if name not in names:
+        known = f"it has those of {', '.join(names)}" if names else "it learned from one set alone"
+        raise LmclError(
+            f"--scale {printable(name, 80)}: the model has no scale of that name; {known}: leave "
+            "the option out for its own scale",
+            exit_code=2,
+        )
+    number = names.index(name)
+    released.model.answers_for = number
+    card = replace(released.card, score=released.card.sets[number].score, training_set=name)
+    return replace(released, card=card)
+
+
 def build_model(card: ModelCard) -> QualityModel:
     """The card's architecture with random weights; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         return QualityModel(
-            card.encoder, card.decoder, crop_size=card.crops.size, view_size=card.saliency.view
+            card.encoder,
+            card.decoder,
+            crop_size=card.crops.size,
+            view_size=card.saliency.view,
+            sets=len(card.sets),
         )
 
 
@@ -285,7 +332,7 @@ Encoder `{card.encoder.name}`, {card.crops.evaluation} crops of {card.crops.size
 Answers in the scale of {card.training_set}: {card.score.kind.upper()}, {card.score.low:g} to
 {card.score.high:g}, {better}.
 
-* Result: {figures} (split `{card.split}`, hash `{card.split_hash[:16]}`).
+{_sets_line(card)}* Result: {figures} (split `{card.split}`, hash `{card.split_hash[:16]}`).
 * Pixels: decoded by `{card.decode}`; EXIF orientation applied; {_resampling(card)}; normalised by
   mean {card.mean} and deviation {card.std}.
 {_stem_line(card)}* Limits: it knows the contents and distortions of its training set; other
@@ -302,6 +349,17 @@ def _resampling(card: ModelCard) -> str:
         return "never resampled"
     which, limit = ("longer", crops.max_side) if crops.max_side else ("shorter", crops.short_side)
     return f"{which} sides above {limit} pixels scaled down to it"
+
+
+def _sets_line(card: ModelCard) -> str:
+    if not card.sets:
+        return ""
+    scales = "; ".join(f"{one.name} ({one.score.description})" for one in card.sets)
+    return (
+        f"* Learned from several sets: {scales}. Its own answers are on a scale they share, 0 to\n"
+        f"  1, {card.sets[0].name}'s range; `lmcl score --scale NAME` answers in the scale of the\n"
+        "  set NAME. The result below is over all sets together, each in its own scale.\n"
+    )
 
 
 def _stem_line(card: ModelCard) -> str:

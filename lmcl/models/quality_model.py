@@ -10,7 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from lmcl.errors import ConfigError
 from lmcl.models.encoder import Encoder, EncoderConfig
 from lmcl.models.factory import make_encoder
+from lmcl.models.set_scales import SetScales
 from lmcl.models.stem import PixelsOrFeatures, at_least_float32
 from lmcl.models.vit import TimmEncoder
 from lmcl.utils.validators import check_bounds
@@ -81,10 +82,17 @@ class QualityModel(nn.Module):
         decoder: Decoder configuration.
         crop_size: Side of the crops in pixels.
         view_size: Side of the whole-image view in pixels.
+        sets: How many sets it learns from, if several.
     """
 
     def __init__(
-        self, encoder: EncoderConfig, decoder: DecoderConfig, *, crop_size: int, view_size: int
+        self,
+        encoder: EncoderConfig,
+        decoder: DecoderConfig,
+        *,
+        crop_size: int,
+        view_size: int,
+        sets: int = 0,
     ) -> None:
         super().__init__()
         self.encoder: Encoder = make_encoder(encoder, sizes=(crop_size, view_size))
@@ -94,18 +102,40 @@ class QualityModel(nn.Module):
             raise ConfigError(str(error)) from error
         self.panel = AttentionPanel(self.encoder.width, decoder)
         self.direct = _make_direct(self.encoder.summary, decoder.direct) if decoder.direct else None
+        self.scales = SetScales(sets) if sets > 1 else None
+        self.answers_for: int | None = None
+        """Number of the set whose scale all scores are on; None: the shared scale."""
 
-    def forward(self, pixels: PixelsOrFeatures) -> StudentOutput:
-        """Embeddings and scores of crops; both leave autocast in float32."""
+    def forward(
+        self, pixels: PixelsOrFeatures, sets: Int64[Tensor, " n"] | None = None
+    ) -> StudentOutput:
+        """Embeddings and scores of crops; both leave autocast in float32.
+
+        Args:
+            pixels: Crops.
+            sets: Number of each one's set, whose scale its score is to be on; None: the shared one,
+                or that of `answers_for`.
+        """
         tokens, summary = self.encoder.tokens_and_summary(pixels)
         embedding = functional.normalize(at_least_float32(tokens[:, 0]), dim=-1)
-        score = self.panel(tokens)
+        score = self._on_scale(self.panel(tokens), sets)
         if self.direct is None or summary is None:
             return StudentOutput(embedding, score)
         with torch.autocast(tokens.device.type, enabled=False):
             direct = _MIDDLE + self.direct(at_least_float32(summary))[:, 0]
-        readouts = torch.stack([score, direct], dim=1)
+        readouts = torch.stack([score, self._on_scale(direct, sets)], dim=1)
         return StudentOutput(embedding, readouts.mean(dim=1), readouts)
+
+    def _on_scale(
+        self, score: Float[Tensor, " n"], sets: Int64[Tensor, " n"] | None
+    ) -> Float[Tensor, " n"]:
+        """Shared scores on the scale that is asked for."""
+        if self.scales is None or (sets is None and self.answers_for is None):
+            return score
+        if sets is None:
+            sets = torch.full_like(score, self.answers_for or 0, dtype=torch.int64)
+        found: Tensor = self.scales(score, sets)
+        return found
 
 
 def _make_direct(summary: int, hidden: int) -> nn.Sequential:

@@ -137,6 +137,11 @@ def config_files(paths: Sequence[Path]) -> list[Path]:
 
 def _split_changes(config: Config, count: int | None) -> list[tuple[str, str]]:
     """Label and override of every split drawn together with the configuration's own."""
+    if config.data.is_joint:
+        raise ConfigError(
+            "data.sets has several sets, each with a split of its own; go over seeds (--over "
+            "seeds), or write a configuration for each choice of splits"
+        )
     root, split = config.data.root, config.data.split
     numbered = _NUMBERED.fullmatch(split)
     if numbered is None:

@@ -22,6 +22,7 @@ from lmcl.config import (
     parse_run_config,
 )
 from lmcl.errors import ConfigError, LmclError
+from lmcl.evaluation.data import epoch_images
 from lmcl.method.lr_schedule import same_until
 from lmcl.method.objective import ObjectiveConfig
 from lmcl.models.encoder import Encoder
@@ -39,6 +40,7 @@ from lmcl.utils.kernels import LossPlan
 from pipeline.backends.select import DecodeChoice
 from pipeline.decode_config import same_pixels
 from shards.errors import ShardError
+from shards.joined import JoinedSet
 from shards.read import ShardSet
 from shards.source_files import read_text
 from shards.splits.split import Split
@@ -74,10 +76,13 @@ def check_required(runtime: RuntimeConfig, choice: DecodeChoice, loss: LossPlan 
 
 def check_data(config: Config, shard_set: ShardSet, split: Split, world_size: int) -> None:
     """Refuse a set, a split and a configuration that do not fit each other."""
-    where = f"{config.data.root}, split {config.data.split!r}"
+    where = f"{shard_set.root}, split {split.name!r}"
+    if isinstance(shard_set, JoinedSet):
+        _check_sets(shard_set, split, config.evaluation)
+    images = epoch_images(config.data, shard_set, split)
     _check_labels(where, shard_set, split)
     _check_parts(where, split, config.evaluation, patience=config.train.patience)
-    _check_batch_size(where, len(split.part("train")), config.train, world_size)
+    _check_batch_size(where, images, config.train, world_size)
     # A view larger than what crops are cut from would be blown up.
     view, longest = config.saliency.view, config.crops.max_side or config.crops.short_side
     if longest is not None and view > longest:
@@ -85,6 +90,22 @@ def check_data(config: Config, shard_set: ShardSet, split: Split, world_size: in
             f"saliency.view is {view} pixels, larger than crops.max_side or crops.short_side "
             f"= {longest}; lower "
             "saliency.view"
+        )
+
+
+def _check_sets(joined: JoinedSet, split: Split, evaluation: EvaluationConfig) -> None:
+    """Refuse a set that has nothing to learn from, to choose by or to be judged on."""
+    val = ["val"] if evaluation.select == "best" else []
+    for part in dict.fromkeys(["train", *val, evaluation.part]):
+        counts = np.bincount(joined.set_of(split.part(part)), minlength=len(joined.sets))
+        if counts.all():
+            continue
+        name = joined.names[int(np.argmin(counts))]
+        way = " or set evaluation.select = 'last'" if part == "val" else ""
+        raise ConfigError(
+            f"{name}: its {part} part is empty, and each of data.sets needs one; make another "
+            f"split of it (`lmcl-shard split`), leave the set out{way}",
+            exit_code=3,
         )
 
 
@@ -264,7 +285,12 @@ def check_state(state: State, config: Config, shard_set: ShardSet, split: Split)
     theirs = parse_run_config(tomllib.loads(state.config), where="the checkpoint's configuration")
     changed = binding_differences(config, theirs)
     if resized := [line for line in changed if line.startswith(LENGTH)]:
-        _check_length(state, config, theirs.train.epochs, images=len(split.part("train")))
+        _check_length(
+            state,
+            config,
+            theirs.train.epochs,
+            images=epoch_images(config.data, shard_set, split),
+        )
         changed.remove(resized[0])
     if changed:
         raise ConfigError(
@@ -276,7 +302,7 @@ def check_state(state: State, config: Config, shard_set: ShardSet, split: Split)
     is_other = bool(state.images) and state.images != hash_images(shard_set, split)
     if is_other or (state.data and state.data != split.hash):
         raise ConfigError(
-            f"the checkpoint was trained on other data than {config.data.root}, split "
+            f"the checkpoint was trained on other data than {shard_set.root}, split "
             f"{split.name!r}: the set's names, the images or the parts differ; name the set it was "
             "trained on, or start a new run in another --output",
             exit_code=5,

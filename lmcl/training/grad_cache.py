@@ -70,7 +70,7 @@ class GradCache:
         for number, part in enumerate(parts):
             pixels = self._view(batch, part, mirrored)
             with nullcontext() if whole else torch.no_grad():
-                outputs.append(self._forward(pixels, batch, number))
+                outputs.append(self._forward(pixels, batch, part, number))
             if self.key_teacher is not None:
                 with autocast(self.context.device, self.preprocessing.precision):
                     keys.append(self.key_teacher.embed(pixels))
@@ -92,16 +92,21 @@ class GradCache:
             rows = slice(part.start * views, part.stop * views)
             # Ranks exchange gradients once, with the last part.
             with nullcontext() if last else self.accelerator.no_sync(self.student):
-                again = self._forward(self._view(batch, part, seen.mirrored), batch, number)
+                pixels = self._view(batch, part, seen.mirrored)
+                again = self._forward(pixels, batch, part, number)
                 torch.autograd.backward(*_gradients(again, seen.output, rows))
 
-    def _forward(self, pixels: Tensor, batch: CropBatch, number: int) -> StudentOutput:
+    def _forward(self, pixels: Tensor, batch: CropBatch, part: slice, number: int) -> StudentOutput:
         # Layers that draw random numbers must draw the same ones when a part is seen again.
         seed_step(
             self.seed, epoch=batch.epoch, step=batch.step, rank=self.context.rank, part=number + 1
         )
         with autocast(self.context.device, self.preprocessing.precision):
-            output: StudentOutput = self.student(pixels)
+            if batch.sets is None:
+                output: StudentOutput = self.student(pixels)
+            else:
+                views = batch.crops.shape[1]
+                output = self.student(pixels, batch.sets.number[part].repeat_interleave(views))
         return output
 
     def _view(self, batch: CropBatch, part: slice, mirrored: Tensor | None) -> Tensor:

@@ -26,12 +26,14 @@ from lmcl.models.training_images import (
     read_training_images,
     sketch_images,
 )
+from shards.joined import JoinedSet
 from shards.read import ShardSet
 from shards.splits.split import Split
 from shards.text import printable
 
 logger = logging.getLogger(__name__)
 
+_SCALES = "scales."
 _SIZED = ("encoder.vit.", "encoder.stem.layers.model.")
 """Networks of timm's whose positions depend on the crop's size."""
 
@@ -59,6 +61,7 @@ def start_from_model(
         _check_unseen(seen, config, shard_set=shard_set, split=split)
     state = released.model.state_dict()
     refuse_nonfinite(state, f"train.start_from = {printable(asked)!r}")
+    state = _with_own_scales(student, state, released.card, shard_set)
     student.load_state_dict(_fit_to_crops(student, state, released.card, config))
 
 
@@ -77,6 +80,17 @@ def training_images_of(config: Config, shard_set: ShardSet, split: Split) -> Tra
     if not config.train.start_from:
         return own
     return own.after(read_training_images(find_model(config.train.start_from)))
+
+
+def _with_own_scales(
+    student: QualityModel, state: dict[str, Tensor], card: ModelCard, shard_set: ShardSet
+) -> dict[str, Tensor]:
+    """The model's tensors, but for lines to the scales of other sets than the run's."""
+    own = {n: t for n, t in student.state_dict().items() if n.startswith(_SCALES)}
+    names = shard_set.names if isinstance(shard_set, JoinedSet) else ()
+    if names and names == tuple(one.name for one in card.sets):
+        return state
+    return {n: t for n, t in state.items() if not n.startswith(_SCALES)} | own
 
 
 def _fit_to_crops(

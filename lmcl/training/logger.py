@@ -64,6 +64,8 @@ class EpochEntry:
     val_plcc: float | None
     val_reason: str = ""
     """Why the val part has no correlation; empty if it has one, or there is no such part."""
+    val_sets: dict[str, float] | None = None
+    """SRCC of each set's val part, where there are several; `val_srcc` is their mean."""
 
 
 class CollapseWatch:
@@ -160,6 +162,7 @@ class MetricsLogger:
         words = [f"epoch {entry.epoch + 1}"]
         if entry.val_srcc is not None:
             words.append(f"validation SRCC {entry.val_srcc:.4f}, PLCC {entry.val_plcc:.4f}")
+            words += [f"{name} {value:.4f}" for name, value in (entry.val_sets or {}).items()]
         elif entry.val_reason:
             words.append(f"validation SRCC is not defined ({entry.val_reason})")
         if last is not None:

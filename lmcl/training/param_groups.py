@@ -15,6 +15,9 @@ from lmcl.config import TrainConfig
 from lmcl.errors import ConfigError
 from lmcl.models.quality_model import QualityModel
 
+_SCALES, _SCALES_SHARE = "scales.", 10.0
+"""Lines to the sets' own scales: a few numbers that have further to go than a network's weights,
+each step of which moves thousands (decision 0017)."""
 _NO_WEIGHT_DECAY = ("cls", "members", "pos_embed", "reg_token")
 _STEM, _VIT = "encoder.stem.layers.", "encoder.vit."
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
@@ -91,6 +94,8 @@ def _share(name: str, train: TrainConfig, *, layers: int) -> float:
     """Of the learning rate, for one parameter."""
     if name.startswith(_STEM):
         return train.stem_lr_scale * train.backbone_lr_scale
+    if name.startswith(_SCALES):
+        return _SCALES_SHARE
     if not name.startswith(_VIT):
         return 1.0
     inner = name.removeprefix(_VIT)

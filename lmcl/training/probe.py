@@ -20,6 +20,7 @@ from timm.models import get_pretrained_cfg, is_model
 from lmcl.config import Config, apply_override, load_run_config, locate_data, parse_config
 from lmcl.distributed import RankContext, make_rank_context
 from lmcl.errors import ConfigError, LmclError
+from lmcl.evaluation.data import describe_splits, open_data
 from lmcl.evaluation.metrics import Evaluation
 from lmcl.evaluation.predictions import Predictions, read_predictions
 from lmcl.evaluation.probe import (
@@ -48,7 +49,7 @@ from pipeline.loader import decode_choice
 from shards.errors import ShardError
 from shards.manifest import SPLITS
 from shards.read import ShardSet, open_set
-from shards.splits.split import Split, load_split
+from shards.splits.split import Split
 from shards.text import printable
 
 logger = logging.getLogger(__name__)
@@ -219,7 +220,7 @@ def make_probe(
     facts = ProbeFacts(
         set=shard_set.name,
         set_sha256=shard_set.manifest.samples_sha256,
-        split=config.data.split,
+        split=describe_splits(config.data),
         split_hash=split.hash,
         part=part,
         encoder=_name_of(config.encoder),
@@ -237,8 +238,13 @@ def make_probe(
 
 
 def _probe(config: Config, output: Path, *, progress: bool) -> Probed:
-    shard_set = open_set(config.data.root)
-    split = load_split(shard_set, config.data.split)
+    if config.data.is_joint:
+        raise ConfigError(
+            "a probe is one ridge on one scale, and this run learned from several sets "
+            f"({', '.join(source.root for source in config.data.sources)}); probe each of them: "
+            "`lmcl probe SET`"
+        )
+    shard_set, split = open_data(config.data)
     make_output_folder(output)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     context = make_rank_context(accelerator, decode=config.runtime.decoding, progress=progress)

@@ -18,7 +18,6 @@ from timm.optim import create_optimizer_v2, get_optimizer_info
 
 from lmcl.config import (
     Config,
-    DataConfig,
     RuntimeConfig,
     TrainConfig,
     flatten,
@@ -28,6 +27,7 @@ from lmcl.config import (
 from lmcl.distributed import RankContext, is_lost_peer, make_rank_context
 from lmcl.errors import ConfigError, LmclError
 from lmcl.evaluation.calibrate import sample_ids
+from lmcl.evaluation.data import epoch_images, epoch_shares, open_data
 from lmcl.evaluation.predict import CropLoader, CropSource, PixelSource
 from lmcl.features.build import FeatureCacheBuilder, check_cacheable
 from lmcl.features.cache import FeatureLoader, FeatureSource
@@ -79,9 +79,10 @@ from lmcl.utils.trackers import Trackers
 from pipeline.backends.select import DecodeChoice
 from pipeline.balanced_sampler import BalancedSampler, score_ranges
 from pipeline.loader import Loader, decode_choice
+from shards.joined import JoinedSet
 from shards.lock import lock_folder
-from shards.read import ShardSet, open_set
-from shards.splits.split import Split, load_split
+from shards.read import ShardSet
+from shards.splits.split import Split
 
 logger = logging.getLogger(__name__)
 
@@ -239,27 +240,29 @@ def check_start(
     """
     check_network_precision(config.runtime.precision, has_gpu=device.type == "cuda")
     check_shares(config.train.batch_size, world_size)
-    shard_set, split = _open_split(config.data)
+    shard_set, split = open_data(config.data)
     check_data(config, shard_set, split, world_size)
+    images = epoch_images(config.data, shard_set, split)
     run_dir.check(config, resume=bool(resume))
     check_optimizer(config.train.optimizer)
     student = make_student(config, device)
+    _begin_scales(student, shard_set, split)
     loss = _plan_loss(config.objective, student)
     start_from_model(student, config, shard_set=shard_set, split=split)
     freeze_backbone(student, config.train)
     parameter_groups(student, config.train)
     check_saliency(student.encoder, config.saliency)
     _check_runtime(student, config)
-    check_compile(config, images=len(split.part("train")), world_size=world_size, device=device)
+    check_compile(config, images=images, world_size=world_size, device=device)
     choice = decode_choice(shard_set, config.runtime.decoding, device)
     check_required(config.runtime, choice, loss)
     weights = rating_weights(config.objective, shard_set, split)
-    state = _state_to_resume(run_dir, resume, config, images=len(split.part("train")))
+    state = _state_to_resume(run_dir, resume, config, images=images)
     if state is not None:
         check_state(state, config, shard_set, split)
         check_recipe(run_dir, choice)
         check_best(run_dir, state.best_epoch, resume, select=config.evaluation.select)
-    rates, warnings = _look_at_rates(config, len(split.part("train")))
+    rates, warnings = _look_at_rates(config, images)
     warnings += warn_of_objective(config.objective)
     warnings += warn_of_scores(shard_set, split, select=config.evaluation.select)
     return _CheckedStart(
@@ -304,7 +307,8 @@ def plan(config: Config, output: Path, *, resume: str = "", processes: int = 1) 
         start = check_start(config, run_dir, resume=resume, device=device, world_size=world_size)
     split, crops, train = start.split, training_crops(config), config.train
     counts = ", ".join(f"{name} {len(split.part(name))}" for name in ("train", "val", "test"))
-    steps = -(-len(split.part("train")) // train.batch_size)
+    shares = epoch_shares(config.data, start.shard_set, split)
+    steps = -(-sum(shares) // train.batch_size)
     at = start.state.position if start.state else None
     lines = [
         engines_line(
@@ -312,6 +316,7 @@ def plan(config: Config, output: Path, *, resume: str = "", processes: int = 1) 
         ),
         f"set {start.shard_set.named_version} in {start.shard_set.root}, split {split.name}: "
         f"{counts}",
+        *_set_lines(config, start.shard_set, split, shares),
         f"{train.epochs} epochs x {steps} steps x {train.batch_size} images x "
         f"{crops.random + crops.salient} crops of {crops.size} px",
         start.rates,
@@ -337,6 +342,38 @@ def balance_line(shard_set: ShardSet, ids: NDArray[np.int64], train: TrainConfig
         for one, drawn in zip(ranges, sampler.draws().tolist(), strict=True)
     ]
     return f"balanced over {len(words)} ranges of scores, in an epoch {', '.join(words)}"
+
+
+def _set_lines(
+    config: Config, shard_set: ShardSet, split: Split, shares: tuple[int, ...]
+) -> list[str]:
+    """Each set of a joint run in a line: its scale, its parts, its share of an epoch."""
+    if not isinstance(shard_set, JoinedSet):
+        return []
+    lines = []
+    for number, (name, share) in enumerate(zip(shard_set.names, shares, strict=True)):
+        train, val, test = (
+            int(np.sum(shard_set.set_of(split.part(part)) == number))
+            for part in ("train", "val", "test")
+        )
+        scale = shard_set.scale_of(number).description
+        lines.append(
+            f"  {name} ({scale}): train {train}, val {val}, test {test}; {share} images an epoch "
+            f"({share / sum(shares):.0%})"
+        )
+    negatives = "all sets" if config.objective.across_sets else "the crop's own set"
+    return [*lines, f"  negatives are of {negatives}; the shared scale is {shard_set.names[0]}'s"]
+
+
+def _begin_scales(student: QualityModel, shard_set: ShardSet, split: Split) -> None:
+    """Let the lines to the sets' own scales begin at the moments of their train scores."""
+    if student.scales is None or not isinstance(shard_set, JoinedSet):
+        return
+    train, mos = split.part("train"), shard_set.unit_mos()
+    scores = [mos[train[shard_set.set_of(train) == k]] for k in range(len(shard_set.sets))]
+    student.scales.match_moments(
+        [float(one.mean()) for one in scores], [float(one.std()) for one in scores]
+    )
 
 
 def prepare(
@@ -468,11 +505,6 @@ def check_network_precision(precision: str, *, has_gpu: bool) -> None:
         )
 
 
-def _open_split(data: DataConfig) -> tuple[ShardSet, Split]:
-    shard_set = open_set(data.root, cache=Path(data.cache) if data.cache else None)
-    return shard_set, load_split(shard_set, data.split)
-
-
 def _plan_loss(objective: ObjectiveConfig, student: QualityModel) -> LossPlan | None:
     """What the contrastive term runs in here, said before the first step; None without one.
 
@@ -526,6 +558,7 @@ def _make_data(
         decode=context.decode,
         on_error=config.runtime.on_error,
         balance=config.train.balance,
+        share_exponent=config.data.share_exponent,
     )
     if loader.skipped.size:
         split = _without_damaged(split, loader)
@@ -710,6 +743,9 @@ def _describe(trainer: Trainer, start: _CheckedStart, precision: PrecisionChoice
         return
     logger.info("%s", trainer.engines)
     logger.info("set %s, split %s", trainer.shard_set.named_version, trainer.split.name)
+    shares = epoch_shares(trainer.config.data, trainer.shard_set, trainer.split)
+    for line in _set_lines(trainer.config, trainer.shard_set, trainer.split, shares):
+        logger.info("%s", line)
     crops = training_crops(trainer.config)
     views = crops.random + crops.salient
     warn_of_emulation(

@@ -16,6 +16,7 @@ def make_student(config: Config, device: torch.device) -> QualityModel:
         config.decoder,
         crop_size=config.crops.size,
         view_size=config.saliency.view,
+        sets=len(config.data.sets),
     )
     load_weights(student.encoder, config.encoder)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

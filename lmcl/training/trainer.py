@@ -22,8 +22,9 @@ from torch import Tensor
 from lmcl.config import Config, dump_config
 from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
-from lmcl.evaluation.metrics import no_correlation, plcc, srcc
+from lmcl.evaluation.data import epoch_images
 from lmcl.evaluation.predict import CropLoader, CropSource, compute_saliency, predict
+from lmcl.evaluation.sets import ValFigures, val_figures
 from lmcl.method.lr_schedule import learning_rate, stable_epochs
 from lmcl.method.objective import Terms, crop_errors, objective, regression_costs
 from lmcl.method.teacher import Teacher
@@ -273,7 +274,7 @@ class Trainer:
         bar = self.metrics_logger.epoch(
             epoch,
             epochs=config.train.epochs,
-            images=len(self.split.part("train")),
+            images=epoch_images(config.data, self.shard_set, self.split),
             seen=progress.position.step * config.train.batch_size,
             steps_done=self.steps_done,
         )
@@ -339,6 +340,7 @@ class Trainer:
             keys=forward.keys,
             images_by_rank=images_by_rank(batch.images_of_all_ranks, self.context.world_size),
             weights=self._weights(batch),
+            sets=batch.sets,
             # Checking values waits for the device; what holds in the first step holds in all.
             validate=self.steps_done == 0,
         )
@@ -418,8 +420,7 @@ class Trainer:
     def validate(self, epoch: int, last: StepEntry | None) -> None:
         """Predict the val part, if there is one; keep the weights of the best epoch."""
         ids = self.split.part("val")
-        value = value_plcc = None
-        why = ""
+        value = ValFigures(srcc=None, plcc=None, reason="")
         if len(ids):
             with uncompiled(self.config.runtime.compile):
                 found = predict(
@@ -432,20 +433,17 @@ class Trainer:
                     batch_size=self.config.evaluation.batch_size,
                     title=f"epoch {epoch + 1}: validation",
                 )
-            mos = self.shard_set.unit_mos()[found.ids]
-            why = no_correlation(found.score, mos)
-            if not why:
-                value, value_plcc = srcc(found.score, mos), plcc(found.score, mos)
-            best = self.progress.best_srcc
-            if value is not None and (value > best or math.isnan(best)):
-                self.progress.best_srcc, self.progress.best_epoch = value, epoch
+            value, best = val_figures(self.shard_set, found), self.progress.best_srcc
+            if value.srcc is not None and (value.srcc > best or math.isnan(best)):
+                self.progress.best_srcc, self.progress.best_epoch = value.srcc, epoch
                 self._save_best()
         entry = EpochEntry(
             epoch=epoch,
             time_s=self.progress.seconds,
-            val_srcc=value,
-            val_plcc=value_plcc,
-            val_reason=why,
+            val_srcc=value.srcc,
+            val_plcc=value.plcc,
+            val_reason=value.reason,
+            val_sets=value.by_set,
         )
         self.metrics_logger.epoch_end(entry, last, done=(epoch + 1) * self.loader.steps)
 

@@ -19,6 +19,7 @@ from shards.build.executor import Engine
 from shards.build.pack import PackOptions
 from shards.build.plan import Plan, ShardSize
 from shards.errors import ShardError
+from shards.joined import UNIT, covering_scale, shared_groups
 from shards.manifest import SPLITS, Manifest
 from shards.read import ShardSet
 from shards.sample import DataSet, Facts, Member, Sample
@@ -28,8 +29,6 @@ from shards.splits.split import load_split, write_split
 from shards.store import Store
 
 logger = logging.getLogger(__name__)
-
-UNIT = ScoreScale(kind="mos", low=0.0, high=1.0, higher_is_better=True)
 
 
 def reshard(
@@ -129,12 +128,12 @@ def _merged(sets: Sequence[ShardSet], name: str | None) -> DataSet:
             exit_code=2,
         )
     members, first_id = [], 0
-    scales = [_covering(one) for one in sets]
+    scales = [covering_scale(one) for one in sets]
     for one, scale in zip(sets, scales, strict=True):
         rows = int(one.ids().size)
         members.append(Member(name=one.name, score=scale, first_id=first_id, rows=rows))
         first_id += rows
-    shared = _shared_groups(sets)
+    shared = shared_groups(sets, names)
 
     def samples() -> Iterator[Sample]:
         for one, scale in zip(sets, scales, strict=True):
@@ -168,56 +167,6 @@ def _merged(sets: Sequence[ShardSet], name: str | None) -> DataSet:
         notes=tuple(_merge_notes(sets, scales, shared)),
         is_checked=True,
     )
-
-
-def _covering(one: ShardSet) -> ScoreScale | None:
-    """A set's scale, widened where its labels leave it (LIVE has negative scores)."""
-    score, labels = one.score, one.manifest.labels
-    if score is None or labels is None or score.low <= labels.low <= labels.high <= score.high:
-        return score
-    return dataclasses.replace(
-        score, low=min(score.low, labels.low), high=max(score.high, labels.high)
-    )
-
-
-def _shared_groups(sets: Sequence[ShardSet]) -> dict[str, str]:
-    """Groups that hold the same image in several sets, by their name in the merged set.
-
-    All groups that are linked, directly or through others, get the name of the first of them.
-    """
-    keys = [
-        np.ascontiguousarray(s.samples.sha256[s.ids(), :8]).view(np.int64).ravel() for s in sets
-    ]
-    every = np.concatenate(keys)
-    values, counts = np.unique(every, return_counts=True)
-    doubled = values[counts > 1]
-    names = _Linked()
-    first: dict[bytes, str] = {}
-    for one, own in zip(sets, keys, strict=True):
-        for id in one.ids()[np.isin(own, doubled)].tolist():
-            group = f"{one.name}/{one.samples.row(id).group}"
-            names.link(first.setdefault(one.samples.sha256[id].tobytes(), group), group)
-    return names.names()
-
-
-class _Linked:
-    """Names that stand for one another."""
-
-    def __init__(self) -> None:
-        self._above: dict[str, str] = {}
-
-    def link(self, first: str, second: str) -> None:
-        first, second = self._root(first), self._root(second)
-        if first != second:
-            self._above[second] = first
-
-    def names(self) -> dict[str, str]:
-        return {name: self._root(name) for name in self._above}
-
-    def _root(self, name: str) -> str:
-        while name in self._above:
-            name = self._above[name]
-        return name
 
 
 def _merge_notes(

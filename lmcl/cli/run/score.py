@@ -78,6 +78,7 @@ def score_files(
     paths: tuple[str, ...],
     model: str,
     output: Path,
+    scale: str,
     path_column: str | None,
     images: Path | None,
     resume: bool,
@@ -140,6 +141,7 @@ def score_files(
             precision=precision,
             decode=DecodeConfig(decode=decode, threads=threads),
             reading=Reading(confidence=confidence, population=population, crops=crops),
+            scale=scale,
         )
         after = _Filter(
             below=below, move_to=move_to, dry_run=dry_run, sheet=sheet, describe=describe

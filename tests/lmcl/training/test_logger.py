@@ -95,4 +95,5 @@ def test_an_epoch_without_a_val_part_says_so_by_silence(
         "val_srcc": None,
         "val_plcc": None,
         "val_reason": "",
+        "val_sets": None,
     }

@@ -38,6 +38,7 @@ SMALL = [
 ]
 CASES = {
     "paper": [],
+    "sets": ["objective.rank_weight=0.1"],
     "options": ["objective.intra_weight=balanced", "objective.overlap_aware=true"],
     "teacher": ["objective.keys=teacher", "objective.include_positive=true"],
     "together": ["objective.plcc_weight=1.0", "objective.rank_weight=2.0"],
@@ -192,12 +193,20 @@ def make_config(shards: Path, *changes: str) -> Config:
     return load_config(REPO / "configs" / "smoke.toml", [f"data.root='{shards}'", *SMALL, *changes])
 
 
+def make_joint_config(shards: Path, *changes: str) -> Config:
+    """Two names for the first splits of one set: different images are not needed here."""
+    both = ", ".join(f'{{root="{shards}", split="{SPLIT}", name="{name}"}}' for name in "ab")
+    sets = ("data.root=''", "data.split=''", f"data.sets=[{both}]", "data.share_exponent=0.5")
+    return make_config(shards, *sets, *changes)
+
+
 def save_gradients(folder: Path, shards: Path) -> None:
     found = {}
     for dtype in ("float32", "float64"):
         torch.set_default_dtype(getattr(torch, dtype))
         for name, changes in CASES.items():
-            config = make_config(shards, *changes)
+            maker = make_joint_config if name == "sets" else make_config
+            config = maker(shards, *changes)
             run = prepare(config, folder / dtype / name, resume="", progress=False)
             for model in (run.core, run.teacher.model):
                 model.encoder.vit.patch_embed.register_forward_pre_hook(

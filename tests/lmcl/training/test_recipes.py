@@ -22,7 +22,7 @@ def test_a_run_ends_when_the_val_part_has_no_higher_srcc_for_long(
 ) -> None:
     """The best epoch is the second one; two epochs later the run is over, and stays so."""
     figures = iter([0.1, 0.5, 0.4, 0.3, 0.9])
-    monkeypatch.setattr("lmcl.training.trainer.srcc", lambda *_: next(figures))
+    monkeypatch.setattr("lmcl.evaluation.sets.srcc", lambda *_: next(figures))
     config = tiny("train.epochs=5", "train.patience=2")
     for resume in ("", "auto"):
         run = prepare(config, tmp_path / "run", resume=resume, progress=False)
