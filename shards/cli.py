@@ -579,6 +579,11 @@ def update(
 
 def _say_update(root: str, done: "Updated") -> None:
     shown, version = redact_url(root), done.manifest.version
+    if done.out:
+        click.echo(
+            f"{done.out:,} of the table's images were withdrawn or rejected before and stay out; "
+            "give them another name to add them again"
+        )
     if not done.is_new:
         click.echo(f"{shown}: version {version} is so already; nothing was changed")
         return
@@ -587,6 +592,8 @@ def _say_update(root: str, done: "Updated") -> None:
         f"relabelled, {done.added:,} added, {done.withdrawn:,} withdrawn, {done.kept:,} not named "
         f"and kept as they were; the version before is {shown}@v{version - 1}"
     )
+    if done.rejected:
+        click.echo(f"{done.rejected:,} images were left out: {shown}/rejected.jsonl")
     if done.added or done.withdrawn:
         click.echo(f"splits are taken over by `lmcl-shard split {shown} --extend NAME`")
 

@@ -6,17 +6,21 @@ import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from shards.processes import usable_cores
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("torch", "triton", "nvidia-dali-cuda130", "numpy", "torchvision", "pillow")
 
 
-def describe_device(device: torch.device) -> str:
+def describe_device(device: "torch.device") -> str:
     """Device for people: `cuda:0 NVIDIA H200`, `cpu AMD EPYC (2 cores)`."""
+    # Benchmarks of packing need no torch, and count the memory of this process.
+    import torch
+
     if device.type == "cuda" and torch.cuda.is_available():
         return f"{device} {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":
@@ -24,7 +28,7 @@ def describe_device(device: torch.device) -> str:
     return str(device)
 
 
-def engines_line(device: torch.device, *parts: str) -> str:
+def engines_line(device: "torch.device", *parts: str) -> str:
     """The line every command begins with: `device cuda:0 ..., decode dali-gpu-2.4, loss triton`.
 
     Args:
@@ -36,7 +40,7 @@ def engines_line(device: torch.device, *parts: str) -> str:
 
 
 def describe_environment(
-    device: torch.device,
+    device: "torch.device",
     *,
     world_size: int,
     decode: str,
@@ -45,6 +49,8 @@ def describe_environment(
     loss: str,
 ) -> dict[str, Any]:
     """What a reader must know about where a run happened; becomes environment.json."""
+    import torch
+
     commit, is_dirty = git_state()
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -3,6 +3,7 @@
 import array
 import collections
 import hashlib
+import itertools
 import math
 import os
 import stat
@@ -18,6 +19,7 @@ from shards.errors import ShardError
 from shards.manifest import FORMAT_VERSION, ids_hash
 from shards.sample import DataSet, Sample
 from shards.sample_table import group_key
+from shards.text import printable
 
 _NAMED = 5
 _PROBLEMS = 20
@@ -241,10 +243,14 @@ def _refuse_twice(dataset: DataSet, paths: "array.array[int]") -> None:
         return
     values, counts = np.unique(keys, return_counts=True)
     doubled = set(values[counts > 1].tolist())
-    for sample in dataset.samples():
-        if group_key(sample.path) in doubled:
-            raise ShardError(
-                f"{dataset.name}: {sample.path!r} is listed more than once; keep one label per "
-                "image",
-                exit_code=3,
-            )
+    first = next(s.path for s in dataset.samples() if group_key(s.path) in doubled)
+    same = itertools.islice((s for s in dataset.samples() if s.path == first), _NAMED)
+    scores = ", ".join(f"{sample.mos:g}" for sample in same if sample.mos is not None)
+    others = len(doubled) - 1
+    raise ShardError(
+        f"{dataset.name}: {printable(first)!r} is listed more than once"
+        f"{f', with the scores {scores}' if scores else ''}"
+        f"{f', and {others:,} more are listed so' if others else ''}; "
+        "keep one row for each image",
+        exit_code=3,
+    )

@@ -68,6 +68,10 @@ class Updated:
     """Images that no longer belong to the set."""
     kept: int
     """Images that the table does not name, which stay as they were."""
+    rejected: int = 0
+    """New images that could not be packed and were left out."""
+    out: int = 0
+    """Images that the table names and that were withdrawn or rejected before; they stay out."""
 
     @property
     def is_new(self) -> bool:
@@ -113,20 +117,23 @@ def update_set(
         found = changes.table()
         is_same = changes.is_empty and scale == old.score
         if is_same:
-            return _updated(old.manifest, changes)
+            return _updated(old.manifest, changes, ())
         records = _pack(store, old, changes.new, workers, options or PackOptions(), progress)
         manifest = _write(store, old, found, records, scale, changes)
         remove_leftovers(store, manifest.shards, manifest.name)
-    return _updated(manifest, changes)
+    return _updated(manifest, changes, records)
 
 
-def _updated(manifest: Manifest, changes: "_Changes") -> Updated:
+def _updated(manifest: Manifest, changes: "_Changes", records: Sequence[ShardRecord]) -> Updated:
+    rejected = sum(len(record.rejected) for record in records)
     return Updated(
         manifest=manifest,
         relabelled=len(changes.labels),
-        added=len(changes.new),
+        added=len(changes.new) - rejected,
         withdrawn=len(changes.gone),
         kept=changes.unnamed,
+        rejected=rejected,
+        out=changes.num_out,
     )
 
 
@@ -142,6 +149,10 @@ class _Changes:
         self.labels: dict[int, dict[str, Any]] = {}
         self.new: list[Sample] = []
         self.gone: set[int] = set()
+        self.num_out = 0
+        """Images that a label names and that do not belong to the set any more."""
+        self._added: set[str] = set()
+        self._twice: list[str] = []
         self._strange: list[str] = []
 
     @property
@@ -164,8 +175,16 @@ class _Changes:
             self._check.add(sample)
         id = self.find(sample.path)
         if id is None:
+            if sample.path in self._added:
+                self._twice.append(sample.path)
+            self._added.add(sample.path)
             self.new.append(sample)
             return
+        if not self._old.samples.ok[id]:
+            self.num_out += 1
+            return
+        if id in self._named:
+            self._twice.append(sample.path)
         self._named.add(id)
         # A group that is only the image's own name is no group that was given.
         row = self._old.samples.row(id)
@@ -203,6 +222,12 @@ class _Changes:
             raise ShardError(
                 f"{where}: {len(self._strange):,} images to be withdrawn are not in the set, first "
                 f"{first}; give names as `samples.parquet` has them",
+                exit_code=3,
+            )
+        if self._twice:
+            raise ShardError(
+                f"{where}: {printable(self._twice[0], 80)!r} is listed more than once, the first "
+                f"of {len(self._twice):,}; keep one row for each image",
                 exit_code=3,
             )
         missing = [s for s in self.new if s.embedded is None and not is_regular(s.file)]

@@ -72,7 +72,8 @@ def recognise(path: Path, *, known: frozenset[str], wanted: frozenset[str]) -> D
     if chosen.mark != "," and not (chosen.mark == "\t" and path.suffix.lower() in (".tsv", ".tab")):
         told.append(f"cells between {DELIMITERS.get(chosen.mark, repr(chosen.mark))}")
     if chosen.above > first:
-        told.append(f"{chosen.above - first} lines above the header passed over")
+        above = chosen.above - first
+        told.append(f"{above} {'line' if above == 1 else 'lines'} above the header passed over")
     return Dialect(encoding=encoding, delimiter=chosen.mark, above=chosen.above, told=tuple(told))
 
 

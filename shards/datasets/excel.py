@@ -77,7 +77,9 @@ def _rows(page: Any, path: Path) -> Iterator[Numbered]:
 
     class Parser(WorkSheetParser):  # type: ignore[misc]
         def parse_cell(self, element: Any) -> Any:
-            has_value = element.find(VALUE_TAG) is not None
+            # Programs that do not compute write none, or an empty one; a text may be empty.
+            value = element.find(VALUE_TAG)
+            has_value = value is not None and (value.text or element.get("t") == "str")
             if not has_value and element.find(FORMULA_TAG) is not None:
                 raise ShardError(
                     f"{printable(path)}: cell {printable(element.get('r'), 20)} holds a formula "

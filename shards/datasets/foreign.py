@@ -7,6 +7,7 @@ becomes of the child is one sentence here. The child ends with its parent.
 """
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -31,6 +32,7 @@ _MEMORY = 3 << 30
 _SILENCE_S = 300
 """So long may a child take for one answer before it is given up (a loaded machine is slow)."""
 _MOST_ANSWER = 256 << 20
+_PIPE_BYTES = 1 << 20
 _HEAD = struct.Struct("<cQ")
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -67,10 +69,20 @@ def read_in_child(
         stderr=subprocess.DEVNULL,
         env=environment,
     ) as child:
+        _widen(child.stdout)
         try:
             yield from _answers(child, path)
         finally:
             child.kill()
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Let the child read ahead while answers are used: a pipe of 64 kB holds no photograph."""
+    set_size = getattr(fcntl, "F_SETPIPE_SZ", None)
+    if pipe is not None and set_size is not None:
+        # Refused to a user who has many pipes open; then it only waits more often.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, set_size, _PIPE_BYTES)
 
 
 def _answers(child: "subprocess.Popen[bytes]", path: Path) -> Iterator[Any]:

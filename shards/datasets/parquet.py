@@ -38,6 +38,8 @@ class ParquetHead:
     """Those of them that hold encoded images."""
     mean_bytes: int
     """Of a row, pictures included, as far as the file says so."""
+    rows: int
+    """How many there are."""
 
 
 def read_head(path: Path) -> ParquetHead:
@@ -46,8 +48,10 @@ def read_head(path: Path) -> ParquetHead:
     Raises:
         ShardError: If the file is damaged, or two columns have one name.
     """
-    names, pictures, mean_bytes = next(_answers(path))
-    return ParquetHead(names=tuple(names), pictures=tuple(pictures), mean_bytes=mean_bytes)
+    names, pictures, mean_bytes, rows = next(_answers(path))
+    return ParquetHead(
+        names=tuple(names), pictures=tuple(pictures), mean_bytes=mean_bytes, rows=rows
+    )
 
 
 def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -59,7 +63,7 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         ShardError: If the file is damaged, or two columns have one name.
     """
     answers = _answers(path)
-    names, _, _ = next(answers)
+    names, *_ = next(answers)
     for columns in answers:
         yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
@@ -76,7 +80,7 @@ def batches(path: Path, options: object) -> Iterator[list[Any]]:
     names = one_name_each(schema.names, where=str(path))
     pictures = {field.name for field in schema if _is_picture(field, read)}
     held = [name for name, field in zip(names, schema, strict=True) if field.name in pictures]
-    yield [names, held, size_bytes // max(1, rows)]
+    yield [names, held, size_bytes // max(1, rows), rows]
     # A nested column is not read at all; of a picture, its name alone.
     flat = [f.name for f in schema if f.name not in pictures and not pa.types.is_nested(f.type)]
     leaves = [f"{f.name}.path" for f in schema if f.name in pictures and _has_path(f.type)]

@@ -1,8 +1,8 @@
 r"""Paths in a table, matched to the files of a folder, however they are spelled.
 
 A table made elsewhere names `photos/a.jpg` for the file `a.jpg` of the folder `photos`,
-`C:\Users\me\photos\a.jpg`, `file:///data/photos/a%20b.jpg`, or a name in quotes. All of these are
-looked up in the folder's index and nowhere else, so no path leads out of the folder.
+`C:\Users\me\photos\a.jpg`, `file:///data/photos/a%20b.jpg`, `a%20b.jpg`, or a name in quotes.
+All of these are looked up in the folder's index and nowhere else, so no path leads out of it.
 """
 
 import functools
@@ -32,6 +32,8 @@ def spellings(text: str) -> Iterator[str]:
         url = urllib.parse.unquote(plain[5:], errors="surrogateescape")
         path = re.sub(r"\A//(localhost)?(?=/)", "", url, flags=re.IGNORECASE)
         yield path[1:] if _DRIVE.match(path[1:]) and path[1:2].isalpha() else path
+    elif (decoded := urllib.parse.unquote(plain, errors="surrogateescape")) != plain:
+        yield _posix(decoded)
 
 
 def is_absolute(path: str) -> bool:
@@ -78,12 +80,13 @@ class PathFinder:
                 raise self._outside(text, where)
             if not is_absolute(path) and (name := self.index.find(path)) is not None:
                 return name, True
+        for path in found:
+            for rest in _rests(path, self._roots):
+                if (name := self.index.find(rest)) is not None:
+                    self.shortened = self.shortened or text
+                    self.num_shortened += 1
+                    return name, True
         path = found[-1]
-        for rest in _rests(path, self._roots):
-            if (name := self.index.find(rest)) is not None:
-                self.shortened = self.shortened or text
-                self.num_shortened += 1
-                return name, True
         if is_absolute(path):
             inside = _below(path, self._roots)
             if inside is None:

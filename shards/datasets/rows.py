@@ -31,9 +31,11 @@ TABLE_ENDINGS = frozenset(
 """Of files that are tables; others are named as what they are."""
 _KNOWN = "a table ends in .csv, .tsv, .txt, .jsonl, .json, .parquet, .arrow or .xlsx"
 _HELD_BYTES = 1 << 24
+_HELD_CELLS = 500_000
 _MOST_JSON = 256 << 20
 _ABOVE = 20
 _BLOCK = 1 << 20
+_MOST_NAMED = 10
 _LOOKED_AT = 10_000
 """Rows of a typed table in which texts of numbers are looked for."""
 _ODS = b"mimetypeapplication/vnd.oasis.opendocument"
@@ -195,13 +197,21 @@ def _clean_header(cells: list[Any]) -> list[Any]:
 def _open_sheet(path: Path, wanted: frozenset[str]) -> LabelTable:
     sheets: list[str] = []
     rows = _replayable(path, lambda: read_sheet(path, on_names=sheets.extend))
-    above, names = _sheet_header(path, rows(), wanted)
     told = ["a workbook"] if path.suffix.lower() != ".xlsx" else []
-    others = sorted(set(sheets[1:]) - {sheets[0]}) if sheets else []
-    if others:
-        told.append(f"the first sheet {printable(sheets[0], 40)!r} of {1 + len(others)}")
+    has_table = _has_table(rows(), wanted)
+    first, others = sheets[0], sorted(set(sheets) - {sheets[0]})
+    other = None
+    if others and not has_table:
+        is_empty = len(list(itertools.islice(rows(), 2))) < 2
+        other = _other_sheet(path, first, others, wanted, is_empty=is_empty)
+    if other is not None:
+        rows = _replayable(path, lambda: read_sheet(path, other))
+        told.append(f"the sheet {printable(other, 40)!r}, as the first has no table")
+    elif others:
+        told.append(f"the first sheet {printable(first, 40)!r} of {1 + len(others)}")
+    above, names = _sheet_header(path, rows(), wanted)
     if above:
-        told.append(f"{above} rows above the header passed over")
+        told.append(f"{above} {'row' if above == 1 else 'rows'} above the header passed over")
 
     def numbered() -> Iterator[Numbered]:
         for place, (number, cells) in enumerate(rows()):
@@ -209,6 +219,42 @@ def _open_sheet(path: Path, wanted: frozenset[str]) -> LabelTable:
                 yield number, dict(zip(names, _fitted(path, number, cells, names), strict=True))
 
     return LabelTable(path=path, names=tuple(names), rows=numbered, told=tuple(told))
+
+
+def _has_table(rows: Iterator[tuple[int, list[Any]]], wanted: frozenset[str]) -> bool:
+    """Whether a sheet has a header and a row below it."""
+    above = [cells for _, cells in itertools.islice(rows, _ABOVE + 1)][:-1]
+    return any(column_key(cell) in wanted for cells in above for cell in cells)
+
+
+def _named(sheets: list[str]) -> str:
+    return ", ".join(repr(printable(name, 40)) for name in sheets[:_MOST_NAMED])
+
+
+def _other_sheet(
+    path: Path, first: str, others: list[str], wanted: frozenset[str], *, is_empty: bool
+) -> str | None:
+    """The one sheet with a table, where the first has none; None if no other has one either.
+
+    Raises:
+        ShardError: If several have one, or none and the first `is_empty`.
+    """
+    found = [name for name in others if _has_table(read_sheet(path, name), wanted)]
+    if not found and is_empty:
+        raise ShardError(
+            f"{printable(path)}: its first sheet {printable(first, 40)!r} has no rows, and no "
+            f"other ({_named(others)}) has a column of images that is known; move the one that is "
+            "meant to the front, and name its column with `--path-column`",
+            exit_code=3,
+        )
+    if len(found) > 1:
+        raise ShardError(
+            f"{printable(path)}: its first sheet {printable(first, 40)!r} has no table, and "
+            f"{len(found)} others have: {_named(found)}; move the one that is meant to the front, "
+            "or save it as CSV",
+            exit_code=3,
+        )
+    return found[0] if found else None
 
 
 def _sheet_header(
@@ -227,10 +273,13 @@ def _sheet_header(
 
 def _open_parquet(path: Path) -> LabelTable:
     head = read_head(path)
+    # A file of pictures is large and its labels may be few: building goes through them eight times.
+    is_small = head.rows * len(head.names) <= _HELD_CELLS
+    read = _replayable(path, lambda: enumerate(read_parquet(path), start=1), is_small=is_small)
     return LabelTable(
         path=path,
         names=head.names,
-        rows=_replayable(path, lambda: enumerate(read_parquet(path), start=1)),
+        rows=read,
         is_typed=True,
         pictures=head.pictures,
         mean_bytes=head.mean_bytes,
@@ -245,9 +294,11 @@ def _held(path: Path, rows: Callable[[], Iterator[Numbered]]) -> LabelTable:
     return LabelTable(path=path, names=tuple(names), rows=rows)
 
 
-def _replayable(path: Path, read: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
-    """Rows as often as they are wanted; a small file that a child reads is read once."""
-    if path.stat().st_size > _HELD_BYTES:
+def _replayable(
+    path: Path, read: Callable[[], Iterator[Any]], *, is_small: bool = False
+) -> Callable[[], Iterator[Any]]:
+    """Rows as often as they are wanted; what a child reads and is small is read once."""
+    if not is_small and path.stat().st_size > _HELD_BYTES:
         return read
     held = list(read())
     return lambda: iter(held)

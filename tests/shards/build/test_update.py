@@ -120,6 +120,8 @@ def test_groups_of_old_images_take_new_ones_along(work: Path, picture) -> None:
     ("text", "options", "words"),
     [
         ("path,score\n00.png,9\n", [], r"1 of 1 scores are outside .*0 \.\. 4.*--score-range"),
+        ("path,score\n00.png,1\n01.png,1\n00.png,2\n", [], "'00.png' is listed more than once"),
+        ("path,score\n00.png,1\nnew.png,1\nnew.png,1\n", [], "'new.png' is listed more than"),
         ("path,score\nnew.png,1\n", [], "neither in the set nor there to be added, first new.png"),
         (
             "",
@@ -127,7 +129,7 @@ def test_groups_of_old_images_take_new_ones_along(work: Path, picture) -> None:
             "1 images to be withdrawn are not in the set, first x.png",
         ),
     ],
-    ids=["range", "missing", "withdraw"],
+    ids=["range", "twice", "new-twice", "missing", "withdraw"],
 )
 def test_what_cannot_be_done_changes_nothing(
     work: Path, text: str, options: list[str], words: str
@@ -141,6 +143,22 @@ def test_what_cannot_be_done_changes_nothing(
     assert (work / "set" / "manifest.json").read_bytes() == before
     update(work, labels(work, 20, p1=9.0), "--score-range", "0", "10")
     assert open_set(work / "set").score.high == 10
+
+
+def test_labels_of_images_that_were_withdrawn_are_counted_apart(work: Path) -> None:
+    (work / "gone.txt").write_text("00.png\n07.png\n")
+    update(work, "--withdraw", work / "gone.txt")
+    told = update(work, labels(work, 20, p0=4.0, p3=4.0))
+    assert "2 of the table's images were withdrawn or rejected before and stay out" in told
+    assert "18 images: 1 relabelled, 0 added, 0 withdrawn, 0 not named" in told
+    assert open_set(work / "set").samples.mos[0] == 0.0
+
+
+def test_new_images_that_cannot_be_packed_are_not_counted_as_added(work: Path) -> None:
+    (work / "photos" / "20.png").write_bytes(b"\x89PNG")
+    told = update(work, labels(work, 22), "--images", work / "photos", "--on-error", "skip")
+    assert "21 images: 0 relabelled, 1 added" in told
+    assert "1 images were left out" in told
 
 
 def test_a_version_that_is_not_there_is_named(work: Path) -> None:

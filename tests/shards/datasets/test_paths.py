@@ -33,10 +33,14 @@ def photos(tmp_path: Path) -> Path:
         ("C:\\Users\\me\\photos\\a b.jpg", "a b.jpg"), ("file:///D:/photos/a%20b.jpg", "a b.jpg"),
         ("\\\\server\\share\\photos\\sub\\c.jpg", "sub/c.JPG"),
         ("/home/somebody/photos/a b.jpg", "a b.jpg"), (NFC, NFD), (NFD, NFD),
+        ("a%20b.jpg", "a b.jpg"), ("photos%2Fa%20b.jpg", "a b.jpg"), ("sub%5Cc.jpg", "sub/c.JPG"),
+        ("50%25.jpg", "50%25.jpg"), ("photos/50%25.jpg", "50%25.jpg"),
         ("photos/d.jpg", "photos/d.jpg"), ("photos/photos/d.jpg", "photos/d.jpg"),
     ],
 )  # fmt: skip
 def test_a_path_as_others_write_it_finds_the_file(photos: Path, text: str, name: str) -> None:
+    for other in ("50%25.jpg", "50%.jpg"):
+        (photos / other).write_bytes(b"")
     finder = PathFinder(FolderIndex(photos))
     assert finder.find(text.replace("{photos}", photos.as_posix()), where="t") == (name, True)
 
@@ -44,7 +48,8 @@ def test_a_path_as_others_write_it_finds_the_file(photos: Path, text: str, name:
 @pytest.mark.parametrize(
     "text",
     ["../photos/a b.jpg", "/etc/passwd", "photos/../../x.jpg", "file:///etc/passwd", "a\0b.jpg",
-     "C:\\Windows\\x.jpg", "file:///%2e%2e/x.jpg", "\\\\server\\x.jpg", "{photos}/../x.jpg"],
+     "C:\\Windows\\x.jpg", "file:///%2e%2e/x.jpg", "%2e%2e%2fx.jpg", "a%00b.jpg",
+     "\\\\server\\x.jpg", "{photos}/../x.jpg"],
 )  # fmt: skip
 def test_a_path_outside_the_folder_is_refused(photos: Path, text: str) -> None:
     (photos.parent / "x.jpg").write_bytes(b"")
