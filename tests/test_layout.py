@@ -106,7 +106,7 @@ COVERED_BY = {
     "shards/build/test_update.py": "shards: splits/extend",
     "shards/test_exit_codes.py": "shards: packages",
     "shards/test_read.py": "shards: layout sample",
-    "shards/datasets/test_formats_agree.py": "shards/datasets: parquet rows",
+    "shards/datasets/test_formats_agree.py": "shards/datasets: parquet",
 }
 """Modules without a test file of their own name, under the file that covers them."""
 

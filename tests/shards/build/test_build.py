@@ -155,7 +155,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def start(images: Path, out: Path, *, workers: int = 2) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-c", "from shards.cli import main; main()", "build", "unlabelled"]
-    command += [str(images), "--output", str(out), "--shard-samples", "4"]
+    command += [str(images), "--name", "unlabelled", "--output", str(out), "--shard-samples", "4"]
     command += ["--workers", str(workers), "--no-progress"]
     return subprocess.Popen(
         command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=subprocess.PIPE
