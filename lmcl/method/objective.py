@@ -249,7 +249,7 @@ def regression_costs(
 
     Where several readouts make up a score, it is the mean of what they cost each for itself:
     readouts that only learned to be right together would be of one opinion, and their mean no
-    better than one of them (decision 0015).
+    better than one of them (decision 0016).
     """
     judged = [output.score] if output.readouts is None else output.readouts.unbind(dim=1)
     errors = [crop_errors(one, mos, images=images, random=random) for one in judged]

@@ -38,7 +38,7 @@ class DecoderConfig:
     """Attention heads of the decoder layer; must divide the encoder's width."""
     direct: int = 0
     """Hidden width of a perceptron that scores a crop from what a pretrained stem knows of it as a
-    whole, beside the panel and past the transformer; a score is the mean of both (decision 0015).
+    whole, beside the panel and past the transformer; a score is the mean of both (decision 0016).
     0: the panel alone. `hybrid` encoders only."""
 
     def __post_init__(self) -> None:
