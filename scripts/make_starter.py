@@ -24,8 +24,10 @@ from lmcl.config import load_config, load_run_config
 from lmcl.distributed import make_rank_context
 from lmcl.evaluation.calibrate import calibrate, predict_sample
 from lmcl.evaluation.calibration import Calibration, read_meaning, write_calibration
+from lmcl.evaluation.predict import PixelSource
 from lmcl.models.preprocess import Preprocessing
 from lmcl.models.pretrained import load_model, save_model
+from lmcl.models.training_images import read_training_images, write_training_images
 from pipeline.decode_config import DecodeConfig
 from shards.read import open_set
 from shards.splits.split import load_split
@@ -74,13 +76,14 @@ def calibration(run: Path, held_out: Path) -> tuple[Calibration, NDArray[np.floa
     config, released = load_run_config(run / "config.toml"), load_model(run / "model")
     shard_set = open_set(config.data.root)
     split, card = load_split(shard_set, config.data.split), released.card
+    context = make_rank_context(Accelerator(cpu=True), decode=DecodeConfig(), progress=True)
     sample = predict_sample(
         released.model,
-        shard_set,
+        PixelSource(shard_set=shard_set, context=context),
         split,
         crops=card.crops,
         preprocessing=Preprocessing(mean=card.mean, std=card.std, precision=torch.float32),
-        context=make_rank_context(Accelerator(cpu=True), decode=DecodeConfig(), progress=True),
+        context=context,
         batch_size=32,
     )
     own, neighbours = calibrate(shard_set, split, val=None, sample=sample, crops=card.crops)
@@ -94,12 +97,15 @@ def calibration(run: Path, held_out: Path) -> tuple[Calibration, NDArray[np.floa
 
 
 def release(model: Path, output: Path) -> None:
-    """What a run learned, without the stem, in half precision."""
+    """What a run learned, without the stem, in half precision, and which images it has seen."""
     released = load_model(model)
     weights = load_config(ROOT / "configs" / "starter.toml").encoder.weights
     save_model(
         output, released.model.half(), replace(released.card, stem_weights=weights, note=NOTE)
     )
+    seen = read_training_images(model)
+    assert seen is not None
+    write_training_images(output, seen)
     card = output / "README.md"
     card.write_text(card.read_text(encoding="utf-8") + figures(), encoding="utf-8")
 

@@ -12,7 +12,14 @@ from safetensors.torch import load_file
 
 from lmcl.config import load_config
 from lmcl.evaluation.calibration import read_meaning
+from lmcl.models.named import STARTER_FOLDER
 from lmcl.models.pretrained import build_model, load_model, save_model
+from lmcl.models.training_images import (
+    TrainingImages,
+    read_training_images,
+    sketch_images,
+    write_training_images,
+)
 from lmcl.training.setup import fit
 from shards.build.build import build
 from shards.datasets.demo import open_demo, write_demo
@@ -43,8 +50,12 @@ def test_a_released_run_is_small_and_is_whole_again_when_opened(
     torch.manual_seed(3)
     model = build_model(card)
     save_model(tmp_path / "run", model, card)
+    hashes = np.random.default_rng(0).integers(0, 256, (3, 32), dtype=np.uint8)
+    seen = TrainingImages(learned=sketch_images(hashes), selected=sketch_images(hashes[:0]))
+    write_training_images(tmp_path / "run", seen)
     maker.release(tmp_path / "run", tmp_path / "starter")
 
+    assert read_training_images(tmp_path / "starter") == seen
     stored = load_file(tmp_path / "starter" / "model.safetensors")
     assert not any(name.startswith("encoder.stem.layers.") for name in stored)
     assert {value.dtype for value in stored.values()} == {torch.float16}
@@ -58,6 +69,12 @@ def test_a_released_run_is_small_and_is_whole_again_when_opened(
         state["encoder.stem.layers.conv_stem.weight"],
         model.state_dict()["encoder.stem.layers.conv_stem.weight"],
     )
+
+
+def test_the_starter_says_which_photographs_it_has_seen() -> None:
+    seen = read_training_images(STARTER_FOLDER)
+    assert seen is not None
+    assert (seen.learned.count, seen.selected.count, seen.knows_all) == (2400, 0, True)
 
 
 @pytest.mark.slow
