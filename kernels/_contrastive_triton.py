@@ -25,7 +25,9 @@ _SIZES = ["N", "M", "OFFSET", "C", "SPLITS", "STRIDE", "B", "B_STRIDE", "TOTAL"]
 @triton.jit
 def _exponent_scale(p_temperature, temperature, LEARNED: tl.constexpr):
     if LEARNED:
-        return LOG2_E / tl.load(p_temperature).to(tl.float32)
+        # Below its bound a fixed exponent would lose the sums: no number, rather than a wrong one.
+        learned = tl.load(p_temperature).to(tl.float32)
+        return LOG2_E / tl.where(learned >= temperature * 0.999999, learned, float("nan"))
     return LOG2_E / temperature
 
 

@@ -120,7 +120,7 @@ def _make_tables(inputs: LossInputs) -> _Tables:
     validation.check_table(rows.shape[0], most)
     validation.check_overlap_width(inputs.overlap, most)
     temperature = float(inputs.temperature)
-    validation.check_temperature_value(temperature)
+    validation.check_temperature_value(temperature, coldest=options.coldest)
     layout = find_rank_layout(inputs)
     near = find_neighbours(
         groups,

@@ -17,6 +17,7 @@ def manifold_contrastive_loss(
     group: Int[Tensor, " n"],
     *,
     temperature: float | Float[Tensor, "..."],
+    coldest: float = 0.0,
     intra_weight: float | str = 1.0,
     overlap: Float[Tensor, "n c"] | None = None,
     include_positive: bool = False,
@@ -36,6 +37,9 @@ def manifold_contrastive_loss(
         group: Image of each row: equal = same image, rows of an image stand together, ids are
             unique over all ranks. The j-th run of equal values belongs to hub j.
         temperature: Cosines are divided by it; > 0. A tensor learns.
+        coldest: Bound that the caller keeps a temperature of a tensor above, by clamping it. From
+            0.03 on the kernels need no running maximum. A colder one is refused by `validate`;
+            without it the kernels' loss is NaN.
         intra_weight: Weight of the other crops of the same image in the denominator, or
             "balanced": .06 (T - 1) H / (H - 1) with T images on all ranks and H crops of this one.
         overlap: IoU of row i with the c-th crop of its own image, padded with 0: crops that share
@@ -77,6 +81,7 @@ def manifold_contrastive_loss(
         hubs,
         group,
         temperature=temperature,
+        coldest=coldest,
         intra_weight=intra_weight,
         overlap=overlap,
         keys=keys,
@@ -116,6 +121,7 @@ def manifold_contrastive_loss(
             has_keys=keys is not None,
             backend=plan.backend,
             precision=plan.precision,
+            coldest=coldest,
         ),
     )
     if plan.backend == "dense":

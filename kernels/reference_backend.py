@@ -16,7 +16,8 @@ def forward(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     rows, hubs, options = inputs.rows, inputs.hubs, inputs.options
     groups = find_groups(inputs.group, hubs=inputs.images, validate=options.validate)
     validation.check_overlap_width(inputs.overlap, groups.most())
-    validation.check_temperature_value(float(inputs.temperature.detach()))
+    tau = float(inputs.temperature.detach())
+    validation.check_temperature_value(tau, coldest=inputs.options.coldest)
     layout = find_rank_layout(inputs)
     columns = rows if inputs.keys is None else inputs.keys
     if layout.world_size > 1:

@@ -20,7 +20,8 @@ from kernels.types import Forward, LossInputs, LossOptions
 
 _OPTIONS = (
     "float intra_weight, bool balanced, bool include_positive, bool normalize, bool gather, "
-    "int[] rank_sizes, bool validate, bool has_keys, str backend, str precision"
+    "int[] rank_sizes, bool validate, bool has_keys, str backend, str precision, "
+    "float coldest"
 )
 _TABLES = "Tensor rows, Tensor hubs, Tensor group, Tensor temperature, Tensor? overlap"
 _SAVED = (

@@ -18,7 +18,7 @@ def forward(inputs: LossInputs, *, with_gradient: bool) -> Forward:
     if options.validate:
         check_runs(inputs.group, hubs=inputs.images)
         validation.check_overlap_width(inputs.overlap, groups.most())
-        validation.check_temperature_value(float(inputs.temperature))
+        validation.check_temperature_value(float(inputs.temperature), coldest=options.coldest)
     local = triton_launch.prepare(rows, config)
     hubs = triton_launch.prepare(inputs.hubs, config)
     keys = inputs.keys

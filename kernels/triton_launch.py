@@ -43,7 +43,7 @@ class LaunchConfig:
     dtype: torch.dtype
     """Of the tables that are multiplied."""
     temperature: float
-    """Read where `learned` is None."""
+    """Of a learned one the bound that it is never below; 0 without one."""
     learned: Tensor | None
     """A temperature that lies on the device, so that the host need not wait for it."""
     weight: float
@@ -126,6 +126,7 @@ def make_launch_config(inputs: LossInputs, *, images: int) -> LaunchConfig:
         overlap=None if inputs.overlap is None else inputs.overlap.float().contiguous(),
         include_positive=options.include_positive,
         normalize=options.normalize,
+        coldest=options.coldest,
     )
 
 
@@ -139,6 +140,7 @@ def configure(
     overlap: Tensor | None = None,
     include_positive: bool = False,
     normalize: bool = False,
+    coldest: float = 0.0,
 ) -> LaunchConfig:
     """`make_launch_config` from its parts, for whoever has no step of the loss."""
     interpreted = is_interpreted()
@@ -149,7 +151,7 @@ def configure(
     return LaunchConfig(
         plan=tuning.make_plan(rows.shape[1], element, capability(rows.device)),
         dtype=DTYPES[precision],
-        temperature=1.0 if learned is not None else float(temperature),
+        temperature=coldest if learned is not None else float(temperature),
         learned=learned,
         weight=weight,
         balanced=balanced,
@@ -167,12 +169,14 @@ def configure(
 
 def is_fixed(config: LaunchConfig) -> bool:
     """True if exponents are relative to the largest possible one, not to a running maximum."""
-    return config.learned is None and config.temperature >= _COLDEST_FIXED
+    return config.temperature >= _COLDEST_FIXED
 
 
-def exponent_scale(config: LaunchConfig) -> float:
-    """log2(e) / temperature, for a temperature that the host knows."""
-    return math.log2(math.e) / config.temperature
+def exponent_scale(config: LaunchConfig) -> float | Tensor:
+    """log2(e) / temperature; a tensor where that is learned."""
+    return math.log2(math.e) / (
+        config.temperature if config.learned is None else config.learned.reshape(())
+    )
 
 
 @functools.cache

@@ -47,6 +47,8 @@ class LossOptions:
     backend: str
     precision: str
     """Of the products: "bf16", "fp16", "tf32", "fp32" or "fp64"."""
+    coldest: float = 0.0
+    """Bound of a temperature that came as a tensor."""
 
     @property
     def weight(self) -> float | str:

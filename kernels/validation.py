@@ -18,6 +18,7 @@ def check_arguments(
     group: Tensor,
     *,
     temperature: float | Tensor,
+    coldest: float = 0.0,
     intra_weight: float | str,
     overlap: Tensor | None,
     keys: Tensor | None,
@@ -38,6 +39,10 @@ def check_arguments(
     if overlap is not None:
         check_table(overlap.shape[0], overlap.shape[1])
     _check_options(temperature, intra_weight)
+    if not 0 <= coldest < math.inf:
+        raise ValueError(
+            f"coldest: asked for a number of at least 0, got {coldest}; 0 states no bound"
+        )
     if isinstance(temperature, Tensor) and temperature.requires_grad:
         _check_device("temperature", temperature, rows)
 
@@ -328,8 +333,14 @@ def _check_options(temperature: float | Tensor, intra_weight: float | str) -> No
         )
 
 
-def check_temperature_value(value: float) -> None:
+def check_temperature_value(value: float, *, coldest: float = 0.0) -> None:
     """Refuse the value of a temperature that came as a tensor."""
+    # The same number in float32 may be a little less.
+    if value < coldest * (1 - 1e-6):
+        raise ValueError(
+            f"temperature: asked for at least coldest, {coldest}, got {value}; clamp it, or pass a "
+            "lower bound"
+        )
     if not value > 0 and not math.isnan(value):
         raise ValueError(
             f"temperature: asked for a number above 0, got {value}; learn its logarithm and pass "

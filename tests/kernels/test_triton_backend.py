@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import kernels
 from kernels import triton_launch as launch
 from kernels import tuning
 
@@ -113,6 +114,43 @@ def test_tiles_that_meet_once_give_the_sums_of_all_rows(
     assert all(torch.equal(value, again[figure]) for figure, value in results[0].items())
 
 
+BOUNDED = {"coldest": 0.05}
+
+
+@pytest.mark.parametrize("options", [BOUNDED, STUDENT | BOUNDED, {"keys": True} | BOUNDED], ids=len)
+@pytest.mark.parametrize("temperature", [0.05, 0.3])
+def test_a_learned_temperature_with_a_bound_takes_fixed_exponents(
+    options, temperature, make_batch, run, assert_no_worse, meets_once
+) -> None:
+    batch = make_batch([40, 9, 3, 20], d=32)
+    results = [
+        run(batch, options, backend=backend, temperature=temperature, dtype=dtype)
+        for backend, dtype in (
+            ("triton", torch.float32), ("dense", torch.float32), ("dense", torch.float64),
+        )
+    ]  # fmt: skip
+    assert_no_worse(*results, dtype=torch.float32, temperature=temperature)
+    assert meets_once == ([] if "keys" in options else [72])
+
+
+@pytest.mark.parametrize("backend", ["triton", "chunked", "dense"])
+def test_a_temperature_below_its_bound_is_refused_and_never_a_wrong_number(
+    backend, make_batch
+) -> None:
+    batch = make_batch([3, 4], d=16)
+    arguments = (batch["rows"].float(), batch["hubs"].float(), batch["group"])
+    how = {"temperature": torch.tensor(0.01), "coldest": 0.03}
+    with pytest.raises(ValueError, match=r"at least coldest, 0\.03, got 0\.0099"):
+        kernels.manifold_contrastive_loss(*arguments, backend=backend, **how)
+    if backend == "triton":
+        unchecked = kernels.manifold_contrastive_loss(
+            *arguments, backend=backend, validate=False, **how
+        )
+        assert unchecked.loss.isnan()
+    with pytest.raises(ValueError, match="coldest: asked for a number of at least 0, got -1"):
+        kernels.manifold_contrastive_loss(*arguments, temperature=0.1, coldest=-1.0)
+
+
 @pytest.mark.parametrize("changes", [{"learned": True}, {"temperature": 0.02}, {"keys": True}])
 def test_tiles_meet_twice_without_a_fixed_exponent_and_with_other_columns(
     changes, make_batch, run, meets_once
@@ -133,3 +171,15 @@ def test_splits_agree_with_one_walk(make_batch, run, monkeypatch) -> None:
         )
     for name, value in results[0].items():
         torch.testing.assert_close(value, results[1][name], rtol=2e-6, atol=1e-7, msg=name)
+
+
+def test_the_exponents_scale_is_that_of_a_learned_temperature_too() -> None:
+    rows = torch.eye(4, 16)
+    known, learned = (
+        launch.configure(rows, torch.tensor([0.2], dtype=dtype), "fp32", coldest=0.1)
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert known.learned is None
+    assert learned.learned is not None
+    assert launch.is_fixed(learned)
+    assert float(launch.exponent_scale(learned)) == pytest.approx(launch.exponent_scale(known))
