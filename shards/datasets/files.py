@@ -168,9 +168,15 @@ def parse_score(text: object, *, where: str) -> float:
     """
     value = parse_number(text)
     if not math.isfinite(value):
+        shown = str(text).strip()
+        is_percent = shown.endswith("%") and math.isfinite(parse_number(shown[:-1]))
+        way_out = (
+            "take the percent signs off the whole column"
+            if is_percent
+            else "correct the row, or remove it"
+        )
         raise ShardError(
-            f"{where}: score {printable(text, 60)!r} is not a finite number; correct the row, or "
-            "remove it",
+            f"{where}: score {printable(text, 60)!r} is not a finite number; {way_out}",
             exit_code=3,
         )
     if abs(value) > _LARGEST_SCORE:

@@ -64,6 +64,11 @@ def name_text(value: object, *, where: str) -> str:
     return "" if is_missing(value) else _text(value, where)
 
 
+def _typed(text: str) -> str:
+    """A number's text as it is typed: word processors put the minus sign for the hyphen."""
+    return text.strip().replace("\N{MINUS SIGN}", "-")
+
+
 def parse_number(value: object) -> float:
     """A number as people write them, or NaN; `1_0`, true and false are none.
 
@@ -75,7 +80,7 @@ def parse_number(value: object) -> float:
     try:
         if isinstance(value, int | float | decimal.Decimal):
             return float(value)
-        text = str(value).strip().removeprefix("\ufeff")
+        text = _typed(str(value)).removeprefix("\ufeff")
         return float(text) if _NUMBER.fullmatch(text) else math.nan
     except (ValueError, OverflowError):
         return math.nan
@@ -103,7 +108,7 @@ class NumberMarks:
         """A cell with its number written as programs do (`1.234,5` is `1234.5`); others as is."""
         if not isinstance(value, str):
             return value
-        text = value.strip()
+        text = _typed(value)
         other = "." if self.decimal == "," else ","
         if _GROUPED[self.decimal].fullmatch(text):
             text = text.replace(other, "")
@@ -122,7 +127,7 @@ class MarkFinder:
         """Look at a cell."""
         if not isinstance(value, str) or ("," not in value and "." not in value):
             return
-        text = value.strip()
+        text = _typed(value)
         for kind, pattern in _SPELLINGS:
             if pattern.fullmatch(text):
                 self._seen.setdefault(kind, (row, text))

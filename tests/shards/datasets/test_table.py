@@ -86,6 +86,7 @@ def test_an_unlabelled_file_is_refused_unless_ignored(images: Path, tmp_path: Pa
         ("path,score\na b.png,\n", "row 2: score '' is not a finite number"),
         ("path,score\na b.png,inf\n", "not a finite number"),
         ("path,score\na b.png,good\n", "not a finite number"),
+        ("path,score\na b.png,73 %\n", "'73 %' is not a finite number; take the percent signs off"),
         ("path,score\na b.png,1,2\n", "row 2 has 3 cells, the header 2"),
         ("path,score\n,1\n", "row 2: names no image"),
         ("path,score\n../secret.png,1\n", "is not inside the images folder"),

@@ -111,6 +111,7 @@ def test_a_structure_in_a_cell_is_named_and_never_dumped(value: object) -> None:
 @pytest.mark.parametrize(
     ("value", "number"),
     [
+        ("\N{MINUS SIGN}2.5", -2.5),
         ("1.5", 1.5), (" -2e3 ", -2000.0), ("+.5", 0.5), ("7.", 7.0), (3, 3.0), ("\ufeff4", 4.0),
         (decimal.Decimal("1.25"), 1.25), ("1e999", math.inf),
     ],
