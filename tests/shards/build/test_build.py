@@ -283,7 +283,7 @@ def test_a_file_that_cannot_be_finished_is_named(
     command += ["unlabelled", str(images), "--output", str(tmp_path / "out"), "--workers", "1"]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"{tmp_path}/out/unlabelled-000000.tar: File too large" in done.stderr
+    assert f"{tmp_path}/out/out-000000.tar: File too large" in done.stderr
     assert not list((tmp_path / "out").glob(".*.part"))
 
 
