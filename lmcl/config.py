@@ -159,6 +159,13 @@ class TrainConfig:
     layer_decay: float = 1.0
     """Of a ViT by name: learning rate of each layer relative to the layer above it, .65 to .9 where
     few images are to change the first layers little; 1 = all layers alike."""
+    lora_rank: int = 0
+    """Of a ViT by name: its weights stay, and matrices of this rank beside its layers learn (LoRA,
+    package peft); the model folder has them added to the weights. 0 = the weights learn."""
+    lora_alpha: float = 16.0
+    """What the matrices add is multiplied by it over the rank."""
+    lora_layers: Literal["attention", "all"] = "attention"
+    """Beside which layers: those of the attention, or these and the feed-forward ones."""
     seed: int = 0
     """Everything random in a run follows from it."""
     balance: int = 0
@@ -177,9 +184,18 @@ class TrainConfig:
             "stem_lr_scale": 0,
         }
         most = {"epochs": 10**6, "batch_size": 10**6, "clip": 10**9, "weight_decay": 10**3}
-        least |= {"seed": 0, "backbone_lr_scale": 0, "balance": 0}
+        least |= {"seed": 0, "backbone_lr_scale": 0, "balance": 0, "lora_rank": 0}
+        most |= {"lora_rank": 1024, "lora_alpha": 10**6}
         most |= {"balance": 1000, "layer_decay": 1, "backbone_lr_scale": 10**3}
-        check_bounds("train", self, least=least, most=most, above={"layer_decay": 0})
+        check_bounds(
+            "train", self, least=least, most=most, above={"layer_decay": 0, "lora_alpha": 0}
+        )
+        if self.lora_rank and not self.backbone_lr_scale:
+            raise ValueError(
+                "train.backbone_lr_scale = 0 keeps the pretrained network as it is, and "
+                f"train.lora_rank = {self.lora_rank} is how it learns; set one of them: a scale "
+                "above 0 is then the rate of the LoRA matrices"
+            )
         if self.balance == 1:
             raise ValueError("train.balance = 1 is one range with all images; set 0, or 2 or more")
         if self.seed > _MOST_SEED:

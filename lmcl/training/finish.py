@@ -27,6 +27,7 @@ from lmcl.models.pretrained import ModelCard, NamedScale, save_model
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.training_images import write_training_images
 from lmcl.training.checkpoint import best_path, load_tensors
+from lmcl.training.lora import merge_lora
 from lmcl.training.probe import Probed, difference_words, probe_at_end
 from lmcl.training.trainer import Trainer
 from lmcl.utils.files import write_atomic
@@ -68,6 +69,7 @@ class Outcome:
 def write_outcome(trainer: Trainer) -> Outcome:
     """Judge the chosen weights on the evaluated part, and write everything a reader needs."""
     model, epoch = chosen_weights(trainer)
+    model = merge_lora(model)
     part = trainer.config.evaluation.part
     parts = dict.fromkeys([part, *(["val"] if len(trainer.split.part("val")) else [])])
     judged = {name: _predict(trainer, model, name) for name in parts}

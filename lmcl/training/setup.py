@@ -67,6 +67,7 @@ from lmcl.training.grad_cache import GradCache, check_divisible
 from lmcl.training.init_from import start_from_model, training_images_of
 from lmcl.training.launcher import parents_command, refuse_ignored
 from lmcl.training.logger import CollapseWatch, MetricsLogger
+from lmcl.training.lora import add_lora, lora_words
 from lmcl.training.param_groups import freeze_backbone, parameter_groups
 from lmcl.training.rating_weights import rating_weights
 from lmcl.training.run_dir import RunDir
@@ -250,6 +251,7 @@ def check_start(
     loss = _plan_loss(config.objective, student)
     start_from_model(student, config, shard_set=shard_set, split=split)
     freeze_backbone(student, config.train)
+    add_lora(student, config.train, crop_size=config.crops.size)
     parameter_groups(student, config.train)
     check_saliency(student.encoder, config.saliency)
     _check_runtime(student, config)
@@ -324,6 +326,7 @@ def plan(config: Config, output: Path, *, resume: str = "", processes: int = 1) 
         *(f"warning: {words}" for words in start.warnings),
         f"encoder {config.encoder.name}, weights "
         f"{train.start_from or config.encoder.weights or 'random'}",
+        *filter(None, [lora_words(start.student)]),
         f"run folder {output}"
         + (f", going on at epoch {at.epoch + 1}, step {at.step}" if at else ""),
     ]
@@ -760,6 +763,8 @@ def _describe(trainer: Trainer, start: _CheckedStart, precision: PrecisionChoice
             *(trainer.config.runtime.micro_batch or images, views, crops.size),
         )
     logger.info("%s", start.rates)
+    if trainer.config.train.lora_rank:
+        logger.info("%s", lora_words(trainer.core))
     if trainer.config.train.balance:
         logger.info(
             "%s",
