@@ -349,6 +349,18 @@ class Config:
                 "objective.plcc_weight and objective.rank_weight compare the images of a step, and "
                 "train.batch_size is 1; set it to at least 2 (8 or more for a PLCC that says much)"
             )
+        if self.decoder.bins and len(self.data.sets) > 1:
+            raise ValueError(
+                f"decoder.bins = {self.decoder.bins} learns the ratings on one scale, and data.sets "
+                f"has {len(self.data.sets)}, each with its own; set decoder.bins = 0, or train on "
+                "one set"
+            )
+        if self.objective.deviation is not None and not self.decoder.bins:
+            raise ValueError(
+                f"objective.deviation = {self.objective.deviation} is of the ratings' distribution, "
+                "and decoder.bins = 0 learns none; set decoder.bins (10 to 20 are usual), or leave "
+                "objective.deviation out"
+            )
         if self.train.start_from and self.encoder.weights:
             raise ValueError(
                 f"train.start_from = {self.train.start_from!r} and encoder.weights = "

@@ -22,7 +22,6 @@ from lmcl.evaluation.calibration import (
     Meaning,
     as_kept,
     neighbour_distances,
-    spread_of,
     write_calibration,
 )
 from lmcl.evaluation.conformal import Conformal, fit_conformal
@@ -171,8 +170,8 @@ def _intervals(
     return fit_conformal(
         val.score,
         truth,
-        spread_of(val.crops),
-        floor=float(np.median(spread_of(sample.crops))),
+        val.spread,
+        floor=float(np.median(sample.spread)),
         edges_from=sample.score,
     )
 

@@ -210,6 +210,25 @@ def spread_of(crops: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.std(crops, axis=-1))
 
 
+def pooled_deviation(
+    deviation: NDArray[np.float64], crops: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Deviation of the ratings of images whose distribution is the mean of their crops'.
+
+    Args:
+        deviation: Of each crop's distribution, `[n, v]`, in [0, 1] units.
+        crops: Their means, the crops' qualities, `[n, v]`.
+    """
+    return np.asarray(np.sqrt(np.mean(deviation**2, axis=-1) + np.var(crops, axis=-1)))
+
+
+def image_spread(
+    crops: NDArray[np.float64], deviation: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """What intervals are normalised by: the predicted deviation, else how far crops disagree."""
+    return spread_of(crops) if deviation is None else np.asarray(deviation, np.float64)
+
+
 def write_calibration(
     folder: Path, calibration: Calibration, neighbours: NDArray[np.float32]
 ) -> Meaning:

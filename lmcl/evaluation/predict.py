@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from lmcl.distributed import RankContext
 from lmcl.errors import LmclError
+from lmcl.evaluation.calibration import image_spread, pooled_deviation
 from lmcl.models.preprocess import Preprocessing, autocast, preprocess
-from lmcl.models.quality_model import QualityModel
+from lmcl.models.quality_model import QualityModel, StudentOutput
 from lmcl.models.saliency import SaliencyConfig, best_window, window_to_box
 from pipeline.backends.select import DecodeChoice
 from pipeline.batch import CropBatch
@@ -105,8 +106,15 @@ class PartPredictions:
     """[n, d] unit-length mean over the crops."""
     crops: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     """[n, v] quality of every crop, in the order of `evaluation_boxes`; empty if not known."""
+    deviation: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """[n] predicted deviation of the ratings, [0, 1] units; empty of a model that gives none."""
     decode: str = ""
     """The decode recipe (docs/loader.md); two scores are comparable if it is the same for both."""
+
+    @property
+    def spread(self) -> NDArray[np.float64]:
+        """[n] how far each score may be off, for intervals: see `calibration.image_spread`."""
+        return image_spread(self.crops, self.deviation if len(self.deviation) else None)
 
     def take(self, keep: NDArray[np.bool_]) -> "PartPredictions":
         """Some of the images, by a mask."""
@@ -116,6 +124,7 @@ class PartPredictions:
             score=self.score[keep],
             embedding=self.embedding[keep],
             crops=self.crops[keep] if len(self.crops) else self.crops,
+            deviation=self.deviation[keep] if len(self.deviation) else self.deviation,
         )
 
 
@@ -165,13 +174,29 @@ def predict(
             score = crop_scores.mean(dim=1)
             mean = output.embedding.float().reshape(images, -1, output.embedding.shape[-1]).mean(1)
             embedding = torch.nn.functional.normalize(mean, dim=-1)
-            rows = (batch.ids, score, embedding, crop_scores)
+            rows = (batch.ids, score, embedding, crop_scores, _deviation(output, crop_scores))
             found.append(tuple(column[batch.valid].cpu().numpy() for column in rows))
         recipe = loader.recipe
-    part_ids, scores, embeddings, crop_table = _gather(found, ids, context, title)
+    part_ids, scores, embeddings, crop_table, deviation = _gather(found, ids, context, title)
     return PartPredictions(
-        ids=part_ids, score=scores, embedding=embeddings, crops=crop_table, decode=recipe
+        ids=part_ids,
+        score=scores,
+        embedding=embeddings,
+        crops=crop_table,
+        deviation=deviation[:, 0] if deviation.shape[1] else np.zeros(0),
+        decode=recipe,
     )
+
+
+def _deviation(output: StudentOutput, crops: torch.Tensor) -> torch.Tensor:
+    """Deviation of each image's ratings, `[b, 1]`; `[b, 0]` of a model that gives none."""
+    of_crops = output.deviation
+    if of_crops is None:
+        return crops.new_zeros(len(crops), 0)
+    found = pooled_deviation(
+        of_crops.double().reshape(crops.shape).cpu().numpy(), crops.cpu().numpy()
+    )
+    return torch.from_numpy(found)[:, None].to(crops.device)
 
 
 def compute_saliency(

@@ -39,6 +39,8 @@ COLUMNS = (
     "height",
     "width",
 )
+DEVIATION_COLUMN = "deviation"
+"""Written last where the model predicts it."""
 INTERVAL_COLUMNS = ("lower", "upper")
 """Written after the others where the run's calibration gives intervals."""
 _REQUIRED = ("id", "path", "mos", "prediction")
@@ -99,6 +101,8 @@ class Predictions:
     """Lower end of the prediction interval, in the scale of `mos`; NaN if there is none."""
     upper: NDArray[np.float64] = dataclasses.field(default_factory=_unknown_real)
     """Its upper end."""
+    deviation: NDArray[np.float64] = dataclasses.field(default_factory=_unknown_real)
+    """Predicted deviation of the ratings, in the scale of `mos`; NaN if the model gives none."""
 
     def __post_init__(self) -> None:
         """Fill what is unknown; refuse columns of different length and repeated ids.
@@ -110,7 +114,7 @@ class Predictions:
         for name in _PLACE:
             if len(getattr(self, name)) == 0:
                 object.__setattr__(self, name, np.full(n, NO_LEVEL, dtype=np.int64))
-        for name in INTERVAL_COLUMNS:
+        for name in (*INTERVAL_COLUMNS, DEVIATION_COLUMN):
             if len(getattr(self, name)) == 0:
                 object.__setattr__(self, name, np.full(n, math.nan))
         for field in dataclasses.fields(self):
@@ -142,7 +146,8 @@ class Predictions:
         """Write all columns; numbers keep every digit, what is unknown is an empty field."""
         out = io.StringIO(newline="")
         writer = csv.writer(out, lineterminator="\n")
-        ends = INTERVAL_COLUMNS if np.any(np.isfinite(self.lower)) else ()
+        optional = (*INTERVAL_COLUMNS, DEVIATION_COLUMN)
+        ends = [name for name in optional if np.any(np.isfinite(getattr(self, name)))]
         writer.writerow((*COLUMNS, *ends))
         numbers = [getattr(self, name).tolist() for name in _NUMBERS]
         intervals = [getattr(self, name).tolist() for name in ends]
@@ -175,6 +180,7 @@ def make_predictions(
     box: ArrayLike | None = None,
     lower: ArrayLike | None = None,
     upper: ArrayLike | None = None,
+    deviation: ArrayLike | None = None,
 ) -> Predictions:
     """Predictions from columns in any numeric type; what is not given is marked as unknown.
 
@@ -202,6 +208,7 @@ def make_predictions(
         **dict(zip(_PLACE[4:], _whole(size, (n, 2)).T, strict=True)),
         "lower": _number(lower, n),
         "upper": _number(upper, n),
+        "deviation": _number(deviation, n),
     }
     order = np.argsort(ids, kind="stable")
     equal = {name: c[order] if len(c) == n else c for name, c in columns.items()}
@@ -342,6 +349,7 @@ def _from_rows(rows: list[dict[str, str]], path: Path) -> Predictions:
         box=np.array([wholes(c) for c in ("y", "x", "h", "w")], dtype=np.int64).T,
         lower=reals("lower"),
         upper=reals("upper"),
+        deviation=reals("deviation"),
     )
 
 

@@ -13,7 +13,6 @@ from lmcl.evaluation.calibration import (
     CONFIDENCE,
     Calibration,
     prediction_interval,
-    spread_of,
 )
 from lmcl.evaluation.metrics import Evaluation, LogisticMapping, evaluate
 from lmcl.evaluation.predict import PartPredictions, SaliencyMaps
@@ -21,6 +20,7 @@ from lmcl.evaluation.predictions import Predictions, make_predictions
 from lmcl.utils.files import write_atomic
 from pipeline.boxes import CropConfig, scaled_sizes
 from pipeline.decode import decode_rgb
+from shards import ScoreScale
 from shards.read import ShardSet
 
 _THUMB_SIDE = 192
@@ -41,7 +41,7 @@ def make_prediction_table(
     lower, upper = None, None
     if calibration is not None and score is not None:
         lower, upper = prediction_interval(
-            calibration, score, judged.score, spread_of(judged.crops), confidence=CONFIDENCE
+            calibration, score, judged.score, judged.spread, confidence=CONFIDENCE
         )
     return make_predictions(
         id=rows,
@@ -59,7 +59,15 @@ def make_prediction_table(
         box=looked.boxes if looked else None,
         lower=lower,
         upper=upper,
+        deviation=_raw_deviation(judged, score),
     )
+
+
+def _raw_deviation(judged: PartPredictions, score: ScoreScale | None) -> NDArray[np.float64] | None:
+    """Predicted deviations in the set's own scale."""
+    if not len(judged.deviation):
+        return None
+    return judged.deviation * (score.high - score.low if score else 1.0)
 
 
 def write_pictures(

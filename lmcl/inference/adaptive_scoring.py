@@ -21,6 +21,8 @@ class CropOutputs(NamedTuple):
     """In [0, 1] units, higher = better, float64."""
     embedding: Float[np.ndarray, "b v d"]
     """Unit-length, float32."""
+    deviation: Float[np.ndarray, "b v"] | None = None
+    """Predicted deviation of the ratings, [0, 1] units; None of a model that gives none."""
 
 
 class SeenCrops(NamedTuple):
@@ -32,13 +34,19 @@ class SeenCrops(NamedTuple):
     """`[k]`"""
     embedding: NDArray[np.float32]
     """`[k, d]`"""
+    deviation: NDArray[np.float64] | None = None
+    """`[k]`; None of a model that gives none."""
 
 
 def look_at_all(outputs: CropOutputs) -> list[SeenCrops]:
     """What a network says of all crops of a batch's images."""
     places = np.arange(outputs.quality.shape[1])
-    rows = zip(outputs.quality, outputs.embedding, strict=True)
-    return [SeenCrops(places=places, quality=q, embedding=e) for q, e in rows]
+    return [
+        SeenCrops(places, quality, embedding, _row(outputs.deviation, row))
+        for row, (quality, embedding) in enumerate(
+            zip(outputs.quality, outputs.embedding, strict=True)
+        )
+    ]
 
 
 def look_adaptively(
@@ -62,12 +70,17 @@ def look_adaptively(
     for until in rule.counts(count):
         found = forward([crops[i][orders[i][done:until]] for i in active])
         for row, i in enumerate(active):
-            seen[i].append(CropOutputs(found.quality[row], found.embedding[row]))
+            deviation = _row(found.deviation, row)
+            seen[i].append(CropOutputs(found.quality[row], found.embedding[row], deviation))
         done = until
         active = [i for i in active if not rule.is_enough(_quality(seen[i]), count)]
         if not active:
             break
     return [_joined(order, parts) for order, parts in zip(orders, seen, strict=True)]
+
+
+def _row(deviation: NDArray[np.float64] | None, row: int) -> NDArray[np.float64] | None:
+    return None if deviation is None else deviation[row]
 
 
 def _quality(parts: Sequence[CropOutputs]) -> NDArray[np.float64]:
@@ -76,8 +89,10 @@ def _quality(parts: Sequence[CropOutputs]) -> NDArray[np.float64]:
 
 def _joined(order: NDArray[np.int64], parts: Sequence[CropOutputs]) -> SeenCrops:
     quality = _quality(parts)
+    deviations = [part.deviation for part in parts if part.deviation is not None]
     return SeenCrops(
         places=order[: len(quality)],
         quality=quality,
         embedding=np.concatenate([part.embedding for part in parts]),
+        deviation=np.concatenate(deviations) if deviations else None,
     )

@@ -161,6 +161,7 @@ def _write_output(
         decoder=scorer.decodes_on_gpu,
         meaning=scorer.interpreter is not None,
         crops_used=scorer.adaptive is not None,
+        deviation=scorer.engine.gives_deviation,
     )
     after = JournalRows(options.output)
     order = plan.order(after)
@@ -355,6 +356,7 @@ def _row(
         width=found.full_size[1],
         height=found.full_size[0],
         **dataclasses.asdict(found.meaning),
+        deviation=found.deviation,
         crops_used=len(found.crops) if is_adaptive else None,
         source=source,
     )

@@ -97,7 +97,7 @@ def evaluate_table(
         )
     score = dataset.score
     assert score is not None  # the reader of tables has one always
-    table = _predictions(kept, score)
+    table = _predictions(kept, score, scorer.scale)
     evaluation = evaluate(table.prediction, table.mos, mos_std=table.mos_std, group=table.group)
     scope = Scope(
         tested_on=name,
@@ -190,7 +190,9 @@ def _named(sample: Sample, prepare: Callable[[], PreparedImage]) -> PreparedImag
         ) from error
 
 
-def _predictions(kept: Sequence[tuple[Sample, ImageScore]], score: ScoreScale) -> Predictions:
+def _predictions(
+    kept: Sequence[tuple[Sample, ImageScore]], score: ScoreScale, scale: ScoreScale
+) -> Predictions:
     samples, found = zip(*kept, strict=True)
     unit = np.array([one.quality for one in found])
     unknown = float("nan")
@@ -207,4 +209,10 @@ def _predictions(kept: Sequence[tuple[Sample, ImageScore]], score: ScoreScale) -
         prediction=score.from_unit(unit),
         prediction_unit=unit,
         size=[one.full_size for one in found],
+        deviation=[
+            unknown
+            if one.deviation is None
+            else one.deviation * (score.high - score.low) / (scale.high - scale.low)
+            for one in found
+        ],
     )

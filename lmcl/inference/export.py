@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from lmcl.config import load_run_config, locate_data
@@ -100,13 +100,23 @@ class CropQuality(nn.Module):
         low, high = (float(v) for v in scorer.scale.from_unit(np.array([0.0, 1.0])))
         self.zero, self.span = low, high - low
 
-    def forward(
-        self, crops: UInt8[Tensor, "n s s 3"]
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n d"]]:
-        """Quality in [0, 1] units, higher = better; score in the set's scale; unit embedding."""
+    def forward(self, crops: UInt8[Tensor, "n s s 3"]) -> tuple[Tensor, ...]:
+        """What `output_names` says of each crop.
+
+        Quality ` n` in [0, 1] units, higher = better; score ` n` in the set's scale; unit
+        embedding `n d`; predicted deviation of the ratings ` n` in [0, 1] units, where the model
+        gives one.
+        """
         pixels = crops.permute(0, 3, 1, 2).float() * self.gain + self.shift
         out = self.model(pixels)
-        return out.score, self.zero + self.span * out.score, out.embedding
+        found = (out.score, self.zero + self.span * out.score, out.embedding)
+        return found if out.deviation is None else (*found, out.deviation)
+
+
+def output_names(scorer: Scorer) -> list[str]:
+    """What the exported function gives, in order."""
+    more = ["deviation"] if scorer.engine.gives_deviation else []
+    return ["quality", "score", "embedding", *more]
 
 
 def export(
@@ -293,7 +303,7 @@ def _write_onnx(scorer: Scorer, file: Path) -> None:
             (_example(scorer, 2, seed=0),),
             dynamo=True,
             input_names=["crops"],
-            output_names=["quality", "score", "embedding"],
+            output_names=output_names(scorer),
             dynamic_shapes=({0: torch.export.Dim("n", min=1, max=65536)},),
             opset_version=_OPSET,
             verbose=False,

@@ -175,11 +175,18 @@ class OnnxEngine:
         missing = max(batch_images - len(pixels), 0)
         filled = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
         flat = filled.reshape(-1, *filled.shape[2:])
-        found, embedding = self.session.run(["quality", "embedding"], {"crops": flat})
+        names = ["quality", "embedding", *["deviation"] * self.gives_deviation]
+        found, embedding, *more = self.session.run(names, {"crops": flat})
         quality = np.asarray(found, dtype=np.float64).reshape(len(filled), -1)
         embedding = np.asarray(embedding, np.float32).reshape(*quality.shape, -1)
         kept = len(pixels)
-        return CropOutputs(quality=quality[:kept], embedding=embedding[:kept])
+        deviation = np.asarray(more[0], np.float64).reshape(quality.shape)[:kept] if more else None
+        return CropOutputs(quality[:kept], embedding[:kept], deviation)
+
+    @property
+    def gives_deviation(self) -> bool:
+        """Whether the model predicts how far ratings lie apart."""
+        return any(each.name == "deviation" for each in self.session.get_outputs())
 
     @property
     def width(self) -> int:

@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 
 from lmcl.errors import LmclError
 from lmcl.evaluation.adaptive import AdaptiveRule
-from lmcl.evaluation.calibration import Meaning, read_meaning, spread_of
+from lmcl.evaluation.calibration import Meaning, image_spread, pooled_deviation, read_meaning
 from lmcl.inference.adaptive_scoring import SeenCrops, look_adaptively, look_at_all
 from lmcl.inference.arrays import as_array, is_array_like, rgb_pixels
 from lmcl.inference.calibration import (
@@ -113,6 +113,9 @@ class ImageScore:
     """Whether the GPU decoded the image; otherwise it has the pixels of the CPU recipes."""
     notes: tuple[str, ...] = ()
     """What is unusual about the image, and the score should be doubted for; empty for most."""
+    deviation: float | None = None
+    """Predicted deviation of people's ratings, in the scale of the training set; None of a model
+    that gives none."""
     meaning: Interpretation = NOTHING
     """Percentile, interval and whether the image is unusual, where the model is calibrated."""
 
@@ -448,7 +451,10 @@ class Scorer:
 
     def _scored(self, prepared: PreparedImage, seen: SeenCrops) -> ImageScore:
         quality = float(np.mean(seen.quality))
-        meaning = self._meaning(quality, seen)
+        deviation = None
+        if seen.deviation is not None:
+            deviation = float(pooled_deviation(seen.deviation, seen.quality))
+        meaning = self._meaning(quality, seen, deviation)
         boxes = prepared.boxes[seen.places].tolist()
         salient = None
         if prepared.view.size:
@@ -462,15 +468,17 @@ class Scorer:
             full_size=prepared.full_size,
             gpu_decoded=prepared.gpu_decoded,
             notes=(*prepared.notes, *meaning.notes),
+            deviation=None if deviation is None else deviation * (self.scale.high - self.scale.low),
             meaning=meaning,
         )
 
-    def _meaning(self, quality: float, seen: SeenCrops) -> Interpretation:
+    def _meaning(self, quality: float, seen: SeenCrops, deviation: float | None) -> Interpretation:
         if self.interpreter is None:
             return NOTHING
         mean = seen.embedding.mean(axis=0)
         unit = mean / max(float(np.linalg.norm(mean)), 1e-12)
-        return self.interpreter(quality, float(spread_of(seen.quality)), unit)
+        known = None if deviation is None else np.asarray(deviation)
+        return self.interpreter(quality, float(image_spread(seen.quality, known)), unit)
 
 
 def load(

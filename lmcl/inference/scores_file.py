@@ -34,6 +34,7 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 COLUMNS = ("path", "score", "scale", "higher_is_better", "error", "quality")
 _BOX = ("y", "x", "h", "w")
 _MEANING = ("percentile", "lower", "upper", "unusual")
+_DEVIATION = "deviation"
 _LAST = ("note", "width", "height")
 _CHUNK = 10_000
 _UNREADABLE = (
@@ -99,6 +100,8 @@ class Row:
     """Its upper end."""
     unusual: float | None = None
     """Share of val images [0, 1] that lie nearer to the training images."""
+    deviation: float | None = None
+    """Predicted deviation of people's ratings, in the scale of the training set."""
     crops_used: int | None = None
     """Crops that were looked at, where that was up to the image."""
     source: Source | None = None
@@ -119,6 +122,8 @@ class Layout:
     """Whether the model is calibrated, so that each row says what its score means."""
     crops_used: bool = False
     """Whether each row says how many crops were looked at."""
+    deviation: bool = False
+    """Whether the model predicts how far ratings lie apart."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -128,7 +133,8 @@ class Layout:
         decoder = ("decoder",) if self.decoder else ()
         meaning = _MEANING if self.meaning else ()
         used = ("crops_used",) if self.crops_used else ()
-        return (*COLUMNS, *box, *crops, *decoder, *_LAST, *used, *meaning)
+        deviation = (_DEVIATION,) if self.deviation else ()
+        return (*COLUMNS, *box, *crops, *decoder, *_LAST, *used, *meaning, *deviation)
 
     def values(self, row: Row) -> dict[str, Any]:
         """A row as named values; what is unknown is None."""
@@ -151,6 +157,8 @@ class Layout:
             found["crops_used"] = row.crops_used
         if self.meaning:
             found |= {name: getattr(row, name) for name in _MEANING}
+        if self.deviation:
+            found[_DEVIATION] = row.deviation
         return found
 
 
@@ -442,7 +450,7 @@ def _typed(values: dict[str, str]) -> dict[str, Any]:
     for name in ("path", "error"):
         found[name] = plain_cell(values[name] or "")
     found["note"] = plain_cell(values.get("note") or "")
-    for name in ("score", "quality", *_MEANING):
+    for name in ("score", "quality", _DEVIATION, *_MEANING):
         found[name] = float(values[name]) if values.get(name) else None
     for name in (*_BOX, "width", "height", "crops_used"):
         found[name] = int(values[name]) if values.get(name) else None
@@ -472,6 +480,7 @@ def _from_values(values: dict[str, Any]) -> Row:
         lower=_number(values.get("lower")),
         upper=_number(values.get("upper")),
         unusual=_number(values.get("unusual")),
+        deviation=_number(values.get(_DEVIATION)),
         crops_used=_whole(values.get("crops_used")),
     )
 
@@ -528,7 +537,7 @@ def _write_parquet(rows: Iterator[Row], file: Path, layout: Layout) -> int:
 
     types = {"score": pa.float64(), "quality": pa.float64(), "higher_is_better": pa.bool_()}
     types |= dict.fromkeys((*_BOX, "width", "height", "crops_used"), pa.int32())
-    types |= dict.fromkeys(_MEANING, pa.float64())
+    types |= dict.fromkeys((*_MEANING, _DEVIATION), pa.float64())
     types |= {"crop_scores": pa.list_(pa.float64())}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in layout.columns])
     count = 0

@@ -78,6 +78,11 @@ class TorchEngine:
         return 16 if self.device.type == "cuda" else 1
 
     @property
+    def gives_deviation(self) -> bool:
+        """Whether the model predicts how far ratings lie apart."""
+        return self.card.decoder.bins > 0
+
+    @property
     def view_side(self) -> int:
         """Side of the whole image's view that `salient_box` takes, pixels."""
         return self.card.saliency.view
@@ -105,7 +110,10 @@ class TorchEngine:
         quality = output.score.double().cpu().numpy().reshape(len(pixels), -1)
         embedding = output.embedding.float().cpu().numpy().reshape(*quality.shape, -1)
         kept = len(pixels) - max(missing, 0)
-        return CropOutputs(quality=quality[:kept], embedding=embedding[:kept])
+        deviation = None
+        if output.deviation is not None:
+            deviation = output.deviation.double().cpu().numpy().reshape(quality.shape)[:kept]
+        return CropOutputs(quality[:kept], embedding[:kept], deviation)
 
     def salient_box(
         self, view: UInt8[np.ndarray, "g g 3"], size: tuple[int, int]

@@ -66,6 +66,12 @@ class ObjectiveConfig:
     error_floor: float = 0.05
     """What a model is off by beyond the raters, in [0, 1] units, > 0: with it much larger than the
     errors all images weigh nearly the same."""
+    distribution_weight: float = 1.0
+    """With `decoder.bins`: weight of the divergence (nats) of each crop's distribution from the
+    image's ratings, added to the regression."""
+    deviation: float | None = None
+    """With `decoder.bins`: deviation of every image's ratings, in [0, 1] units, > 0, for sets that
+    have none; None: the set's own."""
     backend: Literal["auto", "triton", "chunked", "dense"] = "auto"
     """Which implementation of the loss; `auto`: fused on a GPU, chunked elsewhere."""
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
@@ -81,10 +87,13 @@ class ObjectiveConfig:
         check_bounds(
             "objective",
             self,
-            least={"intra_weight": 0, "ratings": 1, "plcc_weight": 0, "rank_weight": 0},
-            most={"ratings": 10**6, "error_floor": 10, "plcc_weight": 10**6, "rank_weight": 10**6}
+            least={"intra_weight": 0, "ratings": 1, "plcc_weight": 0, "rank_weight": 0}
+            | {"distribution_weight": 0},
+            most={"distribution_weight": 10**6, "deviation": 10}
+            | {"ratings": 10**6, "error_floor": 10, "plcc_weight": 10**6, "rank_weight": 10**6}
             | {"rank_scale": 10**3},
-            above={"huber_delta": 0, "temperature": 0, "error_floor": 0, "rank_scale": 0},
+            above={"huber_delta": 0, "temperature": 0, "error_floor": 0, "rank_scale": 0}
+            | {"deviation": 0},
         )
 
     @property
@@ -112,6 +121,8 @@ class Terms(NamedTuple):
     """(1 - PLCC) / 2 over the images of all ranks; 0 when switched off."""
     rank_loss: Float[Tensor, ""]
     """Mean over pairs of images of all ranks; 0 when switched off."""
+    distribution_loss: Float[Tensor, ""]
+    """Mean divergence of this rank's crops from their images' ratings, nats; 0 without bins."""
 
 
 class _Contrast(NamedTuple):
@@ -136,6 +147,7 @@ def objective(
     images_by_rank: tuple[int, ...],
     weights: Float[Tensor, " b"] | None = None,
     sets: BatchSets | None = None,
+    labels: Float[Tensor, "b k"] | None = None,
     validate: bool = True,
 ) -> Terms:
     """Regression and contrastive terms of one batch.
@@ -154,6 +166,7 @@ def objective(
         weights: Of the images in the regression (`image_weight`); None: all 1.
         sets: Whose images they are, if they are of several sets; scores then stand on each set's
             own scale.
+        labels: Distributions of the images' ratings, where the head gives one.
         validate: Check the values that the contrastive term gets; waits for a GPU.
 
     Source: [Local Manifold Learning, 2024]; options are ours (method.md, section 2).
@@ -165,10 +178,16 @@ def objective(
     if len(error):
         costs = regression_costs(output, mos, config, weights, images=images, random=random)
         weighted = costs.mean()
+    divergence = torch.zeros_like(l1)
+    if labels is not None and output.logits is not None and len(error):
+        logits = output.logits
+        crops = logits.reshape(len(mos), -1, logits.shape[-1])[:images, :random]
+        divergence = _divergence(crops, labels[:images], weights)
+        weighted = weighted + config.distribution_weight * divergence
     # With it the average over ranks of local means is the global mean (1 in one process).
     regression = weighted * (len(images_by_rank) * images / sum(images_by_rank))
     nothing = torch.zeros_like(l1)
-    figures = (nothing, nothing)
+    figures = (nothing, nothing, divergence.detach())
     apart = sets if sets is not None and not config.across_sets else None
     if config.compares_images:
         scores = output.score.reshape(len(mos), -1)[:images, :random]
@@ -179,7 +198,7 @@ def objective(
         both = config.plcc_weight * by_plcc + config.rank_weight * by_rank
         # Every rank has the whole loss and the gradient of its own images: their sum is wanted.
         regression = regression + (both * len(images_by_rank)).to(regression.dtype)
-        figures = (by_plcc.detach().to(l1.dtype), by_rank.detach().to(l1.dtype))
+        figures = (by_plcc.detach().to(l1.dtype), by_rank.detach().to(l1.dtype), figures[2])
     if config.contrastive_weight == 0:
         return Terms(regression, l1.detach(), nothing, nothing, nothing, nothing, *figures)
     if apart is None:
@@ -202,6 +221,18 @@ def objective(
         found.positive_similarity,
         *figures,
     )
+
+
+def _divergence(
+    logits: Float[Tensor, "k h c"],
+    labels: Float[Tensor, "k c"],
+    weights: Float[Tensor, " b"] | None,
+) -> Float[Tensor, ""]:
+    """Mean divergence (Kullback-Leibler) of the images' ratings from what is said of each crop."""
+    own = torch.special.xlogy(labels, labels).sum(dim=-1)
+    by_crop = own[:, None] - (labels[:, None] * logits.log_softmax(dim=-1)).sum(dim=-1)
+    found: Tensor = by_crop if weights is None else by_crop * weights[: len(logits), None]
+    return found.mean()
 
 
 def _compare_images(

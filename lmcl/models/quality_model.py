@@ -40,14 +40,24 @@ class DecoderConfig:
     """Hidden width of a perceptron that scores a crop from what a pretrained stem knows of it as a
     whole, beside the panel and past the transformer; a score is the mean of both (decision 0016).
     0: the panel alone. `hybrid` encoders only."""
+    bins: int = 0
+    """0: the head says a score. 2 or more: a distribution over so many equal ranges of [0, 1],
+    whose mean is the score and whose deviation is predicted too; 10 to 20 are usual."""
 
     def __post_init__(self) -> None:
         check_bounds(
             "decoder",
             self,
-            least={"queries": 1, "heads": 1, "direct": 0},
-            most={"queries": 4096, "heads": 1024, "direct": 16384},
+            least={"queries": 1, "heads": 1, "direct": 0, "bins": 0},
+            most={"queries": 4096, "heads": 1024, "direct": 16384, "bins": 1024},
         )
+        if self.bins == 1:
+            raise ValueError("decoder.bins = 1 is no distribution; set 0, or 2 or more")
+        if self.bins and self.direct:
+            raise ValueError(
+                f"decoder.bins = {self.bins} makes the panel say a distribution, and "
+                f"decoder.direct = {self.direct} puts a second score beside it; set one of them to 0"
+            )
 
 
 def check_heads(decoder: DecoderConfig, width: int) -> None:
@@ -72,6 +82,16 @@ class StudentOutput(NamedTuple):
     """Quality in [0, 1] units, higher = better, float32."""
     readouts: Float[Tensor, "n r"] | None = None
     """What `score` is the mean of, where more than the panel judges (`decoder.direct`)."""
+    logits: Float[Tensor, "n k"] | None = None
+    """Of the distribution whose mean the score is; None of a head that says a score."""
+
+    @property
+    def deviation(self) -> Float[Tensor, " n"] | None:
+        """Of each crop's distribution, in [0, 1] units; None of a head that says a score."""
+        if self.logits is None:
+            return None
+        apart = _centres(self.logits) - self.score[:, None]
+        return (self.logits.softmax(dim=-1) * apart.square()).sum(dim=-1).sqrt()
 
 
 class QualityModel(nn.Module):
@@ -118,7 +138,11 @@ class QualityModel(nn.Module):
         """
         tokens, summary = self.encoder.tokens_and_summary(pixels)
         embedding = functional.normalize(at_least_float32(tokens[:, 0]), dim=-1)
-        score = self._on_scale(self.panel(tokens), sets)
+        votes = self.panel(tokens)
+        if self.panel.bins:
+            mean = (votes.softmax(dim=-1) * _centres(votes)).sum(dim=-1)
+            return StudentOutput(embedding, mean, logits=votes)
+        score = self._on_scale(_MIDDLE + votes[:, 0], sets)
         if self.direct is None or summary is None:
             return StudentOutput(embedding, score)
         with torch.autocast(tokens.device.type, enabled=False):
@@ -175,19 +199,26 @@ class AttentionPanel(nn.Module):
             norm_first=True,
         )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 1, bias=False)
+        self.bins = config.bins
+        self.head = nn.Linear(width, config.bins or 1, bias=False)
         self.use_math_attention = False
         # Votes that start far apart cost the first hundred steps (decision 0006).
         nn.init.normal_(self.head.weight, std=0.01)
 
-    def forward(self, tokens: Float[Tensor, "n t d"]) -> Float[Tensor, " n"]:
-        """Scores of crops from their tokens, CLS first."""
+    def forward(self, tokens: Float[Tensor, "n t d"]) -> Float[Tensor, "n k"]:
+        """The members' mean vote on each crop from its tokens, CLS first: a number, or logits."""
         queries = self.members + tokens[:, :1]
         with sdpa_kernel(SDPBackend.MATH) if self.use_math_attention else nullcontext():
             opinions = self.norm(self.layer(queries, tokens[:, 1:]))
         with torch.autocast(tokens.device.type, enabled=False):
             votes = self.head(at_least_float32(opinions))
-        return _MIDDLE + votes.mean(dim=1)[:, 0]  # type: ignore[no-any-return]
+        return votes.mean(dim=1)  # type: ignore[no-any-return]
+
+
+def _centres(logits: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
+    """Middles of the ranges of a distribution, in [0, 1]."""
+    bins = logits.shape[-1]
+    return (torch.arange(bins, device=logits.device, dtype=logits.dtype) + 0.5) / bins
 
 
 def select_attention_impl(

@@ -42,6 +42,7 @@ _LOGGED = (
     "l1",
     "plcc_loss",
     "rank_loss",
+    "distribution_loss",
     "contrastive",
     "intra_share",
     "positive_similarity",

@@ -409,6 +409,7 @@ def training_charts(a: Analysis) -> list[TrainingChart]:
         for title, names in (
             ("Loss", ("loss", "l1")),
             ("PLCC and rank loss", ("plcc_loss", "rank_loss")),
+            ("Divergence from the ratings", ("distribution_loss",)),
             ("Contrastive term", ("contrastive",)),
             ("Intra-share", ("intra_share",)),
             (

@@ -145,10 +145,12 @@ def check_divisible(student: nn.Module) -> None:
 
 def _cached(outputs: list[StudentOutput]) -> StudentOutput:
     readouts = [output.readouts for output in outputs if output.readouts is not None]
+    logits = [output.logits for output in outputs if output.logits is not None]
     return StudentOutput(
         embedding=torch.cat([output.embedding for output in outputs]).requires_grad_(),
         score=torch.cat([output.score for output in outputs]).requires_grad_(),
         readouts=torch.cat(readouts).requires_grad_() if readouts else None,
+        logits=torch.cat(logits).requires_grad_() if logits else None,
     )
 
 

@@ -37,6 +37,8 @@ class StepEntry:
     plcc_loss: float | None
     """(1 - PLCC) / 2 over the step's images; None when switched off, as is the next."""
     rank_loss: float | None
+    distribution_loss: float | None
+    """Nats; None without `decoder.bins`."""
     contrastive: float | None
     """Nats; None when switched off, as are the three after it: not taken is not 0."""
     intra_share: float | None

@@ -72,6 +72,7 @@ from lmcl.training.param_groups import freeze_backbone, parameter_groups
 from lmcl.training.rating_weights import rating_weights
 from lmcl.training.run_dir import RunDir
 from lmcl.training.signals import InterruptedRunError, StopSignal, stop_on_signals, way_on
+from lmcl.training.soft_labels import soft_labels
 from lmcl.training.student import make_student
 from lmcl.training.trainer import Trainer, training_crops, uncompiled
 from lmcl.utils.environment import describe_environment, engines_line
@@ -218,6 +219,8 @@ class _CheckedStart:
     choice: DecodeChoice
     image_weights: torch.Tensor | None
     """Of the set's images, where `objective.image_weight` asks for them."""
+    soft_labels: torch.Tensor | None
+    """Distributions of the images' ratings, where the head gives one."""
     training_images: TrainingImages
     """What the model will have seen when the run ends."""
     state: State | None
@@ -274,6 +277,7 @@ def check_start(
         loss=loss,
         choice=choice,
         image_weights=weights,
+        soft_labels=soft_labels(config.objective, config.decoder.bins, shard_set, split),
         training_images=training_images_of(config, shard_set, split),
         state=state,
         rates=rates,
@@ -408,6 +412,8 @@ def prepare(
     trainer.stop = stop or trainer.stop
     weights = start.image_weights
     trainer.image_weights = weights if weights is None else weights.to(accelerator.device)
+    labels = start.soft_labels
+    trainer.soft_labels = labels if labels is None else labels.to(accelerator.device)
     trainer.training_images = start.training_images
     trainer.images_sha256 = hash_images(start.shard_set, start.split)
     _resume(trainer, start.state, resume)

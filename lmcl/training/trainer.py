@@ -94,6 +94,8 @@ class StepStats:
     plcc_loss: float
     """Over the images of all ranks; 0 when switched off, as is the next."""
     rank_loss: float
+    distribution_loss: float
+    """Mean over the crops of all ranks; 0 without `decoder.bins`."""
     grad_norm: float
     """Of the gradient over all ranks, before clipping."""
     stop: bool
@@ -161,6 +163,8 @@ class Trainer:
     metrics_logger: MetricsLogger
     image_weights: Float[Tensor, " n"] | None = None
     """Of every row of the sample table in the regression; None: all the same."""
+    soft_labels: Float[Tensor, "n k"] | None = None
+    """Distribution of the ratings of every row; None: the head says a score."""
     training_images: TrainingImages | None = None
     """What the model will have seen when the run ends; written beside it."""
     images_sha256: str = ""
@@ -341,6 +345,7 @@ class Trainer:
             images_by_rank=images_by_rank(batch.images_of_all_ranks, self.context.world_size),
             weights=self._weights(batch),
             sets=batch.sets,
+            labels=None if self.soft_labels is None else self.soft_labels[batch.ids],
             # Checking values waits for the device; what holds in the first step holds in all.
             validate=self.steps_done == 0,
         )
@@ -390,15 +395,16 @@ class Trainer:
             # A scaler of float16 skips steps whose gradient overflows by itself.
             + _GRADIENT * ~(torch.isfinite(grad_norm) | (self.accelerator.scaler is not None))
         )
-        figures = torch.stack([*(value.double() for value in terms[2:]), grad_norm.double()])
+        figures = torch.stack([*(value.double() for value in terms[2:8]), grad_norm.double()])
         if not self.context.is_main:
             # Contrastive figures and the gradient are of all ranks: rank 0's count.
             figures = torch.zeros_like(figures)
         stop = torch.full_like(total, self.stop.requested)
-        sums = [torch.where(has_l1, one, 0.0) for one in (total, weighted)]
+        diverging = terms.distribution_loss.double() * (batch.images * random)
+        sums = [torch.where(has_l1, one, 0.0) for one in (total, weighted, diverging)]
         mine = torch.stack([*sums, stop])
         summed: Tensor = self.accelerator.reduce(torch.cat([mine, figures, flags]), reduction="sum")
-        error, counted, stops, *found = summed.tolist()
+        error, counted, diverged, stops, *found = summed.tolist()
         contrastive, share, within, positive, plcc_loss, rank_loss, norm, *accidents = found
         broken, term = _find_broken([int(flag) for flag in accidents])
         return StepStats(
@@ -411,6 +417,7 @@ class Trainer:
             positive_similarity=positive,
             plcc_loss=plcc_loss,
             rank_loss=rank_loss,
+            distribution_loss=diverged / (batch.images_of_all_ranks * random),
             grad_norm=norm,
             stop=stops > 0,
             broken=broken,
@@ -551,6 +558,7 @@ class Trainer:
         regression = stats.regression
         if goal.compares_images:
             regression += goal.plcc_weight * stats.plcc_loss + goal.rank_weight * stats.rank_loss
+        regression += goal.distribution_weight * stats.distribution_loss
         return StepEntry(
             epoch=batch.epoch,
             step=batch.step,
@@ -559,6 +567,7 @@ class Trainer:
             l1=stats.l1,
             plcc_loss=stats.plcc_loss if goal.plcc_weight else None,
             rank_loss=stats.rank_loss if goal.rank_weight else None,
+            distribution_loss=stats.distribution_loss if self.config.decoder.bins else None,
             contrastive=stats.contrastive if weight else None,
             intra_share=stats.intra_share if weight and crops > 1 else None,
             intra_similarity=stats.intra_similarity if weight and crops > 1 else None,

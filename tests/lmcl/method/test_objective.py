@@ -68,6 +68,37 @@ def test_the_contrastive_term_is_the_papers() -> None:
     assert float(terms(out).contrastive) == pytest.approx(by_hand(out), rel=1e-5)
 
 
+def test_the_divergence_is_that_of_the_ratings_and_none_where_they_are_met() -> None:
+    plain = ObjectiveConfig(contrastive_weight=0.0, distribution_weight=2.0)
+    labels = torch.tensor([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.1, 0.1, 0.8]])
+    logits = torch.randn(IMAGES * RANDOM, 3, generator=torch.Generator().manual_seed(1))
+    score = torch.full((IMAGES * RANDOM,), 0.5)
+
+    def found(logits: torch.Tensor) -> Terms:
+        return objective(
+            StudentOutput(torch.zeros(IMAGES * RANDOM, WIDTH), score, logits=logits),
+            torch.tensor([0.1, 0.5, 0.9]),
+            torch.tensor([7, 3, 5]),
+            plain,
+            images=IMAGES,
+            random=RANDOM,
+            overlap=None,
+            keys=None,
+            images_by_rank=(IMAGES,),
+            labels=labels,
+        )
+
+    rows = labels.repeat_interleave(RANDOM, dim=0)
+    truth = functional.kl_div(logits.log_softmax(-1), rows, reduction="batchmean")
+    terms_found = found(logits)
+    assert float(terms_found.distribution_loss) == pytest.approx(float(truth), rel=1e-5)
+    assert float(terms_found.loss.detach()) == pytest.approx(
+        float(terms_found.l1) + 2 * float(truth)
+    )
+    met = found(rows.clamp(min=1e-9).log())
+    assert float(met.distribution_loss) == pytest.approx(0, abs=1e-6)
+
+
 def test_weights_of_images_change_the_regression_and_not_the_reported_error() -> None:
     out, plain = output(), ObjectiveConfig(contrastive_weight=0.0)
     scores = out.score.detach().unflatten(0, (IMAGES, -1))[:, :RANDOM]

@@ -55,6 +55,7 @@ def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> f
         pytest.param(["train.flip=true", "objective.overlap_aware=true"], id="flip-overlap"),
         pytest.param(["objective.keys=teacher"], id="teacher-keys"),
         pytest.param(["objective.contrastive_weight=0.0", "crops.salient=false"], id="plain"),
+        pytest.param(["decoder.bins=5", "objective.rank_weight=1.0"], id="distribution-rank"),
     ],
 )
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(

@@ -17,6 +17,7 @@ def entry(step: int, similarity: float) -> StepEntry:
         loss=0.5,
         plcc_loss=None,
         rank_loss=None,
+        distribution_loss=None,
         l1=0.25,
         contrastive=2.0,
         intra_share=0.1,

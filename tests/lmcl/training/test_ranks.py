@@ -42,6 +42,7 @@ CASES = {
     "options": ["objective.intra_weight=balanced", "objective.overlap_aware=true"],
     "teacher": ["objective.keys=teacher", "objective.include_positive=true"],
     "together": ["objective.plcc_weight=1.0", "objective.rank_weight=2.0"],
+    "distribution": ["decoder.bins=5", "runtime.micro_batch=3"],
     "parts": ["runtime.micro_batch=3"],
 }
 KINDS = {
