@@ -50,6 +50,8 @@ _PATHS = (
 )
 """Fields that hold a path, or may: `~` in them is the user's folder."""
 _ROOT_OF_SET = re.compile(r"data\.sets\.\d+\.root:")
+_NO_CHOICE = re.compile(r"Invalid enum value .* - at `\$\.([a-z_.]+)`")
+"""How msgspec says that a word is none of a field's words."""
 _MOST_SEED = 2**63 - 1
 _LOOSE_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
 """Numbers that TOML does not take for numbers: without a digit before or behind the point."""
@@ -351,15 +353,15 @@ class Config:
             )
         if self.decoder.bins and len(self.data.sets) > 1:
             raise ValueError(
-                f"decoder.bins = {self.decoder.bins} learns the ratings on one scale, and data.sets "
-                f"has {len(self.data.sets)}, each with its own; set decoder.bins = 0, or train on "
+                f"decoder.bins = {self.decoder.bins} learns the ratings on one scale, and "
+                f"data.sets has {len(self.data.sets)}, each with its own; set decoder.bins = 0, or train on "
                 "one set"
             )
         if self.objective.deviation is not None and not self.decoder.bins:
             raise ValueError(
-                f"objective.deviation = {self.objective.deviation} is of the ratings' distribution, "
-                "and decoder.bins = 0 learns none; set decoder.bins (10 to 20 are usual), or leave "
-                "objective.deviation out"
+                f"objective.deviation = {self.objective.deviation} is of the ratings' "
+                "distribution, and decoder.bins = 0 learns none; set decoder.bins (10 to 20 are "
+                "usual), or leave objective.deviation out"
             )
         if self.train.start_from and self.encoder.weights:
             raise ValueError(
@@ -488,7 +490,34 @@ def parse_config(tree: Mapping[str, Any], *, where: str) -> Config:
     try:
         return msgspec.convert(_with_home(tree), Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {error}; `lmcl show-config` prints every field") from error
+        raise ConfigError(
+            f"{where}: {error}{_choices(tree, str(error))}; `lmcl show-config` prints every field"
+        ) from error
+
+
+def _choices(tree: Mapping[str, Any], said: str) -> str:
+    """What may stand where a word stood that is none of a field's words; else empty."""
+    place = _NO_CHOICE.search(said)
+    if place is None:
+        return ""
+    owner: type = Config
+    value: Any = tree
+    *tables, name = place[1].split(".")
+    for table in tables:
+        owner, value = typing.get_type_hints(owner)[table], value[table]
+    words = [one for one in _literals(typing.get_type_hints(owner)[name]) if isinstance(one, str)]
+    near = difflib.get_close_matches(str(value[name]), words, n=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return f"; {meant}there are {', '.join(words)}"
+
+
+def _literals(hint: Any) -> Iterator[Any]:
+    """The values of all `Literal`s in a type."""
+    if typing.get_origin(hint) is Literal:
+        yield from typing.get_args(hint)
+    else:
+        for inner in typing.get_args(hint):
+            yield from _literals(inner)
 
 
 def dump_config(config: Config) -> str:

@@ -56,7 +56,8 @@ class DecoderConfig:
         if self.bins and self.direct:
             raise ValueError(
                 f"decoder.bins = {self.bins} makes the panel say a distribution, and "
-                f"decoder.direct = {self.direct} puts a second score beside it; set one of them to 0"
+                f"decoder.direct = {self.direct} puts a second score beside it; set one of them "
+                "to 0"
             )
 
 

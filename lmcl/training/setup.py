@@ -89,6 +89,8 @@ from shards.splits.split import Split
 logger = logging.getLogger(__name__)
 
 _HALVES: dict[str, Literal["bf16", "fp16"]] = {"bf16": "bf16", "fp16": "fp16"}
+_MOST_RANGES = 8
+"""Ranges of scores that a line names."""
 _RANK_TIMEOUT = timedelta(hours=24)
 """How long ranks wait for one another: rank 0 alone builds the feature cache (`runtime.cells`).
 When a rank dies the launcher ends the others, however long they would wait."""
@@ -348,7 +350,9 @@ def balance_line(shard_set: ShardSet, ids: NDArray[np.int64], train: TrainConfig
         f"{mos[one].min():.4g} to {mos[one].max():.4g}: {len(one)} images {drawn / len(one):.2g}x"
         for one, drawn in zip(ranges, sampler.draws().tolist(), strict=True)
     ]
-    return f"balanced over {len(words)} ranges of scores, in an epoch {', '.join(words)}"
+    if len(words) > _MOST_RANGES:
+        words = [*words[: _MOST_RANGES // 2], "...", *words[-_MOST_RANGES // 2 :]]
+    return f"balanced over {len(ranges)} ranges of scores, in an epoch {', '.join(words)}"
 
 
 def _set_lines(

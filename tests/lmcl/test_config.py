@@ -242,3 +242,20 @@ def test_the_chosen_epoch_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
     best = load_config(write(tmp_path, ""), ["evaluation.select='best'"])
     last = load_config(write(tmp_path, ""), ["evaluation.select='last'"])
     assert binding_differences(best, last) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("objective.rank_loss=margine", "did you mean 'margin'? there are fidelity, margin;"),
+        ("runtime.precision=fp32", "there are auto, no, bf16, fp16;"),
+        ("objective.intra_weight=balance", "balanced"),
+        ("schedule.shape=cos", "cosine"),
+    ],
+)
+def test_a_word_that_a_field_does_not_know_is_answered_by_those_it_does(
+    change: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config("demo", [change])
+    assert said in str(refused.value)
