@@ -75,11 +75,13 @@ def test_intervals_are_normalised_by_the_predicted_deviation(run: Path) -> None:
     meaning, table = read_meaning(run / "model"), read_csv(run / "predictions" / "test.csv")
     assert meaning is not None
     assert meaning.calibration.intervals is not None
-    half = meaning.calibration.intervals.half_width(
+    below, above = meaning.calibration.intervals.reach(
         table.prediction_unit, table.deviation / 4.0, confidence=0.9
     )
     inside = (table.lower > 1.001) & (table.upper < 4.999)
-    np.testing.assert_allclose((table.upper - table.lower)[inside], 8 * half[inside], rtol=1e-6)
+    np.testing.assert_allclose(
+        (table.upper - table.lower)[inside], 4 * (below + above)[inside], rtol=1e-6
+    )
 
 
 def test_the_loss_is_logged_with_its_weight(run: Path) -> None:
