@@ -55,7 +55,7 @@ def test_a_perceptron_judges_beside_the_panel() -> None:
     torch.testing.assert_close(output.score, output.readouts.mean(dim=1))
     tokens, summary = model.encoder.tokens_and_summary(pixels)
     assert summary.shape == (3, model.encoder.summary)
-    torch.testing.assert_close(output.readouts[:, 0], model.panel(tokens))
+    torch.testing.assert_close(output.readouts[:, 0], 0.5 + model.panel(tokens)[:, 0])
     assert output.readouts[:, 1].std() > 0
 
 
