@@ -354,8 +354,8 @@ class Config:
         if self.decoder.bins and len(self.data.sets) > 1:
             raise ValueError(
                 f"decoder.bins = {self.decoder.bins} learns the ratings on one scale, and "
-                f"data.sets has {len(self.data.sets)}, each with its own; set decoder.bins = 0, or train on "
-                "one set"
+                f"data.sets has {len(self.data.sets)}, each with its own; set decoder.bins = "
+                "0, or train on one set"
             )
         if self.objective.deviation is not None and not self.decoder.bins:
             raise ValueError(
