@@ -209,6 +209,7 @@ def build(
             split=split_column,
         ),
         missing="error" if on_error == "fail" else "later",
+        bad_rows="error" if on_error == "fail" else "later",
         patches=patches,
         score_member=None if score_member == "none" else score_member,
         group_member=group_member,
@@ -559,6 +560,7 @@ def update(
             extra_files="ignore",
             columns=columns,
             missing="ignore",
+            bad_rows="refuse",
         )
         here, given = fetch_source("table", table, given, images=images, tell=_note)
         dataset = open_source("table", here, given)

@@ -44,11 +44,10 @@ from shards.build.pack import (
     ShardRecord,
     read_record,
     read_rows,
-    several_problems,
 )
 from shards.build.plan import Plan, ShardSize, jobs_of, make_plan
 from shards.build.retry import keep_good_shards
-from shards.errors import ShardError
+from shards.errors import ShardError, several_problems
 from shards.layout import STATE, index_name, shard_stem
 from shards.limits import PIXELS_AT_ONCE
 from shards.manifest import (

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ from shards.build.image import (
     inspect,
 )
 from shards.datasets.pictures import read_picture
-from shards.errors import ShardError
+from shards.errors import MOST_PROBLEMS, ShardError, several_problems
 from shards.layout import STATE, index_line, key_of, shard_stem
 from shards.limits import MAX_PIXELS
 from shards.manifest import NOTED, ShardInfo
@@ -38,8 +38,6 @@ from shards.tar import TarWriter
 from shards.text import printable
 
 _RECORD = b"lmcl-record"
-_PROBLEMS = 20
-_MESSAGE = 1800
 _WAY_OUT = "; replace the file, or leave it out with `--on-error skip`"
 
 OnError = Literal["fail", "skip"]
@@ -156,7 +154,7 @@ def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord
                 if job.options.on_error == "fail":
                     # The others are looked at too: one bad image a run would be a long way.
                     failed.append(error)
-                    if len(failed) == _PROBLEMS:
+                    if len(failed) == MOST_PROBLEMS:
                         break
                     continue
                 rejected.append(_rejected(id, sample, error))
@@ -177,26 +175,6 @@ def pack_shard(job: ShardJob, *, progress: Callable[[int], None]) -> ShardRecord
     record = dataclasses.replace(record, noted=tuple(noted))
     write_record(store, job.stem, record, to_arrow(rows))
     return record
-
-
-def several_problems(problems: Sequence[str], count: int, *, what: str) -> ShardError:
-    """The error that names the first samples that cannot be packed, all in one message.
-
-    Args:
-        problems: Of the first few, each with its place.
-        count: Of all.
-        what: Beginning of the sentence.
-    """
-    way_out = "complete them, or leave them out with `--on-error skip` (rejected.jsonl lists them)"
-    if count == 1:
-        return ShardError(f"{problems[0]}; {way_out}", exit_code=3)
-    # A message has two kilobytes; the reason stands at the end of a place.
-    room = (_MESSAGE - len(way_out)) // len(problems)
-    named = "; ".join(printable(problem, max(40, room)) for problem in problems)
-    first = f"the first {len(problems)}" if count > len(problems) else "they"
-    return ShardError(
-        f"{what}, {count:,} cannot be packed, {first} are: {named}; {way_out}", exit_code=3
-    )
 
 
 def _all_of(failed: list[ShardError]) -> ShardError:

@@ -15,14 +15,13 @@ import numpy as np
 
 from shards.build.pack import PackOptions, ShardJob, hashed
 from shards.build.score_check import ScoreCheck
-from shards.errors import ShardError
+from shards.errors import MOST_PROBLEMS, ShardError
 from shards.manifest import FORMAT_VERSION, ids_hash
 from shards.sample import DataSet, Sample
 from shards.sample_table import group_key
 from shards.text import printable
 
 _NAMED = 5
-_PROBLEMS = 20
 _PIECES = 16
 _LEAST_SAMPLES, _MOST_SAMPLES = 100, 2000
 
@@ -114,7 +113,7 @@ def make_plan(
         file_bytes = _file_size(sample)
         if sample.problem:
             num_problems += 1
-            problems += [sample.problem] if len(problems) < _PROBLEMS else []
+            problems += [sample.problem] if len(problems) < MOST_PROBLEMS else []
         elif file_bytes is None:
             num_missing += 1
             missing += [str(sample.file)] if len(missing) < _NAMED else []

@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -29,7 +30,11 @@ from shards.text import printable
 
 IMAGE_ENDINGS = PACKED_ENDINGS
 
+CORRECT: Final = "correct the row, or remove it"
+"""What helps where a cell of a row is wrong."""
+
 _MOST_TEXT = 256 << 20
+_DEVIATION_MARKS = ("±", "+/-", "+-", "(")
 _LARGEST_SCORE = 1e100
 """Squares of larger ones, summed over a set, leave the range of float64."""
 
@@ -169,23 +174,41 @@ def parse_score(text: object, *, where: str) -> float:
     value = parse_number(text)
     if not math.isfinite(value):
         shown = str(text).strip()
-        is_percent = shown.endswith("%") and math.isfinite(parse_number(shown[:-1]))
-        way_out = (
-            "take the percent signs off the whole column"
-            if is_percent
-            else "correct the row, or remove it"
-        )
         raise ShardError(
-            f"{where}: score {printable(text, 60)!r} is not a finite number; {way_out}",
+            f"{where}: score {printable(shown, 60)!r} is not a finite number; "
+            f"{_way_out_of(shown) or CORRECT}",
             exit_code=3,
         )
     if abs(value) > _LARGEST_SCORE:
         raise ShardError(
             f"{where}: score {printable(text, 60)!r} is beyond {_LARGEST_SCORE:g}, so that no "
-            "deviation of the scores could be computed; correct the row, or remove it",
+            f"deviation of the scores could be computed; {CORRECT}",
             exit_code=3,
         )
     return value
+
+
+def _way_out_of(text: str) -> str:
+    """What helps if a score is written with more than its number; empty if that is not seen."""
+    if text.endswith("%") and _is_number(text[:-1]):
+        return "take the percent signs off the whole column"
+    for mark in _DEVIATION_MARKS:
+        mean, found, spread = text.partition(mark)
+        if found and _is_number(mean) and _is_number(spread.rstrip(")")):
+            return (
+                "a mean with its deviation: write the deviations into a column of their own, "
+                "`std` (`--std-column` names another)"
+            )
+    upper, slash, lower = text.partition("/")
+    if slash and _is_number(upper) and _is_number(lower):
+        return f"a fraction: write its number alone in the whole column ({upper.strip()!r})"
+    if text != (bare := text.strip("'\"`\u2018\u2019\u201c\u201d")) and _is_number(bare):
+        return "a number in quotation marks: take them off the whole column"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    return math.isfinite(parse_number(text))
 
 
 def refuse_unlabelled(

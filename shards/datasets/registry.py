@@ -23,7 +23,7 @@ from shards.datasets import (
 )
 from shards.datasets.pyiqa import open_pyiqa
 from shards.datasets.roles import ColumnNames
-from shards.datasets.table import ExtraFiles, MissingFiles, open_table, table_paths
+from shards.datasets.table import BadRows, ExtraFiles, MissingFiles, open_table, table_paths
 from shards.datasets.unlabelled import open_unlabelled
 from shards.datasets.wds import open_wds
 from shards.errors import ShardError
@@ -56,6 +56,8 @@ class SourceOptions:
     """table: columns, where they have other than the usual names."""
     missing: MissingFiles = "later"
     """table: whether images that are labelled and not there stop the reading."""
+    bad_rows: BadRows = "error"
+    """table: whether rows without a usable score or path stop the reading."""
     patches: bool = False
     """flive: read the patches too."""
     score_member: str | None = "json:mos"
@@ -209,6 +211,7 @@ def _open_table(source: Path, options: SourceOptions) -> DataSet:
         extra_files=options.extra_files,
         columns=options.columns,
         missing=options.missing,
+        bad_rows=options.bad_rows,
         files=options.files,
     )
     takes = options.files.takes

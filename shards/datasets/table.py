@@ -17,7 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shards.datasets.files import FolderIndex, need_file, parse_score, refuse_unlabelled
+from shards.datasets.files import (
+    CORRECT,
+    FolderIndex,
+    need_file,
+    parse_score,
+    refuse_unlabelled,
+)
 from shards.datasets.paths import PathFinder, is_absolute, leads_out, spellings
 from shards.datasets.remote_paths import RemotePaths, is_remote, name_of_url
 from shards.datasets.roles import (
@@ -43,7 +49,7 @@ from shards.datasets.values import (
     name_text,
     parse_number,
 )
-from shards.errors import ShardError
+from shards.errors import MOST_PROBLEMS, ShardError, several_problems
 from shards.sample import DataSet, Embedded, Facts, Sample
 from shards.sample_table import group_key
 from shards.score_scale import ScoreScale
@@ -53,6 +59,7 @@ from shards.text import printable
 
 ExtraFiles = Literal["error", "ignore"]
 MissingFiles = Literal["error", "later", "ignore"]
+BadRows = Literal["error", "later", "refuse"]
 
 _WANTED = "give the table with the columns path and score"
 _PICTURES = (".parquet", ".arrow")
@@ -87,6 +94,7 @@ def open_table(
     columns: ColumnNames | None = None,
     missing: MissingFiles = "later",
     files: PathFilter | None = None,
+    bad_rows: BadRows = "error",
 ) -> DataSet:
     """Read a table of labels.
 
@@ -101,13 +109,16 @@ def open_table(
         missing: `error` refuses a table that names images which are not there; `later` leaves
             them to the build, unless all are missing; `ignore` does not look.
         files: Which images are looked at; rows that name others are left out.
+        bad_rows: What to do about rows without a usable score or path: `error` refuses them and
+            says how to leave them out, `refuse` does not say it, as where that is no way out;
+            `later` makes them samples with a problem, which the build puts into `rejected.jsonl`.
 
     Raises:
-        ShardError: If the table is missing, empty, or a row is not usable; names file and row.
+        ShardError: If the table is missing or empty, or rows are not usable; names file and rows.
     """
     tables = [need_file(file, what=_WANTED) for file in _table_files(labels)]
     opened = _open_all(tables, columns or ColumnNames(), images, files)
-    low, high = _range_of([_first_pass(one, extra_files, missing) for one in opened])
+    low, high = _range_of([_first_pass(one, extra_files, missing, bad_rows) for one in opened])
     readings = [_with_names_of_rows(one, len(opened)) for one in opened]
     finder = readings[0].finder
     return DataSet(
@@ -294,7 +305,7 @@ class _Reading:
         assert self.finder is not None
         text = name_text(self.cell(row, PATH), where=f"{where}: {self.columns[PATH.name]}")
         if not text:
-            raise ShardError(f"{where}: names no image; correct the row", exit_code=3)
+            raise ShardError(f"{where}: names no image; {CORRECT}", exit_code=3)
         if is_remote(text):
             copy, path = self.remote.find(text), name_of_url(text)
             if isinstance(copy, str):
@@ -336,11 +347,11 @@ def _paths_in(table: LabelTable, column: str | None) -> Iterator[str]:
 
 
 def _first_pass(
-    reading: _Reading, extra_files: ExtraFiles, missing: MissingFiles
+    reading: _Reading, extra_files: ExtraFiles, missing: MissingFiles, bad_rows: BadRows
 ) -> tuple[float, float]:
     """Every row is checked before anything is packed."""
     low, high = math.inf, -math.inf
-    absent = _Absent(reading)
+    absent, unusable = _Absent(reading), _Unusable(reading)
 
     def names() -> Iterator[str]:
         nonlocal low, high
@@ -348,11 +359,16 @@ def _first_pass(
             sample = _sample(reading, (number, row))
             if sample.mos is not None:
                 low, high = min(low, sample.mos), max(high, sample.mos)
-            if reading.finder is not None and not reading.is_remote(row):
-                absent.add(number, row, sample)
+                if reading.finder is not None and not reading.is_remote(row):
+                    absent.add(number, row, sample)
+            else:
+                unusable.add(sample.problem)
             yield sample.path
 
     def refuse() -> None:
+        if unusable.count and (bad_rows != "later" or math.isinf(low)):
+            also = absent if missing == "error" else _Absent(reading)
+            raise unusable.error(also, is_skippable=bad_rows == "error")
         is_all = 0 < absent.count == absent.rows and missing != "ignore"
         if absent.count and (missing == "error" or is_all):
             raise absent.error()
@@ -374,12 +390,47 @@ def _first_pass(
     return low, high
 
 
+class _Unusable:
+    """Rows with a cell that cannot be used, and why."""
+
+    def __init__(self, reading: _Reading) -> None:
+        self._table = reading.table.path
+        self._first: list[str] = []
+        self.count = 0
+
+    def add(self, problem: str) -> None:
+        """Take up a row by its sample's problem."""
+        self.count += 1
+        if len(self._first) < MOST_PROBLEMS:
+            self._first.append(problem.removeprefix(f"{printable(self._table.name)}: "))
+
+    def error(self, absent: "_Absent", *, is_skippable: bool) -> ShardError:
+        """The first of them, of the images that are not there too, and the way out."""
+        where = printable(self._table)
+        if self.count + absent.count == 1:
+            skip = "; `--on-error skip` leaves it out" if is_skippable else ""
+            return ShardError(f"{where}: {self._first[0]}{skip}", exit_code=3)
+        named = [problem.removesuffix(f"; {CORRECT}") for problem in self._first]
+        named += [f"row {number}: there is no {text!r}" for number, text in absent.first]
+        correct = "correct or remove the rows"
+        return several_problems(
+            named[:MOST_PROBLEMS],
+            self.count + absent.count,
+            what=f"{where}: of its rows",
+            way_out=f"{correct}, or leave them out with `--on-error skip`, which lists them in "
+            "rejected.jsonl"
+            if is_skippable
+            else correct,
+        )
+
+
 class _Absent:
     """Images that are labelled and not there."""
 
     def __init__(self, reading: _Reading) -> None:
         self._reading = reading
-        self._first: tuple[int, str] | None = None
+        self.first: list[tuple[int, str]] = []
+        """Rows and paths of the first few."""
         self.rows = self.count = 0
 
     def add(self, number: int, row: Row, sample: Sample) -> None:
@@ -389,14 +440,13 @@ class _Absent:
         index = self._reading.finder.index
         if index.position(sample.path) is None and not sample.file.is_file():
             self.count += 1
-            if self._first is None:
-                text = name_text(self._reading.cell(row, PATH), where="")
-                self._first = (number, text)
+            if len(self.first) < MOST_PROBLEMS:
+                text = printable(name_text(self._reading.cell(row, PATH), where=""), 60)
+                self.first.append((number, text))
 
     def error(self) -> ShardError:
         """What is missing, and the way out."""
-        assert self._first is not None
-        number, text = self._first
+        text = self.first[0][1]
         finder, table = self._reading.finder, self._reading.table
         assert finder is not None
         way_out = finder.hint(text) or (
@@ -404,10 +454,11 @@ class _Absent:
             "`--on-error skip`"
         )
         told = f" (read as {', '.join(table.told)})" if table.told else ""
+        named = ", ".join(f"row {number}: {name!r}" for number, name in self.first)
         return ShardError(
             f"{printable(table.path)}{told}: {self.count:,} of {self.rows:,} labelled images are "
-            f"not there in {printable(finder.index.folder)}, first row {number}: "
-            f"{printable(text)!r}; {way_out}",
+            f"not there in {printable(finder.index.folder)}, first "
+            f"{named}; {way_out}",
             exit_code=3,
         )
 
@@ -436,9 +487,31 @@ def _samples(reading: _Reading) -> Iterator[Sample]:
 
 
 def _sample(reading: _Reading, numbered: Numbered) -> Sample:
+    """The sample of a row; with a problem and no score if a cell of it is not usable."""
     number, row = numbered
     where = f"{printable(reading.table.path)}: row {number}"
-    place = reading.locate(number, row, where)
+    place = None
+    try:
+        place = reading.locate(number, row, where)
+        return _read_sample(reading, numbered, place, where)
+    except ShardError as error:
+        # The file's name alone: the hash of a set does not depend on where its table lies.
+        reason = str(error).removeprefix(f"{printable(reading.table.path)}: ")
+        path = f"{_NAMELESS}{number:08d}" if place is None else place.path
+        return Sample(
+            path=path,
+            file=reading.table.path if place is None else place.file,
+            mos=None,
+            mos_std=None,
+            group=path,
+            size=0 if place is None or place.embedded is not None else None,
+            row=number,
+            problem=f"{printable(reading.table.path.name)}: {reason}",
+        )
+
+
+def _read_sample(reading: _Reading, numbered: Numbered, place: _Place, where: str) -> Sample:
+    number, row = numbered
     group, distortion, subset = (
         cell_text(reading.cell(row, role), where=f"{where}: {role.name}")
         for role in (GROUP, DISTORTION, SUBSET)

@@ -1,0 +1,140 @@
+"""Tables as people have them, through the command that packs them: bad rows are named, or left out.
+
+The tables are CSVs of a study; `shards/datasets/table.py` reads them.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from shards.cli import cli
+from shards.errors import ShardError
+from shards.read import open_set
+
+Picture = Callable[..., bytes]
+BAD = {
+    "b2.png": ("", "score '' is not a finite number"),
+    "b3.png": ("nan", "score 'nan' is not a finite number"),
+    "b4.png": ("good", "score 'good' is not a finite number"),
+    "gone.png": ("2", "gone.png"),
+    "": ("2", "names no image"),
+}
+
+
+def build(table: Path, out: Path, *options: object) -> Result:
+    line = ["build", "table", table, "--output", out, "--workers", "1", "--no-progress", *options]
+    return CliRunner().invoke(cli, [str(word) for word in line])
+
+
+def message_of(done: Result) -> str:
+    assert isinstance(done.exception, ShardError), done.output
+    assert done.exception.exit_code == 3
+    return str(done.exception)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, picture: Picture) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a0.png", "a1.png", "b2.png", "b3.png", "b4.png"):
+        (folder / name).write_bytes(picture(int(name[1])))
+    return folder
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("path,score\n" + "".join(f"{name},{score}\n" for name, score in rows))
+    return path
+
+
+def test_bad_rows_are_named_at_once_or_rejected(tmp_path: Path, photos: Path) -> None:
+    rows = [("a0.png", "1"), ("a1.png", "2"), *((name, score) for name, (score, _) in BAD.items())]
+    table = write(tmp_path / "labels.csv", rows)
+    options = ("--images", photos)
+    message = message_of(build(table, tmp_path / "out", *options))
+    assert f"{table}: of its rows, 5 cannot be packed" in message
+    for number, (_, why) in enumerate(BAD.values(), start=4):
+        assert f"row {number}: " in message
+        assert why in message
+    assert "--on-error skip" in message
+    assert not (tmp_path / "out").exists()
+    done = build(table, tmp_path / "out", *options, "--on-error", "skip")
+    assert done.exit_code == 0, done.output
+    assert "5 images were left out" in done.output
+    found = [json.loads(s) for s in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in found] == [*list(BAD)[:4], "row-00000008"]
+    for line, (_, why) in zip(found, BAD.values(), strict=True):
+        assert why in line["error"]
+    packed = open_set(tmp_path / "out")
+    assert packed.samples.path[packed.ids()].tolist() == ["a0.png", "a1.png"]
+    assert (packed.manifest.score.low, packed.manifest.score.high) == (1.0, 2.0)
+    again = build(table, tmp_path / "out", *options, "--on-error", "skip")
+    assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_of_many_bad_rows_the_first_twenty_are_named(
+    tmp_path: Path, picture: Picture, is_there: bool
+) -> None:
+    (tmp_path / "ok.png").write_bytes(picture(1))
+    for k in range(30 if is_there else 0):
+        (tmp_path / f"b{k:03d}.png").write_bytes(b"not looked at")
+    bad = [(f"b{k:03d}.png", "" if is_there else "3") for k in range(30)]
+    message = message_of(
+        build(write(tmp_path / "l.csv", [("ok.png", "1"), *bad]), tmp_path / "out")
+    )
+    assert ("30 cannot be packed, the first 20 are" in message) == is_there
+    assert ("30 of 31 labelled images are not there" in message) != is_there
+    assert all(f"row {k}: " in message for k in range(3, 23))
+    assert "row 23" not in message
+    assert "--on-error skip" in message
+
+
+def test_a_table_without_a_usable_row_is_refused_also_when_skipping(
+    tmp_path: Path, photos: Path
+) -> None:
+    table = write(tmp_path / "l.csv", [("a0.png", "good"), ("a1.png", "bad")])
+    options = ("--images", photos, "--extra-files", "ignore", "--on-error", "skip")
+    assert "of its rows, 2 cannot be packed, they are: row 2: " in message_of(
+        build(table, tmp_path / "out", *options)
+    )
+
+
+@pytest.mark.parametrize("cell", ["", "3/10"])
+def test_an_update_with_a_bad_row_does_not_advise_to_skip_it(
+    tmp_path: Path, photos: Path, cell: str
+) -> None:
+    options = ("--images", photos, "--extra-files", "ignore")
+    good = write(tmp_path / "l.csv", [("a0.png", "1"), ("a1.png", "2")])
+    assert build(good, tmp_path / "out", *options).exit_code == 0
+    bad = write(tmp_path / "new.csv", [("a0.png", cell), ("a1.png", "2")])
+    line = ["update", str(tmp_path / "out"), str(bad), "--on-error", "skip"]
+    message = message_of(CliRunner().invoke(cli, line))
+    assert "row 2: score" in message
+    assert "skip" not in message
+
+
+@pytest.mark.parametrize(
+    ("cell", "why"),
+    [
+        ("3/10", "a fraction"),
+        ("3 ± .3", "--std-column"),
+        ("3 +/- 0.3", "--std-column"),
+        ("3 (0.3)", "--std-column"),
+        ("'3", "a number in quotation marks"),
+        ("73 %", "percent signs"),
+    ],
+)
+def test_a_score_with_more_than_its_number_is_named(
+    tmp_path: Path, photos: Path, cell: str, why: str
+) -> None:
+    table = write(tmp_path / "l.csv", [("a0.png", cell), ("a1.png", "2")])
+    message = message_of(
+        build(table, tmp_path / "o", "--images", photos, "--extra-files", "ignore")
+    )
+    assert f"{table}: row 2: score '{cell}' is not a finite number" in message
+    assert why in message
