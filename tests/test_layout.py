@@ -140,6 +140,7 @@ ACROSS = {
     "shards/datasets/test_real_labels.py": "label files of the published sets",
     "shards/datasets/test_others_folders.py": "folders as people have them, through the command",
     "shards/datasets/test_others_tars.py": "tars as others make them, through the command",
+    "shards/datasets/test_others_tables.py": "tables as people have them, through the command",
     "shards/test_fuzz.py": "damaged files of every kind",
     "shards/test_hostile_sets.py": "sets made to do harm",
     "shards/test_interop.py": "shards read by other libraries",

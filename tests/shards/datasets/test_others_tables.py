@@ -136,5 +136,5 @@ def test_a_score_with_more_than_its_number_is_named(
     message = message_of(
         build(table, tmp_path / "o", "--images", photos, "--extra-files", "ignore")
     )
-    assert f"{table}: row 2: score '{cell}' is not a finite number" in message
+    assert f"{table}: row 2: score {cell!r} is not a finite number" in message
     assert why in message
