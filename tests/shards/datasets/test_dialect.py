@@ -68,7 +68,7 @@ DIALECTS: dict[str, tuple[str, str, str]] = {
         "utf-8",
         "4 lines above the header",
     ),
-    "blank-above": (";;;\n" + written(";", ","), "utf-8", "1 lines above the header"),
+    "blank-above": (";;;\n" + written(";", ","), "utf-8", "1 line above the header"),
     "commented-header": ("# " + written(","), "utf-8", ""),
 }  # fmt: skip
 
