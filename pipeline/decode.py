@@ -66,7 +66,7 @@ def _decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     except (PipelineError, ShardError) as error:
         raise PipelineError(str(error), exit_code=3) from error
     except UNREADABLE as error:
-        reason = f"not a readable image ({describe_damage(error)})"
+        reason = f"not a readable image ({describe_damage(error, data)})"
         raise PipelineError(reason, exit_code=3) from error
 
 

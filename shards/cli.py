@@ -253,6 +253,7 @@ def build(
         f"{redact_url(output)}: {manifest.num_samples:,} images in {len(manifest.shards)} shards"
     )
     _tell_left_out(dataset)
+    _tell_sizes(output)
     _tell_noted(output)
     if manifest.num_rejected:
         click.echo(
@@ -665,6 +666,16 @@ def _score(score_range: tuple[float, float] | None, lower_is_better: bool) -> "S
         return scale_of_range(*score_range, lower_is_better=lower_is_better)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _tell_sizes(output: str) -> None:
+    from shards.picture_counts import size_sentences
+    from shards.read import open_set
+
+    shard_set = open_set(output)
+    ids, table = shard_set.ids(), shard_set.samples
+    for sentence in size_sentences(table.width[ids], table.height[ids]):
+        click.echo(f"note: {sentence}")
 
 
 def _tell_noted(output: str) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from shards.decoder_notes import note_later, route_warnings
 from shards.errors import ShardError
-from shards.image_kinds import HEIC, RAW, kind_of
+from shards.image_kinds import AVIF, HEIC, RAW, TIFF, kind_of
 from shards.jpeg import START_OF_SCAN, JpegFeed, find_scan
 from shards.limits import MAX_PIXELS
 from shards.png import strip_metadata
@@ -116,10 +116,25 @@ def upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def describe_damage(error: BaseException) -> str:
-    """Why an image cannot be decoded; without a buffer's address, which differs in every run."""
+def describe_damage(error: BaseException, data: bytes = b"") -> str:
+    """Why an image cannot be decoded; without a buffer's address, which differs in every run.
+
+    Args:
+        error: One of `UNREADABLE`.
+        data: The encoded image, to name formats whose decoders speak of other things than files.
+    """
     said = printable(str(error).partition(" <_io")[0]) or type(error).__name__
-    return f"{type(error).__name__}: {said}" if isinstance(error, LookupError) else said
+    if isinstance(error, LookupError):
+        said = f"{type(error).__name__}: {said}"
+    kind = None if isinstance(error, UnidentifiedImageError) else kind_of(data)
+    if kind is HEIC or kind is AVIF:
+        return f"it is {kind.name} that is damaged: {said}; copy it from its source again"
+    if kind is TIFF:
+        return (
+            "it is a damaged TIFF image, or a camera's raw file, which begins like one (DNG, NEF): "
+            f"{said}; copy it from its source again, and if it is a raw file, {RAW.way_out}"
+        )
+    return said
 
 
 def count_frames(image: Image.Image) -> int:
@@ -151,7 +166,9 @@ def _open(data: bytes, formats: Collection[str], max_pixels: int) -> ImageFile.I
     try:
         image = _identify(data, formats)
     except UNREADABLE as error:
-        raise ShardError(f"not a readable image ({describe_damage(error)})", exit_code=3) from error
+        raise ShardError(
+            f"not a readable image ({describe_damage(error, data)})", exit_code=3
+        ) from error
     try:
         _refuse_by_header(image, max_pixels)
         if isinstance(image.fp, JpegFeed):

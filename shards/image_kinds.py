@@ -39,8 +39,8 @@ _JPEG, _PNG, _BMP, _WEBP = (
     Kind(name=name, way_out="it is read as it is", is_packed=True)
     for name in ("a JPEG image", "a PNG image", "a BMP image", "a WebP image")
 )
-_GIF, _TIFF, _PNM = (_picture(f"a {name} image", _PILLOW) for name in ("GIF", "TIFF", "PNM"))
-_AVIF = _picture("an AVIF image", _PILLOW)
+_GIF, TIFF, _PNM = (_picture(f"a {name} image", _PILLOW) for name in ("GIF", "TIFF", "PNM"))
+AVIF = _picture("an AVIF image", _PILLOW)
 HEIC = _picture(
     "a HEIC image",
     "scoring reads it after `pip install 'lmcl[heif]'`; to pack it, convert it: "
@@ -77,10 +77,10 @@ _STARTS: Final = (
     (b"BM", _BMP),
     (b"GIF87a", _GIF),
     (b"GIF89a", _GIF),
-    (b"II*\0", _TIFF),
-    (b"MM\0*", _TIFF),
-    (b"II+\0", _TIFF),
-    (b"MM\0+", _TIFF),
+    (b"II*\0", TIFF),
+    (b"MM\0*", TIFF),
+    (b"II+\0", TIFF),
+    (b"MM\0+", TIFF),
     (b"IIRO", RAW),
     (b"IIRS", RAW),
     (b"MMOR", RAW),
@@ -111,7 +111,7 @@ _STARTS: Final = (
     (b"version https://git-lfs.github.com", _POINTER),
 )
 _BRANDS: Final = {
-    **dict.fromkeys((b"avif", b"avis"), _AVIF),
+    **dict.fromkeys((b"avif", b"avis"), AVIF),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), HEIC),
     b"crx ": RAW,
 }
@@ -142,7 +142,7 @@ def _of_brands(begin: bytes) -> Kind:
     for brand in (b"avif", b"avis"):
         # An AVIF's major brand may be the general one.
         if brand in brands:
-            return _AVIF
+            return AVIF
     return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), _VIDEO)
 
 

@@ -176,7 +176,7 @@ def _subset_scores(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]
 def _remarks(shard_set: ShardSet, ids: NDArray[np.int64]) -> Iterator[str]:
     """What should be known about the pictures, and is no error."""
     table = shard_set.samples
-    yield from size_sentences(table.width[ids].tolist(), table.height[ids].tolist())
+    yield from size_sentences(table.width[ids], table.height[ids])
     hashes = np.unique(np.asarray(table.sha256[ids]).reshape(len(ids), -1), axis=0)
     if len(hashes) < len(ids):
         yield f"{len(ids) - len(hashes):,} are copies of others, bit for bit"

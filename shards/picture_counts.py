@@ -8,6 +8,9 @@ import collections
 import zlib
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from shards.errors import ShardError
 from shards.image_formats import UNREADABLE, open_image, orientation_of
 from shards.picture_notes import EXTREME_SHAPE, TINY_SIDE
@@ -58,11 +61,12 @@ class PictureCounts:
             yield f"{turned:,} are turned by EXIF (orientation {listed})"
 
 
-def size_sentences(widths: list[int], heights: list[int]) -> Iterator[str]:
+def size_sentences(widths: ArrayLike, heights: ArrayLike) -> Iterator[str]:
     """Lines about pictures that are tiny or strips, by their sides in pixels."""
-    sides = [sorted(pair) for pair in zip(widths, heights, strict=True)]
-    tiny = sum(short < TINY_SIDE for short, _ in sides)
-    strips = sum(short >= TINY_SIDE and long > EXTREME_SHAPE * short for short, long in sides)
+    wide, high = np.asarray(widths, np.int64), np.asarray(heights, np.int64)
+    short, long = np.minimum(wide, high), np.maximum(wide, high)
+    tiny = int(np.count_nonzero(short < TINY_SIDE))
+    strips = int(np.count_nonzero((short >= TINY_SIDE) & (long > EXTREME_SHAPE * short)))
     if tiny:
         yield f"{tiny:,} have a side below {TINY_SIDE} pixels"
     if strips:

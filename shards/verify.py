@@ -33,7 +33,7 @@ from shards.manifest import (
     decode,
     ids_hash,
 )
-from shards.picture_counts import PictureCounts
+from shards.picture_counts import PictureCounts, size_sentences
 from shards.read import ShardSet, open_set
 from shards.sample_table import described_row, group_key
 from shards.splits.split import load_split, read_split
@@ -160,6 +160,9 @@ class _Check:
 
     def remarks(self) -> Iterator[str]:
         """What should be known about the pictures that were looked at."""
+        table = self._set.samples
+        ids = self._set.ids()
+        yield from size_sentences(table.width[ids], table.height[ids])
         yield from self._pictures.sentences()
 
     def run(self) -> None:

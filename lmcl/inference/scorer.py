@@ -746,7 +746,7 @@ def _count_pixels(data: bytes) -> int:
     except ShardError as error:
         raise LmclError(str(error), exit_code=3) from error
     except UNREADABLE as error:
-        raise _unreadable(error) from error
+        raise _unreadable(error, data) from error
 
 
 def _refuse_unscorable(image: Image.Image) -> None:
@@ -786,8 +786,9 @@ def _from_pillow(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
         raise _unreadable(error) from error
 
 
-def _unreadable(error: BaseException) -> LmclError:
-    return LmclError(f"not an image this project can read ({describe_damage(error)})", exit_code=3)
+def _unreadable(error: BaseException, data: bytes = b"") -> LmclError:
+    reason = describe_damage(error, data)
+    return LmclError(f"not an image this project can read ({reason})", exit_code=3)
 
 
 def _key(data: bytes) -> int:

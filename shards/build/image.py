@@ -80,8 +80,10 @@ def inspect(
             with decoding(width * height):
                 image.load()
                 orientation = orientation_of(image)
-                # Its pixels are freed while they still count.
+                # Its pixels are freed while they still count, and count again where the notes
+                # decode a damaged JPEG once more.
                 image.close()
+                noted = notes.all()
     except ShardError as error:
         raise _placed(error, where) from error
     except UNREADABLE as error:
@@ -92,7 +94,7 @@ def inspect(
         ) from error
     if orientation in _SWAPS_SIDES:
         width, height = height, width
-    return ImageInfo(codec=codec, width=width, height=height, notes=notes.all())
+    return ImageInfo(codec=codec, width=width, height=height, notes=noted)
 
 
 def bmp_to_png(data: bytes, *, where: str) -> bytes:

@@ -27,18 +27,18 @@ def extend_split(shard_set: ShardSet, old: str | Path) -> Split:
         ShardError: If the split belongs to no version of this set, or a part would be empty.
     """
     split, where = read_split(shard_set, old)
-    version = _version_of(shard_set, split, where)
+    versions = _versions_of(shard_set, split, where)
     ok = shard_set.samples.ok
     kept = [ids[ok[ids]] for ids in (split.train, split.val, split.test)]
     gone = sum(part.size for part in (split.train, split.val, split.test)) - sum(map(len, kept))
-    new = shard_set.ids()[shard_set.ids() >= version.num_rows]
+    new = shard_set.ids()[shard_set.ids() >= versions[-1].num_rows]
     new = new[np.isfinite(shard_set.samples.mos[new])]
     part_of = _parts_of(shard_set, new, kept, split)
     ids = [np.concatenate([kept[k], new[part_of == k]]) for k in range(len(PARTS))]
     if ids[0].size == 0 or ids[2].size == 0:
         raise ShardError(f"{where}: would leave train or test empty; draw another", exit_code=3)
     note = (
-        f"extends {split.name} of version {version.version}: {new.size:,} new images, {gone:,} "
+        f"extends {split.name} of {_named(versions)}: {new.size:,} new images, {gone:,} "
         "withdrawn; no other image changes its part"
     )
     name = f"{split.name.partition('@')[0]}@v{shard_set.manifest.version}"
@@ -46,12 +46,20 @@ def extend_split(shard_set: ShardSet, old: str | Path) -> Split:
     return check_split(shard_set, found, where=where)
 
 
-def _version_of(shard_set: ShardSet, split: Split, where: str) -> Version:
+def _named(versions: list[Version]) -> str:
+    """A split does not say at which of them it was made."""
+    if len(versions) == 1:
+        return f"version {versions[0].version}"
+    numbers = " or ".join(str(version.version) for version in versions)
+    return f"version {numbers} (with the same images)"
+
+
+def _versions_of(shard_set: ShardSet, split: Split, where: str) -> list[Version]:
+    """The versions a split fits: an update of labels alone keeps names."""
     history = shard_set.manifest.history
-    # The last of those with the same names: an update of labels alone keeps them.
     found = [version for version in history if version.ids_sha256 == split.ids_sha256]
     if found:
-        return found[-1]
+        return found
     raise ShardError(
         f"{where}: is a split of no earlier version of {shard_set.root}; `--extend` takes over "
         "splits of a set that `lmcl-shard update` has changed since",

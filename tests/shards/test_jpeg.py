@@ -1,12 +1,19 @@
 """Damage that libjpeg decodes over is noticed; whole files of every kind are left in peace."""
 
+import contextlib
 import io
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image, ImageFile, JpegImagePlugin
 
-from shards.jpeg import LEFT_OVER, NO_END, TOO_SHORT, JpegFeed, find_scan
+import shards.jpeg
+from shards.build.decode_budget import PixelBudget
+from shards.cli import cli
+from shards.jpeg import LEFT_OVER, NO_END, TOO_SHORT, JpegFeed, Scan, find_scan
 
 KINDS = {
     "4:2:0": {},
@@ -104,3 +111,35 @@ def test_a_second_picture_behind_the_first_is_no_damage(has_trailer: bool) -> No
         longer = data[: start + 400] + data[start + 300 :]
         assert note_of(longer + other, has_trailer=has_trailer) == LEFT_OVER
         assert note_of(longer, has_trailer=has_trailer) == LEFT_OVER
+
+
+def test_the_second_decode_counts_in_the_budget_of_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, other, held, again = jpeg(1), jpeg(10), [], []
+    start = start_of(data)
+    longer = data[: start + 400] + data[start + 300 :]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(longer + other)
+    decode_again, hold = shards.jpeg._decode_again, PixelBudget.hold
+
+    @contextlib.contextmanager
+    def watched(budget: PixelBudget, pixels: int) -> Iterator[None]:
+        with hold(budget, pixels):
+            held.append(pixels)
+            yield
+            held.pop()
+
+    def counted(data: bytes, scan: Scan) -> str:
+        again.append(list(held))
+        return decode_again(data, scan)
+
+    monkeypatch.setattr(PixelBudget, "hold", watched)
+    monkeypatch.setattr(shards.jpeg, "_decode_again", counted)
+    out = str(tmp_path / "out")
+    line = ["build", "unlabelled", str(tmp_path / "photos"), "--output", out, "--workers", "1"]
+    done = CliRunner().invoke(cli, [*line, "--no-progress"])
+    assert done.exit_code == 0, done.output
+    assert f"note: a.jpg: {LEFT_OVER}" in done.output
+    with Image.open(tmp_path / "photos/a.jpg") as image:
+        assert again == [[image.width * image.height]]

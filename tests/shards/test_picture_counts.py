@@ -69,19 +69,22 @@ def test_info_and_verify_show_what_should_be_looked_at(tmp_path: Path) -> None:
     Image.new("RGB", (90, 60), "red").save(folder / "a.png")
     Image.new("RGB", (90, 60), "red").save(folder / "b.png")
     Image.new("RGB", (9, 6), "red").save(folder / "c.png")
+    Image.new("RGB", (300, 33), "red").save(folder / "f.png")
     exif = Image.Exif()
     exif[0x0112] = 8
     image = Image.new("RGB", (50, 60), "blue")
     image.save(folder / "d.jpg", exif=exif, icc_profile=wide_profile("Display P3"))
     whole = (folder / "d.jpg").read_bytes()
     (folder / "e.jpg").write_bytes(whole[:-2])
-    rows = ["a.png,1,x", "b.png,2,x", "c.png,4,y", "d.jpg,3,y", "e.jpg,5,y"]
+    rows = ["a.png,1,x", "b.png,2,x", "c.png,4,y", "d.jpg,3,y", "e.jpg,5,y", "f.png,3,z"]
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(["path,score,subset", *rows]))
     out = str(tmp_path / "out")
     line = ["build", "table", str(labels), "--images", str(folder), "--output", out]
     built = CliRunner().invoke(cli, [*line, "--workers", "1", "--no-progress"])
     assert built.exit_code == 0, built.output
+    assert "note: 1 have a side below 32 pixels" in built.output
+    assert "note: 1 are more than 8 times as long as wide" in built.output
     shown = CliRunner().invoke(cli, ["info", out]).output
     for sentence in (
         "subset      x: 2 labelled, 1 .. 2, mean 1.5, standard deviation 0.5",
@@ -95,5 +98,7 @@ def test_info_and_verify_show_what_should_be_looked_at(tmp_path: Path) -> None:
         assert sentence in shown
     checked = CliRunner().invoke(cli, ["verify", out, "--deep", "--no-progress"])
     assert checked.exit_code == 0, checked.output
+    assert "look at: 1 have a side below 32 pixels" in checked.output
+    assert "look at: 1 are more than 8 times as long as wide" in checked.output
     assert "look at: 2 are turned by EXIF (orientation 8: 2)" in checked.output
     assert "look at: 2 have a colour profile other than sRGB" in checked.output

@@ -287,6 +287,11 @@ def odd(tmp_path: Path) -> Path:
 def test_damage_is_a_note_and_what_is_no_image_is_named(model_folder, odd, tmp_path, capfd) -> None:
     heif = pytest.importorskip("pillow_heif")
     heif.from_pillow(Image.open(odd / "whole.jpg")).save(odd / "a.heic", quality=95)
+    for name in ("a.heic", "a.avif"):
+        whole = (odd / name).read_bytes()
+        (odd / f"torn-{name}").write_bytes(whole[: len(whole) // 2])
+    # The first tag says where the next directory is: beyond the end, as in a raw file cut short.
+    (odd / "torn.dng").write_bytes(b"II*\0" + (8).to_bytes(4, "little") + bytes(6))
     done = score(odd, model=model_folder, output=tmp_path / "s.csv")
     rows = {Path(row.path).name: row for row in read_rows(tmp_path / "s.csv")}
     assert done.exit_code == 3
@@ -301,7 +306,12 @@ def test_damage_is_a_note_and_what_is_no_image_is_named(model_folder, odd, tmp_p
         "drawn.png": "an SVG drawing",
         "a.jxl": "a JPEG XL image",
         "half.jpg": "image file is truncated",
+        "torn-a.heic": "it is a HEIC image that is damaged",
+        "torn-a.avif": "it is an AVIF image that is damaged",
+        "torn.dng": "or a camera's raw file, which begins like one",
     }.items():
+        if name.startswith("torn"):
+            assert "copy it from its source again" in errors[name]
         assert what in errors.pop(name)
     assert errors == {}
     assert rows["no-end.jpg"].score == rows["whole.jpg"].score

@@ -105,6 +105,16 @@ def test_a_split_is_extended_and_no_old_image_changes_its_part(work: Path) -> No
     assert load_split(open_set(f"{work / 'set'}@v1"), old.name).hash == old.hash
 
 
+def test_an_extended_split_names_every_version_it_fits(work: Path) -> None:
+    old = "70-10-20-seed123-00"
+    update(work, labels(work, 20, p3=4.0))
+    update(work, labels(work, 26), "--images", work / "photos")
+    command = ["split", str(work / "set"), "--extend", old]
+    assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 0
+    note = load_split(open_set(work / "set"), f"{old}@v3").note
+    assert note.startswith(f"extends {old} of version 1 or 2 (with the same images): 6 new images")
+
+
 def test_groups_of_old_images_take_new_ones_along(work: Path, picture) -> None:
     old = load_split(open_set(work / "set"), "70-10-20-seed123-00")
     (work / "l.csv").write_text("path,score,group\n20.png,1,g0\n21.png,1,g9\n")
