@@ -446,11 +446,11 @@ def _from_table(file: Path, options: TableOptions) -> Iterator[Item]:
         table = open_rows(file, wanted=given.wanted())
         # Where a table holds images, a name beside them is only a name.
         holds = bool(table.pictures) and given.path is None
-        names = table.pictures if holds else table.names
         column = (
-            names[0]
-            if holds and len(names) == 1
-            else find_column(names, PATH, given.path, where=str(file))
+            (table.pictures[0] if len(table.pictures) == 1 else None)
+            or find_column(table.pictures, PATH, None, where=str(file))
+            if holds
+            else table.path_column(given.path)
         )
         assert column is not None
         if table.told:

@@ -40,6 +40,8 @@ class ParquetHead:
     """Of a row, pictures included, as far as the file says so."""
     rows: int
     """How many there are."""
+    lists: tuple[str, ...] = ()
+    """Columns that hold lists of encoded images."""
 
 
 def read_head(path: Path) -> ParquetHead:
@@ -48,9 +50,13 @@ def read_head(path: Path) -> ParquetHead:
     Raises:
         ShardError: If the file is damaged, or two columns have one name.
     """
-    names, pictures, mean_bytes, rows = next(_answers(path))
+    names, pictures, mean_bytes, rows, lists = next(_answers(path))
     return ParquetHead(
-        names=tuple(names), pictures=tuple(pictures), mean_bytes=mean_bytes, rows=rows
+        names=tuple(names),
+        pictures=tuple(pictures),
+        mean_bytes=mean_bytes,
+        rows=rows,
+        lists=tuple(lists),
     )
 
 
@@ -80,7 +86,8 @@ def batches(path: Path, options: object) -> Iterator[list[Any]]:
     names = one_name_each(schema.names, where=str(path))
     pictures = {field.name for field in schema if _is_picture(field, read)}
     held = [name for name, field in zip(names, schema, strict=True) if field.name in pictures]
-    yield [names, held, size_bytes // max(1, rows), rows]
+    lists = [name for name, field in zip(names, schema, strict=True) if _is_list(field.type)]
+    yield [names, held, size_bytes // max(1, rows), rows, lists]
     # A nested column is not read at all; of a picture, its name alone.
     flat = [f.name for f in schema if f.name not in pictures and not pa.types.is_nested(f.type)]
     leaves = [f"{f.name}.path" for f in schema if f.name in pictures and _has_path(f.type)]
@@ -103,6 +110,19 @@ def _is_picture(
         return False
     values: Any = next((batch.column(field.name) for batch in read([field.name], _PEEK, 0)), ())
     return any(value.as_py()[:12].startswith(_IMAGES) for value in values if value.is_valid)
+
+
+def _is_list(kind: "pa.DataType") -> bool:
+    """Whether cells are lists of encoded images."""
+    import pyarrow as pa
+
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    inner = kind.value_type
+    if not pa.types.is_struct(inner):
+        return _is_binary(inner)
+    place = inner.get_field_index("bytes")
+    return place >= 0 and _is_binary(inner.field(place).type)
 
 
 def open_columns(

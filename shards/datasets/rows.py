@@ -7,14 +7,14 @@ who only wants rows. What a file is, its first bytes say; its name does not have
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shards.datasets.dialect import Dialect, dialect_rows, recognise
 from shards.datasets.excel import read_sheet
 from shards.datasets.parquet import read_head, read_parquet
-from shards.datasets.roles import KNOWN_KEYS, PATH
+from shards.datasets.roles import KNOWN_KEYS, PATH, find_column
 from shards.datasets.values import MarkFinder, NumberMarks, column_key, is_missing, one_name_each
 from shards.errors import ShardError
 from shards.source_files import MAX_TABLE_BYTES, open_regular, read_text, text_lines
@@ -76,6 +76,34 @@ class LabelTable:
     """Columns that hold encoded images."""
     mean_bytes: int = 0
     """Of a row, pictures included."""
+    lists: tuple[str, ...] = ()
+    """Columns that hold lists of encoded images, which have no one score."""
+
+    def path_column(self, given: str | None) -> str:
+        """The column of paths.
+
+        Args:
+            given: The user's word; None finds it by its usual names.
+
+        Raises:
+            ShardError: If there is none, several could be meant, or it holds lists of images.
+        """
+        try:
+            column = find_column(self.names, PATH, given, where=str(self.path))
+        except ShardError:
+            if not self.lists or given is not None:
+                raise
+            column = self.lists[0]
+        assert column is not None
+        if column in self.lists:
+            raise ShardError(
+                f"{printable(self.path)}: its column {printable(column, 60)!r} holds a list of "
+                "images in each row, and a row is one image; make a table of the first of each "
+                f"list: `{_first_of_lists(self.path, self.names.index(column))}`, with this file "
+                "as IN (1 in place of the last 0 is the second)",
+                exit_code=3,
+            )
+        return column
 
     def number_marks(self, columns: list[str]) -> NumberMarks:
         """How numbers in some columns are written; goes through the table where it has to.
@@ -113,13 +141,29 @@ def open_rows(path: Path, *, wanted: frozenset[str] = PATH.keys) -> LabelTable:
     if ending in _JSON_LINES:
         return _held(path, lambda: _json_rows(path))
     if ending == ".json":
-        return _held(path, lambda: _json_array(path))
+        table = _held(path, lambda: _json_array(path))
+        is_object = head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
+        return replace(table, told=("one object of scores by path",)) if is_object else table
     _refuse_others(path, head)
     if ending == ".xlsx":
         return _open_sheet(path, wanted)
     if ending not in _TEXT:
         raise ShardError(f"{printable(path)}: {_KNOWN}", exit_code=2)
     return _open_text(path, wanted)
+
+
+def _first_of_lists(path: Path, column: int) -> str:
+    """A command that makes a table of images of one whose rows hold lists of them."""
+    with open_regular(path) as stream:
+        head = stream.read(6)
+    how = "open_file" if head == b"ARROW1" else "open_stream"
+    is_parquet = head.startswith(b"PAR1")
+    read = "q.read_table('IN')" if is_parquet else f"p.ipc.{how}(p.memory_map('IN')).read_all()"
+    return (
+        f'python -c "import pyarrow as p, pyarrow.parquet as q, pyarrow.compute as c; t={read}; '
+        f"k={column}; q.write_table(t.set_column(k,t.column_names[k],"
+        "c.list_element(t.column(k),0)),'OUT.parquet')\""
+    )
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -283,6 +327,7 @@ def _open_parquet(path: Path) -> LabelTable:
         is_typed=True,
         pictures=head.pictures,
         mean_bytes=head.mean_bytes,
+        lists=head.lists,
     )
 
 
@@ -314,13 +359,30 @@ def _json_rows(path: Path) -> Iterator[Numbered]:
 
 def _json_array(path: Path) -> Iterator[Numbered]:
     found = _loads(read_text(path, limit_bytes=_MOST_JSON), printable(path))
+    if _is_path_to_score(found):
+        for number, (name, score) in enumerate(found.pairs, start=1):
+            yield number, {"path": name, "score": score}
+        return
     if not isinstance(found, list):
+        what = "one object" if isinstance(found, dict) else f"a {type(found).__name__}"
         raise ShardError(
-            f"{printable(path)}: is JSON, but no list of objects; write one object for each image",
+            f"{printable(path)}: is JSON, {what} and no list of objects; write an object for each "
+            'image, `[{"path": "a.jpg", "score": 3}, ...]` (pandas: `to_json(PATH, '
+            "orient='records')`), or one object of scores by path, `{\"a.jpg\": 3, ...}`",
             exit_code=3,
         )
     for number, row in enumerate(found, start=1):
         yield number, _plain_object(row, f"{printable(path)}: object {number}")
+
+
+def _is_path_to_score(found: Any) -> bool:
+    """Whether JSON is one object of scores by path, not one row or a table by columns."""
+    return (
+        isinstance(found, _Pairs)
+        and bool(found.pairs)
+        and not any(column_key(name) in KNOWN_KEYS for name, _ in found.pairs)
+        and not any(isinstance(score, list | dict) for _, score in found.pairs)
+    )
 
 
 def _loads(text: str, where: str) -> Any:

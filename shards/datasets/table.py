@@ -142,8 +142,7 @@ def table_paths(labels: Path, columns: ColumnNames | None = None) -> list[str]:
     table = open_rows(labels, wanted=given.wanted())
     if _holds_images(table, given):
         return []
-    column = find_column(table.names, PATH, given.path, where=str(labels))
-    assert column is not None
+    column = table.path_column(given.path)
     return [
         path
         for number, row in table.rows()
@@ -279,6 +278,8 @@ class _Reading:
             )
         picture = _picture_column(table, given)
         names = [name for name in table.names if name not in table.pictures or picture is None]
+        if picture is None:
+            table.path_column(given.path)
         columns: dict[str, str | None] = {
             role.name: find_column(names, role, given.given(role), where=where)
             for role in ROLES

@@ -4,9 +4,13 @@ The tables are CSVs of a study; `shards/datasets/table.py` reads them.
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -136,3 +140,65 @@ def test_a_score_with_more_than_its_number_is_named(
     )
     assert f"{table}: row 2: score {cell!r} is not a finite number" in message
     assert why in message
+
+
+def write_lists(path: Path, picture: Picture) -> Path:
+    """Two images and one score in each row, in Parquet or as Arrow's file or stream."""
+    images = [
+        [{"bytes": picture(2 * k + j), "path": f"{k}{j}.png"} for j in (0, 1)] for k in (0, 1)
+    ]
+    table = pa.table({"score": [1.0, 2.0], "Images": images})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+        return path
+    make = pa.ipc.new_file if path.stem == "file" else pa.ipc.new_stream
+    with pa.OSFile(str(path), "wb") as out, make(out, table.schema) as writer:
+        writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("name", ["l.parquet", "file.arrow", "stream.arrow"])
+@pytest.mark.parametrize("options", [(), ("--path-column", "Images")])
+def test_a_column_of_lists_is_refused_with_a_command_that_works(
+    tmp_path: Path, picture: Picture, name: str, options: tuple[str, ...]
+) -> None:
+    table = write_lists(tmp_path / name, picture)
+    message = message_of(build(table, tmp_path / "out", *options))
+    assert "column 'images' holds a list of images in each row" in message
+    command = message.split("`")[1].replace("'IN'", repr(str(table)))
+    subprocess.run(
+        command.replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path
+    )
+    done = build(tmp_path / "OUT.parquet", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    packed = open_set(tmp_path / "out")
+    assert packed.samples.path.tolist() == ["00.png", "10.png"]
+    assert packed.read_bytes(1) == picture(2)
+
+
+def test_one_json_object_of_scores_by_path_is_read(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "l.json").write_text('{"a0.png": 3, "a1.png": "2.5"}')
+    options = ("--images", photos, "--extra-files", "ignore")
+    done = build(tmp_path / "l.json", tmp_path / "out", *options)
+    assert done.exit_code == 0, done.output
+    assert "l.json: read as one object of scores by path" in done.output
+    assert open_set(tmp_path / "out").samples.mos.tolist() == [3.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"path": "a0.png", "score": 3}',
+        '{"path": {"0": "a0.png"}, "score": {"0": 3}}',
+        '{"a0.png": {"mos": 3}}',
+        "{}",
+        "3",
+    ],
+)
+def test_other_json_is_refused_with_how_it_is_written(
+    tmp_path: Path, photos: Path, text: str
+) -> None:
+    (tmp_path / "l.json").write_text(text)
+    message = message_of(build(tmp_path / "l.json", tmp_path / "out", "--images", photos))
+    assert "no list of objects; write an object for each image" in message
+    assert "to_json(PATH, orient='records')" in message
