@@ -10,6 +10,7 @@ image is its own. `metadata.csv` or `metadata.jsonl` of a Hugging Face image fol
 import array
 import math
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,7 +147,9 @@ def table_paths(labels: Path, columns: ColumnNames | None = None) -> list[str]:
     return [
         path
         for number, row in table.rows()
-        for path in spellings(name_text(row.get(column), where=f"{labels}: row {number}"))
+        for spelling in spellings(name_text(row.get(column), where=f"{labels}: row {number}"))
+        # A server compares bytes; a Mac's tables hold letters in parts (NFD), few file names do.
+        for path in dict.fromkeys((spelling, unicodedata.normalize("NFC", spelling)))
         if path and not is_absolute(path) and not leads_out(path) and not is_remote(path)
     ]
 

@@ -393,6 +393,20 @@ def _shard(*arguments: str) -> Result:
     return CliRunner().invoke(cli, command)
 
 
+def test_a_table_with_letters_in_parts_finds_the_files_of_a_server(
+    plain_web: str,
+    tmp_path: Path,
+    picture: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LMCL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "web/caf\u00e9.png").write_bytes(picture(1))
+    (tmp_path / "web/l.csv").write_text("path,score\ncafe\u0301.png,1\n")
+    done = _shard(f"{plain_web}/l.csv", "--output", str(tmp_path / "o"))
+    assert done.exit_code == 0, done.output
+    assert open_set(tmp_path / "o").samples.path.tolist() == ["caf\u00e9.png"]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["web", "memory"])
 def test_tables_and_images_behind_urls_are_those_on_disk(

@@ -6,6 +6,7 @@ The tables are CSVs of a study; `shards/datasets/table.py` reads them.
 import json
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -202,3 +203,18 @@ def test_other_json_is_refused_with_how_it_is_written(
     message = message_of(build(tmp_path / "l.json", tmp_path / "out", "--images", photos))
     assert "no list of objects; write an object for each image" in message
     assert "to_json(PATH, orient='records')" in message
+
+
+@pytest.mark.parametrize("ending", ["csv", "txt"])
+def test_names_in_another_unicode_form_and_of_255_bytes_are_found(
+    tmp_path: Path, picture: Picture, ending: str
+) -> None:
+    names = ["caf\u00e9.png", "a" * 251 + ".png"]
+    (tmp_path / "photos").mkdir()
+    for k, name in enumerate(names):
+        (tmp_path / "photos" / name).write_bytes(picture(k))
+    rows = [(unicodedata.normalize("NFD", name), str(k)) for k, name in enumerate(names)]
+    table = write(tmp_path / f"l.{ending}", rows)
+    done = build(table, tmp_path / "out", "--images", tmp_path / "photos")
+    assert done.exit_code == 0, done.output
+    assert open_set(tmp_path / "out").samples.path.tolist() == names
