@@ -335,16 +335,16 @@ def _check_options(temperature: float | Tensor, intra_weight: float | str) -> No
 
 def check_temperature_value(value: float, *, coldest: float = 0.0) -> None:
     """Refuse the value of a temperature that came as a tensor."""
+    if not value > 0 and not math.isnan(value):
+        raise ValueError(
+            f"temperature: asked for a number above 0, got {value}; learn its logarithm and pass "
+            "log_temperature.exp()"
+        )
     # The same number in float32 may be a little less.
     if value < coldest * (1 - 1e-6):
         raise ValueError(
             f"temperature: asked for at least coldest, {coldest}, got {value}; clamp it, or pass a "
             "lower bound"
-        )
-    if not value > 0 and not math.isnan(value):
-        raise ValueError(
-            f"temperature: asked for a number above 0, got {value}; learn its logarithm and pass "
-            "log_temperature.exp()"
         )
 
 

@@ -307,15 +307,15 @@ class _Reading:
             place = Embedded(column=self.picture, row=number - 1)
             return _Place(self._name_of_picture(number, row), self.table.path, embedded=place)
         assert self.finder is not None
-        text = name_text(self.cell(row, PATH), where=f"{where}: {self.columns[PATH.name]}")
-        if not text:
+        named = name_text(self.cell(row, PATH), where=f"{where}: {self.columns[PATH.name]}")
+        if not named:
             raise ShardError(f"{where}: names no image; {CORRECT}", exit_code=3)
-        if is_remote(text):
-            copy, path = self.remote.find(text), name_of_url(text)
+        if is_remote(named):
+            copy, path = self.remote.find(named), name_of_url(named)
             if isinstance(copy, str):
                 return _Place(path, Path(path), problem=f"{where}: {copy}")
             return _Place(path, copy)
-        path, _ = self.finder.find(text, where=where)
+        path, _ = self.finder.find(named, where=where)
         return _Place(path, self.finder.index.folder / path)
 
     def _name_of_picture(self, number: int, row: Row) -> str:
