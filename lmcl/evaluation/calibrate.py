@@ -5,6 +5,7 @@ training images only what the model says and where it puts them.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +148,7 @@ def calibrate(
     intervals, distances, rule = None, None, None
     if val is not None and len(val.ids):
         known = shard_set.unit_mos() if truth is None else truth
-        intervals = _intervals(known[val.ids], val, sample)
+        intervals = _intervals(known[val.ids], val, sample, shard_set.samples.subset[val.ids])
         nearest = neighbour_distances(val.embedding, as_kept(sample.embedding))
         distances = Distances(k=NEAREST, of_val=tuple(np.sort(nearest).tolist()), sha256="")
         rule = choose_rule(in_order_of_looking(shard_set, val, crops))
@@ -163,7 +164,10 @@ def calibrate(
 
 
 def _intervals(
-    truth: NDArray[np.float64], val: PartPredictions, sample: PartPredictions
+    truth: NDArray[np.float64],
+    val: PartPredictions,
+    sample: PartPredictions,
+    subset: NDArray[Any],
 ) -> Conformal | None:
     if not np.any(np.isfinite(truth)):
         return None
@@ -173,6 +177,7 @@ def _intervals(
         val.spread,
         floor=float(np.median(sample.spread)),
         edges_from=sample.score,
+        groups=subset,
     )
 
 

@@ -3,6 +3,8 @@
 An image's interval reaches from its score by a quantile of the errors on the calibration images,
 each divided by how far the image's own crops disagree: upwards by one of those that were too low,
 downwards by one of those that were too high, as a model errs to one side where its images are odd.
+Where the calibration images are of several groups, the misses are shared out between both sides,
+and spread and classes are used or not, so that the groups' coverages differ least from the promise.
 If a new image and the calibration images could have been drawn in any order, it holds the people's
 score with at least the asked probability, whatever the model; numpy alone, so that scoring needs no
 scipy.
@@ -28,6 +30,12 @@ IMAGES_A_CLASS = 100
 LEAST_IN_CLASS = 40
 """A class with fewer images is joined with the others; where there are fewer in all, residuals lose
 their sign."""
+SHARES = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.6, 0.7, 0.75, 0.8, 0.85)
+"""Shares of the misses that may lie below an interval; the usual one first."""
+CHOSEN_AT = 0.9
+"""Confidence at which shares are compared."""
+LEAST_IN_GROUP = 40
+"""A group with fewer calibration images has no say."""
 _TINY = 1e-6
 """Least spread that residuals are divided by, in units of quality."""
 
@@ -72,6 +80,10 @@ class Conformal:
     is_signed: bool = False
     """Whether residuals have a sign. Those of earlier versions have none, and few images have none
     either: both ends of an interval need twice as many as their distance from the middle."""
+    below: float = 0.5
+    """Share of the misses that may lie below an interval; of residuals with a sign."""
+    uses_spread: bool = True
+    """Whether residuals are divided by the spread too, or by the floor alone."""
 
     def __post_init__(self) -> None:
         """Refuse what `fit_conformal` cannot have made.
@@ -88,6 +100,8 @@ class Conformal:
                 raise ValueError("edges and residuals are finite and rise")
         if not self.is_signed and any(one and one[0] < 0 for one in self.residuals):
             raise ValueError("residuals without a sign are absolute values")
+        if not 0 < self.below < 1:
+            raise ValueError(f"below is {self.below:g}; the residuals' share lies between 0 and 1")
 
     @property
     def n(self) -> int:
@@ -99,18 +113,29 @@ class Conformal:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """How far intervals reach below and above a quality; infinite if n is small.
 
-        Both are at least 0, so that an interval holds what the model says.
+        Both are at least 0, so that an interval holds what the model says. Where a class has too
+        few images for its rarer side, both sides have the same share.
         """
         check_confidence(confidence)
         place = np.searchsorted(np.asarray(self.edges), np.asarray(quality), side="right")
-        scale = np.asarray(spread, np.float64) + self.floor
-        ends = []
-        for sign in (-1.0, 1.0):
-            level = (1 + confidence) / 2 if self.is_signed else confidence
-            errors = [np.asarray(one) * (sign if self.is_signed else 1.0) for one in self.residuals]
-            of_class = np.array([max(conformal_quantile(one, level), 0.0) for one in errors])
-            ends.append(np.asarray(of_class[place] * scale))
-        return ends[0], ends[1]
+        scale = np.asarray(spread, np.float64) * self.uses_spread + self.floor
+        of_class = np.array([self._ends(np.asarray(one), confidence) for one in self.residuals])
+        return np.asarray(of_class[place, 0] * scale), np.asarray(of_class[place, 1] * scale)
+
+    def _ends(self, residuals: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+        """Residuals of a class that its intervals reach to, below and above."""
+        if not self.is_signed:
+            end = max(conformal_quantile(residuals, confidence), 0.0)
+            return end, end
+        ends = (math.inf, math.inf)
+        for share in (self.below, 0.5):
+            ends = (
+                max(conformal_quantile(-residuals, 1 - (1 - confidence) * share), 0.0),
+                max(conformal_quantile(residuals, 1 - (1 - confidence) * (1 - share)), 0.0),
+            )
+            if all(map(math.isfinite, ends)):
+                break
+        return ends
 
 
 def fit_conformal(
@@ -120,8 +145,13 @@ def fit_conformal(
     *,
     floor: float,
     edges_from: NDArray[np.float64],
+    groups: NDArray[Any] | None = None,
 ) -> Conformal:
     """Residuals of calibration images.
+
+    With two groups or more that have enough images, the way is taken that keeps the promise best in
+    the group where it keeps it least. Among so few ways that choice costs next to nothing of the
+    promise (docs/decisions/0441).
 
     Args:
         quality: Predictions on images the model has not learned from, in [0, 1] units.
@@ -129,12 +159,68 @@ def fit_conformal(
         spread: Deviation of each image's crops.
         floor: What is added to it; of other images than these, so that the promise stays exact.
         edges_from: Predictions on other images; classes hold equal shares of them.
+        groups: What each image belongs to, as subsets of its set; None: nothing is known.
     """
     known = np.isfinite(truth) & np.isfinite(quality)
     quality, truth, spread = quality[known], truth[known], spread[known]
     floor = max(float(floor), _TINY)
-    normalised = (truth - quality) / (spread + floor)
     edges = _edges(quality, edges_from)
+    usual = _residuals(quality, truth, spread, floor=floor, edges=edges, uses_spread=True)
+    members = [] if groups is None else _members(np.asarray(groups)[known])
+    if len(members) < 2 or not usual.is_signed:
+        return usual
+    ways = [
+        dataclasses.replace(one, below=share)
+        for some in dict.fromkeys((tuple(edges.tolist()), ()))
+        for uses_spread in (True, False)
+        for one in [
+            _residuals(
+                quality,
+                truth,
+                spread,
+                floor=floor,
+                edges=np.asarray(some, dtype=np.float64),
+                uses_spread=uses_spread,
+            )
+        ]
+        for share in SHARES
+    ]
+    return min(ways, key=lambda way: _furthest(way, quality, truth, spread, members))
+
+
+def _members(groups: NDArray[Any]) -> list[NDArray[np.bool_]]:
+    """Which images are of each group that has enough."""
+    found = [groups == name for name in np.unique(groups)]
+    return [one for one in found if np.sum(one) >= LEAST_IN_GROUP]
+
+
+def _furthest(
+    way: Conformal,
+    quality: NDArray[np.float64],
+    truth: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    members: Sequence[NDArray[np.bool_]],
+) -> float:
+    """How far a group's coverage lies from the promise, where it lies furthest.
+
+    Rounded, so that equal ways come in their own order on every machine.
+    """
+    below, above = way.reach(quality, spread, confidence=CHOSEN_AT)
+    error = truth - quality
+    inside = (-below <= error) & (error <= above)
+    return round(max(abs(float(np.mean(inside[one])) - CHOSEN_AT) for one in members), 9)
+
+
+def _residuals(
+    quality: NDArray[np.float64],
+    truth: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    *,
+    floor: float,
+    edges: NDArray[np.float64],
+    uses_spread: bool,
+) -> Conformal:
+    normalised = (truth - quality) / (spread * uses_spread + floor)
     place = np.searchsorted(edges, quality, side="right")
     counts = np.bincount(place, minlength=len(edges) + 1)
     is_signed = bool(counts.min() >= LEAST_IN_CLASS)
@@ -146,6 +232,7 @@ def fit_conformal(
         edges=tuple(edges.tolist()),
         residuals=tuple(map(tuple, classes)),
         is_signed=is_signed,
+        uses_spread=uses_spread,
     )
 
 

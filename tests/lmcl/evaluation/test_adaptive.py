@@ -9,6 +9,7 @@ from scipy import stats
 from lmcl.evaluation.adaptive import (
     TARGET,
     AdaptiveRule,
+    FirstCrop,
     adaptive_means,
     choose_rule,
     crop_order,
@@ -95,3 +96,50 @@ def test_an_image_is_judged_by_itself() -> None:
 def test_what_no_training_has_written_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"first|half_width"):
         rule(**changes)
+
+
+def crowded(n: int, *, seed: int) -> np.ndarray:
+    """Four crops of images, most of which have nearly the same quality, and some are far off."""
+    rng = np.random.default_rng(seed)
+    mean = np.where(rng.uniform(size=n) < 0.5, rng.normal(0.6, 0.02, n), rng.uniform(0, 0.5, n))
+    return mean[:, None] + rng.normal(0, 0.004, size=(n, 4))
+
+
+def test_one_crop_is_enough_where_few_images_have_such_a_score() -> None:
+    found = choose_rule(crowded(400, seed=0))
+    assert found is not None
+    assert found.only is not None
+    fresh = crowded(600, seed=1)
+    needed = crops_needed(found, fresh)
+    assert np.mean(needed) / 4 < 0.5
+    far = fresh[:, 0] < 0.45
+    assert np.mean(needed[far] == 1) > 0.9
+    assert np.mean(needed[~far] == 1) < 0.85
+    assert stats.spearmanr(adaptive_means(found, fresh), fresh.mean(1)).statistic >= 0.995
+    alone = np.concatenate([crops_needed(found, one[None]) for one in fresh])
+    assert np.array_equal(needed, alone)
+
+
+def test_few_images_say_nothing_of_one_crop() -> None:
+    found = choose_rule(crowded(199, seed=0))
+    assert found is not None
+    assert (found.only, found.first) == (None, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quality": (0.5,), "risk": (0.1,)},
+        {"risk": (0.1,)},
+        {"quality": (0.5, 0.5)},
+        {"risk": (0.1, -0.1)},
+        {"limit": np.nan},
+    ],
+    ids=str,
+)
+def test_a_first_crop_that_no_training_has_written_is_refused(changes: dict[str, object]) -> None:
+    sound = {"quality": (0.2, 0.8), "risk": (0.1, 0.3), "limit": 0.2}
+    with pytest.raises(ValueError, match="only"):
+        FirstCrop(**(sound | changes))
+    with pytest.raises(ValueError, match="first is 1"):
+        rule(first=2, only=FirstCrop(**sound))

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from lmcl.cli.main import cli
 from lmcl.config import Config
 from lmcl.errors import LmclError
+from lmcl.evaluation import calibrate, conformal
 from lmcl.evaluation.calibrate import sample_ids
 from lmcl.evaluation.calibration import prediction_interval, read_meaning
 from lmcl.evaluation.predictions import read_csv
@@ -68,6 +69,31 @@ def test_the_command_makes_what_training_made(finished: Path, tmp_path: Path) ->
     assert after.calibration.population == pytest.approx(before.calibration.population, abs=1e-6)
     assert np.allclose(after.neighbours, before.neighbours, atol=1e-3)
     assert "training images of demo; intervals from" in done.output
+
+
+def test_the_command_shares_misses_out_among_the_subsets_of_the_val_part(
+    finished: Path, demo_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The val part of the tests' set is small: every group and class has a say here."""
+    root = tmp_path / "run"
+    shutil.copytree(finished, root)
+    ids = np.sort(load_split(open_set(demo_set), SPLIT).part("val"))
+    named = np.where(np.arange(len(ids)) % 2, "a", "b")
+    asked = []
+
+    def recorded(*arguments: object, **options: object) -> conformal.Conformal:
+        asked.append(options["groups"])
+        return conformal.fit_conformal(*arguments, **(options | {"groups": named}))
+
+    monkeypatch.setattr(calibrate, "fit_conformal", recorded)
+    for name in ("LEAST_IN_GROUP", "LEAST_IN_CLASS"):
+        monkeypatch.setattr(conformal, name, 1)
+    monkeypatch.setattr(conformal, "SHARES", (0.2,))
+    done = CliRunner().invoke(cli, ["calibrate", str(root), "--no-progress"])
+    assert done.exit_code == 0, done.output
+    assert asked[0].tolist() == open_set(demo_set).samples.subset[ids].tolist()
+    found = read_meaning(root / "model").calibration.intervals
+    assert (found.below, found.is_signed) == (0.2, True)
 
 
 def test_a_run_whose_split_is_another_one_now_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -129,6 +129,8 @@ def test_an_image_whose_crops_disagree_has_a_wider_interval() -> None:
         {"residuals": ((0.2, 0.1),)},
         {"residuals": ((math.inf,),)},
         {"residuals": ((-0.1, 0.1),)},
+        {"below": 0.0},
+        {"below": math.nan},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -148,3 +150,62 @@ def test_the_rank_of_a_new_residual_is_uniform(seed: int, n: int) -> None:
     inside = [one[-1] <= conformal_quantile(one[:-1], 0.9) for one in draws]
     expected = math.ceil((n + 1) * 0.9 - 1e-9) / (n + 1) if n >= 9 else 1.0
     assert stats.binomtest(sum(inside), len(inside), expected).pvalue > 1e-7
+
+
+def lopsided(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions, truth and group; one image of five is of a group that is found too good."""
+    quality, odd = rng.uniform(size=n), rng.uniform(size=n) < 0.2
+    error = np.where(odd, rng.normal(-0.1, 0.15, n), rng.normal(0.02, 0.06, n))
+    return quality, quality + error, np.where(odd, "odd", "usual")
+
+
+def test_misses_are_shared_out_so_that_groups_keep_the_promise() -> None:
+    rng = np.random.default_rng(7)
+    inside = {name: [] for name in ("odd", "usual", "odd, equal shares", "all")}
+    for _ in range(40):
+        quality, truth, group = lopsided(rng, 360)
+        fresh, people, of = lopsided(rng, 400)
+        flat, others = np.zeros(360), rng.uniform(size=300)
+        for groups in (group, None):
+            fitted = fit_conformal(
+                quality, truth, flat, floor=0.05, edges_from=others, groups=groups
+            )
+            below, above = fitted.reach(fresh, np.zeros(400), confidence=0.9)
+            is_in = (fresh - below <= people) & (people <= fresh + above)
+            if groups is None:
+                assert fitted.below == 0.5
+                inside["odd, equal shares"] += is_in[of == "odd"].tolist()
+                continue
+            assert fitted.below < 0.5
+            inside["all"] += is_in.tolist()
+            for name in ("odd", "usual"):
+                inside[name] += is_in[of == name].tolist()
+    share = {name: np.mean(values) for name, values in inside.items()}
+    assert share["odd, equal shares"] < 0.82
+    assert share["odd"] > 0.84
+    assert share["usual"] > 0.88
+    assert abs(share["all"] - 0.9) < 0.02
+
+
+def test_a_group_of_few_has_no_say_and_one_alone_neither() -> None:
+    quality, truth, group = lopsided(np.random.default_rng(0), 150)
+    group[np.flatnonzero(group == "odd")[39:]] = "usual"
+    usual = fit_conformal(quality, truth, np.zeros(150), floor=0.05, edges_from=quality)
+    for groups in (group, np.full(150, "")):
+        found = fit_conformal(
+            quality, truth, np.zeros(150), floor=0.05, edges_from=quality, groups=groups
+        )
+        assert found == usual
+
+
+def test_a_side_too_rare_for_the_images_has_an_equal_share() -> None:
+    rising = tuple(np.linspace(-1, 1, 79).tolist())
+    made = [
+        Conformal(floor=1.0, edges=(), residuals=(rising,), is_signed=True, below=below)
+        for below in (0.2, 0.5)
+    ]
+    rare, equal = (one.reach([0.5], [0.0], confidence=0.95) for one in made)
+    assert rare == equal
+    wider, usual = (one.reach([0.5], [0.0], confidence=0.9) for one in made)
+    assert wider[0] > usual[0]
+    assert wider[1] < usual[1]

@@ -14,13 +14,18 @@ from scipy import stats
 import lmcl
 from lmcl.cli.score import command
 from lmcl.errors import LmclError
-from lmcl.evaluation.adaptive import AdaptiveRule
-from lmcl.evaluation.calibration import Calibration, Distances, write_calibration
+from lmcl.evaluation.adaptive import AdaptiveRule, FirstCrop
+from lmcl.evaluation.calibration import (
+    Calibration,
+    Distances,
+    read_meaning,
+    write_calibration,
+)
 from lmcl.evaluation.conformal import Conformal
 from lmcl.evaluation.threshold import ThresholdRule, judge, write_rule
 from lmcl.inference.calibration import Reading
 from lmcl.inference.scorer import open_scorer
-from lmcl.inference.scores_file import read_rows
+from lmcl.inference.scores_file import note_path, read_rows
 
 RESIDUALS = tuple(np.linspace(0.1, 2.0, 99).tolist())
 MEANING = ("percentile", "lower", "upper", "unusual")
@@ -90,6 +95,40 @@ def test_every_row_says_what_its_score_means(
         assert "unlike the training images" in row.note
     assert f"{len(found)} with a note" in done.output
     assert "percentile: among 200 training images of demo" in done.output
+
+
+def test_one_crop_is_looked_at_where_the_rule_says_that_it_is_enough(
+    calibrated: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(calibrated, folder)
+    meaning = read_meaning(folder)
+    assert meaning is not None
+    assert meaning.calibration.crops is not None
+
+    def judged(name: str, limit: float, place: Path = photos) -> list[tuple[float, int]]:
+        only = FirstCrop(quality=(-9.0, 9.0), risk=(0.0, 18.0), limit=limit)
+        rule = dataclasses.replace(meaning.calibration.crops, first=1, only=only)
+        write_calibration(
+            folder, dataclasses.replace(meaning.calibration, crops=rule), meaning.neighbours
+        )
+        output = tmp_path / f"{name}.csv"
+        done = score(place, "--crops", "adaptive", model=folder, output=output)
+        assert done.exit_code == 0, done.output
+        assert "where many images have a score like its own" in note_path(output).read_text()
+        found = zip(read_rows(output), rows(output), strict=True)
+        return [(row.quality, int(cells["crops_used"])) for row, cells in found]
+
+    firsts = judged("first", 100.0)
+    assert {used for _, used in firsts} == {1}
+    # Risk is quality + 9: the lower half of the images stops after one crop.
+    middle = float(np.median([quality for quality, _ in firsts]))
+    found = judged("half", middle + 9.0)
+    for (first, _), (_, used) in zip(firsts, found, strict=True):
+        assert (used == 1) == (first < middle)
+    alone = judged("alone", middle + 9.0, min(p for p in photos.rglob("*.*") if p.is_file()))
+    assert len(alone) == 1
+    assert alone[0] in found
 
 
 def test_an_exported_file_says_the_same_wherever_it_lies(

@@ -37,7 +37,12 @@ def test_the_starter_is_small_and_says_what_it_is() -> None:
     assert "Where it fails" in text
     meaning = read_meaning(folder)
     assert meaning is not None
-    assert meaning.calibration.intervals is not None
+    intervals, crops = meaning.calibration.intervals, meaning.calibration.crops
+    assert intervals is not None
+    assert intervals.below < 0.5  # it finds the photographs of one subset too good
+    assert crops is not None
+    assert crops.only is not None
+    assert crops.share <= 0.4
     assert meaning.calibration.distances is not None
     assert f"SRCC {card.test_srcc:.4f}" in text
 
