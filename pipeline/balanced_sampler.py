@@ -26,7 +26,7 @@ _WITHIN_STEP = 0x57495448
 class BalancedSampler:
     """Which samples of a split belong to which step of which rank; see `DistributedSampler`."""
 
-    ranges: tuple[Int64[np.ndarray, " k"], ...]
+    ranges: tuple[Int64[np.ndarray, " _"], ...]
     """Positions in the split of the images of each range; none is empty."""
     batch_size: int
     """Images per rank and step."""
