@@ -145,6 +145,7 @@ class _Check:
         self._progress = progress
         self._counts: dict[Kind, int] = {}
         self._pictures = PictureCounts()
+        self._sizes: tuple[str, ...] = ()
         self.findings: list[Finding] = []
 
     def add(self, kind: Kind, where: str, text: str, *, is_error: bool = True) -> None:
@@ -160,10 +161,12 @@ class _Check:
 
     def remarks(self) -> Iterator[str]:
         """What should be known about the pictures that were looked at."""
-        table = self._set.samples
-        ids = self._set.ids()
-        yield from size_sentences(table.width[ids], table.height[ids])
+        yield from self._sizes
         yield from self._pictures.sentences()
+
+    def _count_sizes(self) -> None:
+        table, ids = self._set.samples, self._set.ids()
+        self._sizes = tuple(size_sentences(table.width[ids], table.height[ids]))
 
     def run(self) -> None:
         self._step("sample-table", SAMPLES, self._sample_table)
@@ -172,6 +175,9 @@ class _Check:
         for index, shard in enumerate(self._set.manifest.shards):
             self._step("tar", shard.name, functools.partial(self._shard, index, shard))
         self._step("label", SAMPLES, self._labels)
+        if "sample-table" not in self._counts:
+            # A damaged column is a finding already.
+            self._step("sample-table", SAMPLES, self._count_sizes)
         if self._is_newest():
             self._step("leftover", "", self._leftovers)
             self._step("split", SPLITS, self._splits)

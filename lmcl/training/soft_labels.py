@@ -48,7 +48,7 @@ def soft_labels(
             "with a column of deviations (`std`, --std-column), set objective.deviation to one "
             "number for all (in [0, 1] units, such as 0.15), or decoder.bins = 0"
         )
-    found = torch.zeros(len(shard_set.samples), bins)
+    found = torch.zeros(len(shard_set.samples), bins, dtype=torch.float32)
     labels = distribution(shard_set.unit_mos()[train], spread, bins)
     found[torch.from_numpy(train)] = torch.from_numpy(labels).float()
     return found
