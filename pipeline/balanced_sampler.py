@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 
 from pipeline.counter_rng import fold_key
-from pipeline.sampler import permute
+from pipeline.sampler import check_place, permute
 
 _WITHIN_STEP = 0x57495448
 """Key of the order inside a step."""
@@ -73,10 +73,7 @@ class BalancedSampler:
         return np.array([len(one) for one in self.ranges], dtype=np.int64)
 
     def _deal(self, step: int, rank: int) -> tuple[Int64[np.ndarray, " b"], Bool[np.ndarray, " b"]]:
-        if not 0 <= step < self.steps:
-            raise ValueError(f"step {step} was asked of an epoch of {self.steps} steps")
-        if not 0 <= rank < self.world_size:
-            raise ValueError(f"rank {rank} was asked of a world of {self.world_size}")
+        check_place(step, steps=self.steps, rank=rank, world_size=self.world_size)
         places = rank + self.world_size * np.arange(self.batch_size, dtype=np.int64)
         images = self.images(step=step)
         return places % images, places < images

@@ -20,6 +20,18 @@ TABLE_LIMIT = 1 << 20
 _ROUNDS = 10
 
 
+def check_place(step: int, *, steps: int, rank: int, world_size: int) -> None:
+    """Refuse a step or a rank that a sampler's epoch does not have.
+
+    Raises:
+        ValueError: Names what was asked and what there is.
+    """
+    if not 0 <= step < steps:
+        raise ValueError(f"step {step} was asked of an epoch of {steps} steps")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} was asked of a world of {world_size}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistributedSampler:
     """Which samples of a split belong to which step of which rank."""
@@ -65,10 +77,7 @@ class DistributedSampler:
         Raises:
             ValueError: If the step or the rank does not exist.
         """
-        if not 0 <= step < self.steps:
-            raise ValueError(f"step {step} was asked of an epoch of {self.steps} steps")
-        if not 0 <= rank < self.world_size:
-            raise ValueError(f"rank {rank} was asked of a world of {self.world_size}")
+        check_place(step, steps=self.steps, rank=rank, world_size=self.world_size)
         first = step * self.batch_size * self.world_size + rank
         positions = first + self.world_size * np.arange(self.batch_size, dtype=np.int64)
         valid = positions < self.samples
