@@ -163,9 +163,10 @@ def log_sums(
             b_exp = tl.exp2(b_sim * scale - b_new[:, None])
             b_sum = b_sum * tl.exp2(b_peak - b_new) + tl.sum(b_exp, 1)
             b_peak = b_new
-    # Where every column was masked, the sum counted them as 2^0.
+    # Where every column was masked, the sum counted them as 2^0; a row of NaN has no
+    # peak either, and its sum stays NaN.
     if not FIXED:
-        b_sum = tl.where(b_peak < 0.5 * NOTHING, 0.0, b_sum)
+        b_sum = tl.where((b_peak < 0.5 * NOTHING) & (b_sum == b_sum), 0.0, b_sum)
     o_out = i_split.to(tl.int64) * N + o_row
     tl.store(p_sum + o_out, b_sum, mask=m_row)
     if not FIXED:
@@ -380,12 +381,14 @@ def _log2_add(b_left, b_right):
 
 @triton.jit
 def _log2_add_tile(b_sum, b_log):
-    """log2 of the sum 2^b_sum and of 2^b_log over its second axis; NOTHING is an empty sum."""
+    """log2 of 2^b_sum + sum 2^b_log over the second axis; NOTHING: empty, NaN stays NaN."""
     b_new = tl.maximum(b_sum, tl.max(b_log, 1))
     b_exp = tl.where(b_log == NOTHING, 0.0, tl.exp2(b_log - b_new[:, None]))
     b_here = tl.sum(b_exp, 1) + tl.exp2(b_sum - b_new)
-    # With nothing yet and nothing here, exp2(NOTHING - NOTHING) counted a column of its own.
-    return tl.where(b_new == NOTHING, NOTHING, b_new + tl.log2(b_here))
+    # With nothing yet and nothing here, exp2(NOTHING - NOTHING) counted a column of its own. Where
+    # everything is NaN there is no peak either, and the sum is to stay NaN.
+    m_empty = (b_new == NOTHING) & (b_here == b_here)
+    return tl.where(m_empty, NOTHING, b_new + tl.log2(b_here))
 
 
 @triton.jit

@@ -71,11 +71,14 @@ def manifold_contrastive_loss(
     Raises:
         ValueError: Unequal sizes, scattered images, lengths other than 1, values out of range.
         TypeError: Wrong element types or devices.
-        RuntimeError: On a second derivative.
+        RuntimeError: On a second derivative, and inside torch.func's transforms, except by "dense".
 
     Source: arXiv 2406.19247, the information loss of its equation set; options are ours
     (docs/kernels.md).
     """
+    validation.check_transforms(
+        "manifold_contrastive_loss", backend, rows, hubs, temperature, keys, overlap
+    )
     validation.check_arguments(
         rows,
         hubs,

@@ -77,8 +77,11 @@ def grouped_logsumexp(
     Raises:
         ValueError: Unequal widths, groups of one side only, values out of range.
         TypeError: Wrong element types or devices.
+        RuntimeError: On a second derivative, and inside torch.func's transforms, except by "dense".
     """
     check_reduction(reduction)
+    backend = options.get("backend", "auto")
+    validation.check_transforms("grouped_logsumexp", backend, q, k, temperature, group_weight)
     validation.check_grouped(q, k, temperature, q_group, k_group, group_weight)
     setting = Setting.of(q, temperature, normalize=normalize, is_unit=is_unit, options=options)
     table = group_weight.detach() if isinstance(group_weight, Tensor) else None
@@ -106,6 +109,8 @@ def two_sided_logsumexp(
 
     Arguments and rules are those of `grouped_logsumexp`; there are no groups.
     """
+    backend = options.get("backend", "auto")
+    validation.check_transforms("two_sided_logsumexp", backend, q, k, temperature)
     validation.check_grouped(q, k, temperature, None, None, 1.0)
     setting = Setting.of(q, temperature, normalize=normalize, is_unit=is_unit, options=options)
     q, k = setting.prepare(q), setting.prepare(k)

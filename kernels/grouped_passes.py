@@ -57,7 +57,9 @@ class Setting:
             precision=options.get("precision", "rows"),
             backend=options.get("backend", "auto"),
         )
-        announce(plan)
+        # torch.compile cannot guard what was said already, and need not say it.
+        if not torch.compiler.is_compiling():
+            announce(plan)
         validate = options.get("validate", True)
         if validate and isinstance(temperature, Tensor):
             validation.check_temperature_value(float(temperature.detach()))
@@ -120,7 +122,9 @@ def compare(
     q_side = make_side(q_group, q_layout)
     k_side = q_side if k is None else make_side(k_group, k_layout)
     if table is not None:
-        table = torch.nn.functional.pad(table, (0, max(widths.rows) - table.shape[1]))
+        # One at least: where no group has members, a table may have come without columns.
+        widest = max(*widths.rows, 1)
+        table = torch.nn.functional.pad(table, (0, widest - table.shape[1]))
     given = None if table is None else q_side.everywhere(table)
     own = find_pairs(
         q_side, k_side, weight=weight, device=q.device, forth=table,
@@ -168,10 +172,22 @@ class _GroupedLogSumExp(torch.autograd.Function):
         return rows, columns
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any, d_rows: Tensor | None, d_columns: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            gradients = _GroupedLogSumExp.gradients(ctx, d_rows, d_columns)
+        if not torch.is_grad_enabled():
+            return gradients
+        # create_graph=True. Results without a graph would count as constants, without a word.
+        of = *ctx.saved_tensors[:3], d_rows, d_columns
+        return tuple(None if d is None else _OnlyOnce.apply(d, *of) for d in gradients)
+
+    @staticmethod
+    def gradients(
+        ctx: Any, d_rows: Tensor | None, d_columns: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """By q, k and temperature, None where it is not wanted."""
         q, k, temperature, rows, columns = ctx.saved_tensors
         comparison: Comparison = ctx.comparison
         wants_q, wants_k, wants_tau = ctx.needs_input_grad[:3]
@@ -198,6 +214,21 @@ class _GroupedLogSumExp(torch.autograd.Function):
         if not wants_k or comparison.is_mirrored:
             return d_q, None, d_tau, None, None
         return d_q, comparison.k_side.restore(d_k).to(k.dtype), d_tau, None, None
+
+
+class _OnlyOnce(torch.autograd.Function):
+    """A first derivative, whose own derivative is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *of: Tensor | None) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError(
+            "grouped_logsumexp: asked for a second derivative, only the first is implemented; "
+            "call backward without create_graph=True, or use backend='dense'"
+        )
 
 
 class _Chunked:

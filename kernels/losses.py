@@ -48,7 +48,9 @@ def supcon_loss(
     classes, label, counts = torch.unique(everyone, return_inverse=True, return_counts=True)
     label = label[layout.offset : layout.offset + rows.shape[0]]
     wide = rows.to(log_sum)
-    sums = _SumOfAll.apply(_sum_by_label(wide, label, len(classes)), layout)
+    sums = _sum_by_label(wide, label, len(classes), dense=options.get("backend") == "dense")
+    if layout.world_size > 1:
+        sums = _SumOfAll.apply(sums, layout)
     others = counts[label] - 1
     positive = (wide * (sums[label] - wide)).sum(1) / others.clamp(min=1) / temperature
     loss = torch.where(others > 0, log_sum - positive, 0.0)
@@ -125,8 +127,13 @@ def clip_loss(
     return reduce_rows((image_sum + text_sum) / 2 - positive, reduction, layout)
 
 
-def _sum_by_label(rows: Tensor, label: Tensor, count: int) -> Tensor:
-    """Sum of the rows of each label in row order: the same bits every time, on any device."""
+def _sum_by_label(rows: Tensor, label: Tensor, count: int, *, dense: bool) -> Tensor:
+    """Sum of the rows of each label in row order: the same bits every time, on any device.
+
+    dense: As a product, which has every derivative and transform of torch.
+    """
+    if dense:
+        return torch.nn.functional.one_hot(label, count).to(rows).T @ rows
     if rows.shape[0] == 0:
         # Still of the rows: a rank that holds none has to join the others' backward pass.
         return rows.new_zeros(count, rows.shape[1]) + rows.sum()

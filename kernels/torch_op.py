@@ -47,7 +47,9 @@ _library.define(
 
 def contrastive_forward(inputs: LossInputs) -> Forward:
     """Call the operation: differentiable once, by rows, hubs and temperature."""
-    with_gradient = torch.is_grad_enabled() and inputs.rows.requires_grad
+    # A teacher's gradient is finished in the forward pass; that by the temperature is made of it.
+    wanted = inputs.rows.requires_grad or inputs.temperature.requires_grad
+    with_gradient = torch.is_grad_enabled() and wanted
     return Forward(*torch.ops.lmcl.contrastive_forward(*flatten(inputs), with_gradient))
 
 

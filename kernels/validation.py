@@ -56,6 +56,38 @@ def check_table(rows: int, most: int) -> None:
         )
 
 
+def check_transforms(name: str, backend: str, *tensors: object) -> None:
+    """Refuse tensors inside torch.func's transforms and forward-mode derivatives.
+
+    Some of them would be answered with zeros: a tangent is dropped where an operation knows none.
+
+    Args:
+        name: Of the operation.
+        backend: As the caller gave it; "dense" is plain torch and takes them.
+        tensors: The differentiable arguments; what is no tensor passes.
+
+    Raises:
+        RuntimeError: If a tensor is inside `vmap`, `grad`, `jvp` or the like.
+    """
+    if backend == "dense" or torch.compiler.is_compiling():
+        return
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and _is_transformed(tensor):
+            raise RuntimeError(
+                f"{name}: asked for a transform (vmap, grad, jvp or the like of torch.func, or "
+                "forward-mode AD), got backend="
+                f"{backend!r}, which has one backward pass and nothing else; call .backward() or "
+                "torch.autograd.grad, or pass backend='dense' and validate=False"
+            )
+
+
+def _is_transformed(tensor: Tensor) -> bool:
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return True
+    dual = torch.autograd.forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return dual.tangent is not None
+
+
 def check_values(
     rows: Tensor, hubs: Tensor, keys: Tensor | None, overlap: Tensor | None, *, normalize: bool
 ) -> None:
@@ -162,11 +194,12 @@ def check_names(given: Iterable[str], known: Sequence[str]) -> None:
 
 
 def check_weights(weights: Tensor) -> None:
-    """Refuse negative weights; reads values. NaN passes and makes the result NaN."""
-    if bool((weights < 0).any()):
+    """Refuse negative and infinite weights; reads values. NaN passes and makes the result NaN."""
+    outside = (weights < 0) | weights.isposinf()
+    if bool(outside.any()):
         raise ValueError(
-            f"group_weight: asked for numbers of at least 0, got {float(weights.min()):.4g}; 0 "
-            "leaves a column out"
+            f"group_weight: asked for numbers of at least 0, got {float(weights[outside][0]):.4g}; "
+            "0 leaves a column out"
         )
 
 

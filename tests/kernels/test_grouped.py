@@ -1,6 +1,7 @@
 """The public operation against its definition in float64: every gradient, every backend, laws."""
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import kernels
 from kernels import triton_launch
+from tests import warm
 
 N, M, D = 21, 17, 24
 SIDES = {"rows-and-columns": False, "among-themselves": True}
@@ -230,6 +232,106 @@ def test_a_row_without_columns_is_minus_infinity_and_gets_no_gradient() -> None:
         assert (gradient == 0).all()
 
 
+BACKENDS = ["dense", "chunked", "triton"]
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_does_not_depend_on_which_others_are_wanted(backend, wanted) -> None:
+    q, k, arguments, _ = make_case(False, "table", dtype=torch.float32)
+    found = []
+    for chosen in ((0, 1, 2), wanted):
+        leaves = [
+            value.float().clone().requires_grad_(i in chosen)
+            for i, value in enumerate((q, k, torch.tensor(0.3)))
+        ]
+        out = kernels.grouped_logsumexp(
+            *leaves[:2], temperature=leaves[2], backend=backend, **arguments
+        )
+        torch.where(out.isfinite(), out, 0.0).dot(torch.linspace(-1, 2, N)).backward()
+        found.append([leaves[i].grad for i in wanted])
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("constant", [True, False], ids=["sum", "square"])
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+def test_a_second_derivative_is_refused_and_not_left_out(backend, constant) -> None:
+    q = torch.eye(4, 16).requires_grad_()
+    out = kernels.grouped_logsumexp(q, temperature=0.5, backend=backend)
+    value = out.sum() if constant else out.square().sum()
+    (first,) = torch.autograd.grad(value, q, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"asked for a second derivative.*backend='dense'"):
+        (value + first.square().sum()).backward()
+
+
+@pytest.mark.parametrize("is_unit", [False, True], ids=["running-maximum", "fixed"])
+@pytest.mark.parametrize("grouped", [False, True], ids=["alone", "one-group"])
+@pytest.mark.parametrize("mirrored", SIDES.values(), ids=SIDES.keys())
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_that_is_not_a_number_has_no_number(backend, mirrored, grouped, is_unit) -> None:
+    q, k, _, _ = make_case(mirrored, None, dtype=torch.float32)
+    q = q.float()
+    q[2, 1] = torch.nan
+    groups = {"q_group": torch.zeros(N).long(), "group_weight": 0.5} if grouped else {}
+    if grouped and not mirrored:
+        groups["k_group"] = torch.zeros(M).long()
+    out = kernels.grouped_logsumexp(
+        q, None if mirrored else k.float(), temperature=0.5, is_unit=is_unit, backend=backend,
+        **groups,
+    )  # fmt: skip
+    # Among themselves the others are compared with it.
+    assert out.isnan().sum() == (N if mirrored else 1)
+    assert out[2].isnan()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_table_may_have_no_columns_where_no_group_has_members(backend) -> None:
+    q, k, _, matrix = make_case(False, None, dtype=torch.float32)
+    q, k = (table.float().requires_grad_() for table in (q, k))
+    out = kernels.grouped_logsumexp(
+        q, k, temperature=0.5, q_group=torch.arange(N), k_group=-1 - torch.arange(M),
+        group_weight=torch.empty(N, 0), backend=backend,
+    )  # fmt: skip
+    out.sum().backward()
+    want = definition(q.double(), k.double(), torch.tensor(0.5), matrix)
+    torch.testing.assert_close(out.double(), want, rtol=1e-6, atol=1e-6)
+    assert torch.cat([q.grad, k.grad]).isfinite().all()
+
+
+COMPILED = """
+import sys, torch, kernels
+torch.manual_seed(0)
+tables = [torch.randn(n, 16) for n in (6, 6)]
+labels = torch.tensor([4, 1, 4, 1, 7, 7])
+operations = {
+    "logsumexp": lambda a, b, tau: kernels.grouped_logsumexp(
+        a, b, temperature=tau, q_group=labels, k_group=labels, group_weight=0.5).sum(),
+    "supcon": lambda a, b, tau: kernels.supcon_loss(a, labels, temperature=tau) + 0 * b.sum(),
+    "info-nce": lambda a, b, tau: kernels.info_nce_loss(a, b, temperature=tau),
+    "clip": lambda a, b, tau: kernels.clip_loss(a, b, temperature=tau, queue=(b[:2], a[:3])),
+}
+for name in sys.argv[1:]:
+    function = operations[name]
+    gradients = []
+    for call in (function, torch.compile(function, backend="aot_eager")):
+        leaves = [leaf.clone().requires_grad_() for leaf in (*tables, torch.tensor(0.3))]
+        call(*leaves).backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(*gradients)
+"""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["logsumexp", "supcon"], pytest.param(["info-nce", "clip"], marks=pytest.mark.slow)],
+    ids="-".join,
+)
+def test_under_compile_each_is_what_it_is_without(names) -> None:
+    # In a process of its own, because the checker of shapes cannot be traced.
+    done = warm.run([sys.executable, "-c", COMPILED, *names], capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_detached_columns_cost_no_gradient_and_two_runs_give_the_same_bits() -> None:
     q, k, arguments, _ = make_case(False, "table", dtype=torch.float64)
     runs = []
@@ -268,6 +370,10 @@ WRONG = {
     "weights-alone": ({"group_weight": 0.5}, ValueError, "weights without groups"),
     "columns-alone": ({"k": None, "k_group": G}, ValueError, "columns without columns"),
     "negative": ({"k": None, "q_group": G, "group_weight": -1.0}, ValueError, "at least 0, got -1"),
+    "infinite": (
+        {"k": None, "q_group": G, "group_weight": torch.full((4, 4), torch.inf)}, ValueError,
+        "at least 0, got inf",
+    ),
     "table": (
         {"k": None, "q_group": G, "group_weight": torch.ones(3, 4)}, ValueError, r"got \[3, 4\]",
     ),

@@ -113,6 +113,27 @@ def test_a_second_derivative_is_refused_with_a_sentence(backend, make_batch) -> 
         first.sum().backward()
 
 
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
+@pytest.mark.parametrize("teacher", [False, True], ids=["student", "teacher"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_does_not_depend_on_which_others_are_wanted(
+    backend, teacher, wanted, make_batch
+) -> None:
+    batch = make_batch([3, 1, 2], d=16)
+    values = batch["rows"].float(), batch["hubs"].float(), torch.tensor(0.3)
+    keys = batch["keys"].float() if teacher else None
+    found = []
+    for chosen in ((0, 1, 2), wanted):
+        leaves = [value.clone().requires_grad_(i in chosen) for i, value in enumerate(values)]
+        out = kernels.manifold_contrastive_loss(
+            *leaves[:2], batch["group"], temperature=leaves[2], keys=keys, backend=backend,
+            overlap=batch["overlap"].float(),
+        )  # fmt: skip
+        out.loss.backward()
+        found.append([leaves[i].grad for i in wanted])
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_gradients_nothing_is_recorded(backend, make_batch) -> None:
     batch = make_batch([3, 2], d=16)

@@ -128,3 +128,55 @@ def test_groups_are_runs_of_rows() -> None:
     assert found.end.tolist() == [2, 2, 3, 6, 6, 6]
     assert found.counts.tolist() == [2, 1, 3]
     assert found.most() == 3
+
+
+def _manifold(backend: str):
+    return lambda a, b: (
+        kernels.manifold_contrastive_loss(
+            a, b, torch.arange(3), temperature=0.5, backend=backend, validate=False
+        ).loss
+    )
+
+
+OPERATIONS = {
+    "manifold": _manifold,
+    "logsumexp": lambda backend: (
+        lambda a, b: kernels.grouped_logsumexp(a, b, temperature=0.5, backend=backend).sum()
+    ),
+    "two-sided": lambda backend: (
+        lambda a, b: kernels.two_sided_logsumexp(a, b, temperature=0.5, backend=backend)[0].sum()
+    ),
+    "supcon": lambda backend: (
+        lambda a, b: kernels.supcon_loss(
+            torch.cat([a, b]), torch.arange(3).repeat(2), backend=backend
+        )
+    ),
+    "info-nce": lambda backend: lambda a, b: kernels.info_nce_loss(a, b, backend=backend),
+    "clip": lambda backend: lambda a, b: kernels.clip_loss(a, b, backend=backend),
+}
+TRANSFORMS = {
+    "vmap": lambda function, a, b: torch.vmap(function)(a[None], b[None])[0],
+    "grad": lambda function, a, b: torch.func.grad(function)(a, b),
+    "jvp": lambda function, a, b: torch.func.jvp(function, (a, b), (b, a))[1],
+    "hessian": lambda function, a, b: torch.func.hessian(function)(a, b),
+}
+
+
+def _tangent(function, a, b):
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(a, b)
+        return torch.autograd.forward_ad.unpack_dual(function(dual, b)).tangent
+
+
+TRANSFORMS["forward-mode"] = _tangent
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+@pytest.mark.parametrize("make", OPERATIONS.values(), ids=OPERATIONS.keys())
+def test_a_transform_is_refused_and_the_way_out_takes_it(make, transform) -> None:
+    a, b = torch.eye(3, 16), torch.eye(3, 16).flip(0)
+    for backend in ("auto", "chunked", "triton"):
+        with pytest.raises(RuntimeError, match=r"asked for a transform .* backend='dense'"):
+            transform(make(backend), a, b)
+    assert transform(make("dense"), a, b).isfinite().all()
