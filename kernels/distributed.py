@@ -94,15 +94,35 @@ def ask_layouts(
         counts: How many rows of each kind this process holds.
         device: Where the gather takes place.
         process_group: Who takes part; None: this process alone.
+
+    Raises:
+        ValueError: If this process is none of the group.
+        TypeError: If it is no group.
     """
     if process_group is None:
         return tuple(RankLayout(rows=(count,), images=0, rank=0) for count in counts)
+    _check_member(process_group)
     sizes = _ask_ranks(counts, device, process_group)
     rank = dist.get_rank(process_group)
     return tuple(
         RankLayout(rows=rows, images=0, rank=rank, process_group=process_group)
         for rows in zip(*sizes, strict=True)
     )
+
+
+def _check_member(process_group: Any) -> None:
+    # What torch.distributed.new_group gives to those whom it leaves out.
+    if process_group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            "process_group: asked for a group that this process is a member of, got one that was "
+            "made without it; call on the members only, or pass None for this process alone"
+        )
+    if not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            "process_group: asked for a group of torch.distributed, got "
+            f"{type(process_group).__name__}; pass torch.distributed.group.WORLD, what new_group "
+            "returned, or the get_group() of a mesh"
+        )
 
 
 def gather_rows(local: Tensor, layout: RankLayout) -> Tensor:

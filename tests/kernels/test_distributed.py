@@ -153,6 +153,10 @@ def _rank(rank: int, deal: list[int], folder: str, in_single: bool) -> None:
     numbers = torch.arange(sum(CROPS))[rows]
     for backend in backends:
         results[f"others/{backend}"] = _others(batch, numbers, backend, dist.group.WORLD)
+    # Everybody makes the group. Its ranks are not those of all processes.
+    apart = dist.new_group(list(range(1, len(deal)))) if len(deal) > 1 else None
+    if rank:
+        results["apart"] = _others(batch, numbers, backends[0], apart)
     results["refusal"] = _refusal_of_wrong_sizes(batch, deal, backends[0])
     torch.save(results, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
@@ -208,6 +212,21 @@ def _assert_together(parts: list[list[Tensor]], truth: list[Tensor], tolerance: 
     torch.testing.assert_close(temperature, truth[3], rtol=10 * tolerance, atol=tolerance)
 
 
+def _assert_others(
+    parts: list[dict[str, list[Tensor]]], truth: dict[str, list[Tensor]], in_single: bool
+) -> None:
+    close = {"rtol": 3e-5, "atol": 3e-5} if in_single else {"rtol": 1e-11, "atol": 1e-11}
+    for call, (value, *gradients) in truth.items():
+        values = [part[call][0].double() for part in parts]
+        got = torch.cat(values) if call == "none" else torch.stack(values)
+        torch.testing.assert_close(got, value.expand_as(got), **close, msg=call)
+        # A reduced value is that of all ranks, and DDP takes the mean of its gradients.
+        times = 1 if call == "none" else len(parts)
+        for place, gradient in enumerate(gradients, 1):
+            whole = torch.cat([part[call][place] for part in parts]).double() / times
+            torch.testing.assert_close(whole, gradient, **close, msg=call)
+
+
 @pytest.mark.parametrize("name", DEALS)
 def test_ranks_together_agree_with_one_process(name, ranks) -> None:
     results = ranks(name)
@@ -237,18 +256,30 @@ def test_the_operation_and_its_losses_together_agree_with_one_process(name, rank
     results = ranks(name)
     in_single = ALL[name][1]
     truth = _others(_batch(), torch.arange(sum(CROPS)), "dense", None)
-    close = {"rtol": 3e-5, "atol": 3e-5} if in_single else {"rtol": 1e-11, "atol": 1e-11}
     for backend in ("triton",) if in_single else ("chunked", "dense"):
-        parts = [each[f"others/{backend}"] for each in results]
-        for call, (value, *gradients) in truth.items():
-            values = [part[call][0].double() for part in parts]
-            got = torch.cat(values) if call == "none" else torch.stack(values)
-            torch.testing.assert_close(got, value.expand_as(got), **close, msg=call)
-            # A reduced value is that of all ranks, and DDP takes the mean of its gradients.
-            times = 1 if call == "none" else len(parts)
-            for place, gradient in enumerate(gradients, 1):
-                whole = torch.cat([part[call][place] for part in parts]).double() / times
-                torch.testing.assert_close(whole, gradient, **close, msg=call)
+        _assert_others([each[f"others/{backend}"] for each in results], truth, in_single)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if len(ALL[name][0]) > 1])
+def test_a_group_without_the_first_rank_agrees_with_one_process(name, ranks) -> None:
+    deal, in_single = ALL[name]
+    first = sum(CROPS[: deal[0]])
+    batch = {key: value[first:] for key, value in _batch().items() if key != "hubs"}
+    truth = _others(batch, torch.arange(first, sum(CROPS)), "dense", None)
+    _assert_others([each["apart"] for each in ranks(name)[1:]], truth, in_single)
+
+
+@pytest.mark.parametrize(
+    ("process_group", "error", "words"),
+    [
+        (dist.GroupMember.NON_GROUP_MEMBER, ValueError, "got one that was made without it"),
+        ("gloo", TypeError, r"a group of torch.distributed, got str; pass .*group.WORLD"),
+    ],
+    ids=["another's", "a-word"],
+)
+def test_a_group_that_is_none_of_ours_is_named(process_group, error, words) -> None:
+    with pytest.raises(error, match=words):
+        kernels.grouped_logsumexp(torch.eye(3), temperature=0.1, process_group=process_group)
 
 
 def test_the_backward_pass_sends_eight_bytes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
