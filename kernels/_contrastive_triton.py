@@ -121,6 +121,17 @@ def _without_own(b_sim, o_col, b_first, b_end, M):
     return tl.where(m_own | (o_col[None, :] >= M), NOTHING, b_sim)
 
 
+@triton.jit
+def _sum_of_any(b_sum, b_peak, scale):
+    """The sum of a row, and 0 where every column was masked, each of which counted as 2^0.
+
+    The peak is then NOTHING, or what a warm temperature's scale makes of it. A row of NaN has no
+    peak either, and its sum stays NaN.
+    """
+    m_none = b_peak < 0.5 * NOTHING * tl.minimum(scale, 1.0)
+    return tl.where(m_none & (b_sum == b_sum), 0.0, b_sum)
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def log_sums(
     # pointers
@@ -163,10 +174,8 @@ def log_sums(
             b_exp = tl.exp2(b_sim * scale - b_new[:, None])
             b_sum = b_sum * tl.exp2(b_peak - b_new) + tl.sum(b_exp, 1)
             b_peak = b_new
-    # Where every column was masked, the sum counted them as 2^0; a row of NaN has no
-    # peak either, and its sum stays NaN.
     if not FIXED:
-        b_sum = tl.where((b_peak < 0.5 * NOTHING) & (b_sum == b_sum), 0.0, b_sum)
+        b_sum = _sum_of_any(b_sum, b_peak, scale)
     o_out = i_split.to(tl.int64) * N + o_row
     tl.store(p_sum + o_out, b_sum, mask=m_row)
     if not FIXED:
@@ -296,11 +305,11 @@ def mean_columns(
             b_acc0 = _weighted(b_exp, b_col0, b_acc0, WIDEN, PRECISION)
         if (D1 > 0) & (PART != 1):
             b_acc1 = _weighted(b_exp, b_col1, b_acc1, WIDEN, PRECISION)
-    # Where every column was masked, the sum counted them as 2^0; `finish_gradient` drops b_acc.
     if WIDE & FIXED:
         b_sum = tl.sum(b_sums, 1)
+    # Where there was no column, `finish_gradient` drops b_acc.
     if not FIXED:
-        b_sum = tl.where(b_peak < 0.5 * NOTHING, 0.0, b_sum)
+        b_sum = _sum_of_any(b_sum, b_peak, scale)
     o_out = i_split.to(tl.int64) * N + o_row
     if PART != 2:
         tl.store(p_sum + o_out, b_sum, mask=m_row)

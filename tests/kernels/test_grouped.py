@@ -235,6 +235,21 @@ def test_a_row_without_columns_is_minus_infinity_and_gets_no_gradient() -> None:
 BACKENDS = ["dense", "chunked", "triton"]
 
 
+@pytest.mark.parametrize("tau", [0.5, 2.9, 50.0, 1e6])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_empty_row_is_empty_at_any_temperature(backend, tau) -> None:
+    q = torch.eye(5, 16).requires_grad_()
+    group = torch.tensor([0, 0, 0, 0, 1])
+    out = kernels.grouped_logsumexp(
+        q, q[:4].detach(), temperature=tau, q_group=group, k_group=group[:4], group_weight=0.0,
+        backend=backend,
+    )  # fmt: skip
+    assert (out[:4] == -torch.inf).all()
+    torch.testing.assert_close(out[4], torch.tensor(4.0).log())
+    torch.where(out.isfinite(), out, 0.0).sum().backward()
+    assert (q.grad[:4] == 0).all()
+
+
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_gradient_does_not_depend_on_which_others_are_wanted(backend, wanted) -> None:

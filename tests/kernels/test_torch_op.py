@@ -113,6 +113,26 @@ def test_a_second_derivative_is_refused_with_a_sentence(backend, make_batch) -> 
         first.sum().backward()
 
 
+@pytest.mark.parametrize("tau", [0.5, 2.9, 50.0])
+@pytest.mark.parametrize("teacher", [False, True], ids=["student", "teacher"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_empty_denominator_is_one_at_any_learned_temperature(
+    backend, teacher, tau, make_batch
+) -> None:
+    batch = make_batch([3], d=16)
+    rows, hubs = batch["rows"].float().requires_grad_(), batch["hubs"].float()
+    learned = torch.tensor(tau, requires_grad=True)
+    out = kernels.manifold_contrastive_loss(
+        rows, hubs, batch["group"], temperature=learned, intra_weight=0.0, backend=backend,
+        keys=batch["keys"].float() if teacher else None,
+    )  # fmt: skip
+    out.loss.backward()
+    positive = (rows.detach() @ hubs.T).mean()
+    torch.testing.assert_close(out.loss.detach(), -positive / tau)
+    torch.testing.assert_close(rows.grad, -hubs.expand_as(rows) / (3 * tau))
+    torch.testing.assert_close(learned.grad, positive / tau**2)
+
+
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
 @pytest.mark.parametrize("teacher", [False, True], ids=["student", "teacher"])
 @pytest.mark.parametrize("backend", BACKENDS)
