@@ -19,7 +19,7 @@ from kernels.grouped import (
     two_sided_logsumexp,
 )
 from kernels.types import divide_by_length
-from kernels.validation import check_group, check_same_shape
+from kernels.validation import check_group, check_queue, check_same_shape
 
 
 def supcon_loss(
@@ -114,6 +114,8 @@ def clip_loss(
     """
     check_reduction(reduction)
     check_same_shape("text", text, "image", image)
+    if queue is not None:
+        check_queue(queue, image)
     tables = (image, text, *(table.detach() for table in queue or ()))
     image, text, *earlier = (divide_by_length(t) if normalize else t for t in tables)
     how: Any = {"temperature": temperature, "is_unit": normalize}

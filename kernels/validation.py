@@ -38,7 +38,9 @@ def check_arguments(
         )
     if overlap is not None:
         check_table(overlap.shape[0], overlap.shape[1])
-    _check_options(temperature, intra_weight)
+    _check_temperature(temperature)
+    _check_intra_weight(intra_weight)
+    _check_number("coldest", coldest)
     if not 0 <= coldest < math.inf:
         raise ValueError(
             f"coldest: asked for a number of at least 0, got {coldest}; 0 states no bound"
@@ -140,7 +142,7 @@ def check_grouped(
         ValueError: Sizes, groups of one side only, numbers outside their range.
         TypeError: Wrong element types, or tensors on different devices.
     """
-    _check_grouped_tables(q, k)
+    check_tables(("q", q), ("k", k))
     if k is not None and (q_group is None) != (k_group is None):
         has, lacks = ("q", "k") if k_group is None else ("k", "q")
         raise ValueError(
@@ -157,9 +159,35 @@ def check_grouped(
             continue
         check_group(name, group, name[0], table)
     _check_group_weight(group_weight, q, q_group)
-    _check_options(temperature, 0.0)
+    _check_temperature(temperature)
     if isinstance(temperature, Tensor) and temperature.requires_grad:
         _check_device("temperature", temperature, q, "q")
+
+
+def check_tables(first: tuple[str, Tensor], *others: tuple[str, Tensor | None]) -> None:
+    """Refuse what is no table [count, width] of numbers, or of another kind than the first.
+
+    Args:
+        first: Name and table that the others are compared with.
+        others: Names and tables; None passes.
+    """
+    of, like = first
+    for name, table in (first, *others):
+        if table is None:
+            continue
+        if table.ndim != 2:
+            raise ValueError(
+                f"{name}: asked for a table [count, width], got shape {list(table.shape)}; "
+                "flatten everything but the last axis"
+            )
+        _check_elements(name, table)
+        if table.shape[1] != like.shape[1]:
+            raise ValueError(
+                f"{name}: asked for the width of {of}, {like.shape[1]}, got {table.shape[1]}; "
+                "take both from the same space"
+            )
+        _check_same_type(name, table, of, like)
+        _check_device(name, table, like, of)
 
 
 def check_group(name: str, group: Tensor, of: str, table: Tensor) -> None:
@@ -174,12 +202,31 @@ def check_group(name: str, group: Tensor, of: str, table: Tensor) -> None:
 
 
 def check_same_shape(name: str, table: Tensor, other: str, like: Tensor) -> None:
-    """Refuse two tables whose rows do not belong together one by one."""
+    """Refuse two tables whose rows do not belong together one by one, or of two types."""
     if table.shape != like.shape or table.ndim != 2:
         raise ValueError(
             f"{name}: asked for the shape of {other}, [count, width], got {list(table.shape)} "
             f"beside {list(like.shape)}; row i of one belongs to row i of the other"
         )
+    check_tables((other, like), (name, table))
+
+
+def check_queue(queue: object, image: Tensor) -> None:
+    """Refuse a queue that is no pair of tables like `image`; each may be of any length.
+
+    Raises:
+        TypeError: No pair of tensors, another element type or device.
+        ValueError: Another width.
+    """
+    is_pair = isinstance(queue, tuple | list) and len(queue) == 2
+    if not is_pair or not all(isinstance(table, Tensor) for table in queue):
+        parts = queue if isinstance(queue, tuple | list) else [queue]
+        found = ", ".join(type(part).__name__ for part in parts)
+        raise TypeError(
+            f"queue: asked for two tensors, (images, texts), got {type(queue).__name__} ({found}); "
+            "pass a table [0, width] for a side that has none, or leave queue out"
+        )
+    check_tables(("image", image), ("queue[0]", queue[0]), ("queue[1]", queue[1]))
 
 
 def check_names(given: Iterable[str], known: Sequence[str]) -> None:
@@ -212,34 +259,6 @@ def check_weight_width(weights: Tensor, most: int) -> None:
         )
 
 
-def _check_grouped_tables(q: Tensor, k: Tensor | None) -> None:
-    for name, table in (("q", q), ("k", k)):
-        if table is None:
-            continue
-        if table.ndim != 2:
-            raise ValueError(
-                f"{name}: asked for a table [count, width], got shape {list(table.shape)}; "
-                "flatten everything but the last axis"
-            )
-        if table.dtype not in _FLOATS:
-            raise TypeError(
-                f"{name}: asked for float16, bfloat16, float32 or float64, got {table.dtype}; "
-                "convert it first"
-            )
-    if k is None:
-        return
-    if k.shape[1] != q.shape[1]:
-        raise ValueError(
-            f"k: asked for the width of q, {q.shape[1]}, got {k.shape[1]}; "
-            "take both from the same space"
-        )
-    if k.dtype != q.dtype:
-        raise TypeError(
-            f"k: asked for the dtype of q, {q.dtype}, got {k.dtype}; convert with k.to(q.dtype)"
-        )
-    _check_device("k", k, q, "q")
-
-
 def _check_group_weight(group_weight: float | Tensor, q: Tensor, q_group: Tensor | None) -> None:
     if isinstance(group_weight, Tensor):
         if group_weight.ndim != 2 or group_weight.shape[0] != q.shape[0]:
@@ -250,11 +269,13 @@ def _check_group_weight(group_weight: float | Tensor, q: Tensor, q_group: Tensor
             )
         check_table(*group_weight.shape)
         _check_device("group_weight", group_weight, q, "q")
-    elif not 0 <= group_weight < math.inf:
-        raise ValueError(
-            f"group_weight: asked for a number of at least 0, got {group_weight}; "
-            "0 leaves the own group out"
-        )
+    else:
+        _check_number("group_weight", group_weight)
+        if not 0 <= group_weight < math.inf:
+            raise ValueError(
+                f"group_weight: asked for a number of at least 0, got {group_weight}; "
+                "0 leaves the own group out"
+            )
     if q_group is None and (isinstance(group_weight, Tensor) or group_weight != 1.0):
         raise ValueError(
             "group_weight: got weights without groups; pass q_group (and k_group), or leave "
@@ -311,17 +332,10 @@ def _check_shapes(rows: Tensor, hubs: Tensor, group: Tensor, keys: Tensor | None
 def _check_types(
     rows: Tensor, hubs: Tensor, group: Tensor, overlap: Tensor | None, keys: Tensor | None
 ) -> None:
-    if rows.dtype not in _FLOATS:
-        raise TypeError(
-            f"rows: asked for float16, bfloat16, float32 or float64, got {rows.dtype}; "
-            "convert them first"
-        )
-    for name, tensor in (("hubs", hubs), ("keys", keys)):
-        if tensor is not None and tensor.dtype != rows.dtype:
-            raise TypeError(
-                f"{name}: asked for the dtype of rows, {rows.dtype}, got {tensor.dtype}; "
-                f"convert with {name}.to(rows.dtype)"
-            )
+    for name, tensor in (("rows", rows), ("hubs", hubs), ("keys", keys)):
+        if tensor is not None:
+            _check_elements(name, tensor)
+            _check_same_type(name, tensor, "rows", rows)
     _check_group_type("group", group)
     if overlap is not None and not overlap.is_floating_point():
         raise TypeError(
@@ -334,6 +348,36 @@ def _check_types(
             _check_device(name, tensor, rows)
 
 
+def _check_elements(name: str, table: Tensor) -> None:
+    if table.dtype not in _FLOATS:
+        raise TypeError(
+            f"{name}: asked for float16, bfloat16, float32 or float64, got {table.dtype}; "
+            "convert it first"
+        )
+    if table.layout != torch.strided:
+        raise TypeError(
+            f"{name}: asked for a dense tensor, got layout {table.layout}; convert with "
+            f"{name}.to_dense()"
+        )
+
+
+def _check_same_type(name: str, table: Tensor, of: str, like: Tensor) -> None:
+    if table.dtype != like.dtype:
+        raise TypeError(
+            f"{name}: asked for the dtype of {of}, {like.dtype}, got {table.dtype}; "
+            f"convert with {name}.to({of}.dtype)"
+        )
+
+
+def _check_number(name: str, value: object) -> None:
+    # numpy's numbers are no floats of Python's, and compare like them.
+    if not (isinstance(value, int | float) or hasattr(value, "__float__")):
+        raise TypeError(
+            f"{name}: asked for a number, got {value!r} ({type(value).__name__}); convert it with "
+            "float()"
+        )
+
+
 def _check_device(name: str, tensor: Tensor, rows: Tensor, of: str = "rows") -> None:
     if tensor.device != rows.device:
         raise TypeError(
@@ -342,24 +386,31 @@ def _check_device(name: str, tensor: Tensor, rows: Tensor, of: str = "rows") -> 
         )
 
 
-def _check_options(temperature: float | Tensor, intra_weight: float | str) -> None:
+def _check_temperature(temperature: float | Tensor) -> None:
     if isinstance(temperature, Tensor):
         if temperature.numel() != 1 or not temperature.is_floating_point():
             raise ValueError(
                 f"temperature: asked for one floating-point number, got {temperature.dtype} of "
                 f"shape {list(temperature.shape)}; pass a float or a 0-d tensor"
             )
-    elif not 0 < temperature < math.inf:
+        return
+    _check_number("temperature", temperature)
+    if not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature: asked for a number above 0, got {temperature}; the usual one is 0.1"
         )
+
+
+def _check_intra_weight(intra_weight: float | str) -> None:
     if isinstance(intra_weight, str):
         if intra_weight != "balanced":
             raise ValueError(
                 f"intra_weight: asked for a number or 'balanced', got {intra_weight!r}; "
                 "did you mean 'balanced'?"
             )
-    elif not 0 <= intra_weight < math.inf:
+        return
+    _check_number("intra_weight", intra_weight)
+    if not 0 <= intra_weight < math.inf:
         raise ValueError(
             f"intra_weight: asked for a number of at least 0, got {intra_weight}; "
             "0 leaves the crops of an image out"

@@ -399,6 +399,12 @@ WRONG = {
     "option": ({"proces_group": 1}, TypeError, "did you mean 'process_group'"),
     "integers": ({"q": Q.long()}, TypeError, "q: asked for float16"),
     "temperature": ({"temperature": torch.tensor(-1.0)}, ValueError, "above 0, got -1.0"),
+    "no-temperature": ({"temperature": None}, TypeError, r"a number, got None \(NoneType\)"),
+    "weight": (
+        {"k": None, "q_group": G, "group_weight": "1"}, TypeError,
+        r"group_weight: asked for a number, got '1' \(str\)",
+    ),
+    "sparse": ({"k": K.to_sparse()}, TypeError, r"k: asked for a dense tensor.*k.to_dense\(\)"),
 }  # fmt: skip
 
 

@@ -227,11 +227,59 @@ def test_the_kernels_take_half_precision(call) -> None:
     torch.testing.assert_close(got.double(), truth, rtol=1e-2, atol=1e-2)
 
 
-def test_wrong_arguments_are_named() -> None:
-    one, two = tables()
-    with pytest.raises(ValueError, match=r"labels: asked for one whole number per row of rows"):
-        kernels.supcon_loss(one, LABELS[:-1])
-    with pytest.raises(ValueError, match=r"two: asked for the shape of one"):
-        kernels.info_nce_loss(one, two[:-1])
-    with pytest.raises(ValueError, match=r"text: asked for the shape of image"):
-        kernels.clip_loss(one, two[:-1])
+ONE, TWO = tables()
+WRONG = {
+    "labels": (
+        lambda: kernels.supcon_loss(ONE, LABELS[:-1]), ValueError,
+        "labels: asked for one whole number per row of rows",
+    ),
+    "views": (
+        lambda: kernels.info_nce_loss(ONE, TWO[:-1]), ValueError, "two: asked for the shape of one",
+    ),
+    "views-of-two-types": (
+        lambda: kernels.info_nce_loss(ONE, TWO.half()), TypeError,
+        r"two: asked for the dtype of one, torch.float64, got .*convert with two.to\(one.dtype\)",
+    ),
+    "texts": (
+        lambda: kernels.clip_loss(ONE, TWO[:-1]), ValueError, "text: asked for the shape of image",
+    ),
+    "texts-of-another-type": (
+        lambda: kernels.clip_loss(ONE, TWO.float()), TypeError, r"text.to\(image.dtype\)",
+    ),
+    "whole-numbers": (
+        lambda: kernels.clip_loss(ONE.long(), TWO.long()), TypeError, "image: asked for float16",
+    ),
+    "sparse": (
+        lambda: kernels.info_nce_loss(ONE.to_sparse(), TWO.to_sparse()), TypeError,
+        r"one: asked for a dense tensor, got layout torch.sparse_coo; .* one.to_dense\(\)",
+    ),
+    "half-a-queue": (
+        lambda: kernels.clip_loss(ONE, TWO, queue=(ONE,)), TypeError,
+        r"queue: asked for two tensors, \(images, texts\), got tuple \(Tensor\); pass a table",
+    ),
+    "a-queue-of-one-side": (
+        lambda: kernels.clip_loss(ONE, TWO, queue=(ONE, None)), TypeError,
+        r"got tuple \(Tensor, NoneType\)",
+    ),
+    "a-table-as-queue": (
+        lambda: kernels.clip_loss(ONE, TWO, queue=ONE), TypeError, r"got Tensor \(Tensor\)",
+    ),
+    "a-queue-in-half-precision": (
+        lambda: kernels.clip_loss(ONE, TWO, queue=(ONE, TWO.bfloat16())), TypeError,
+        r"queue\[1\]: asked for the dtype of image.*queue\[1\].to\(image.dtype\)",
+    ),
+    "a-narrower-queue": (
+        lambda: kernels.clip_loss(ONE, TWO, queue=(ONE[:, :4], TWO)), ValueError,
+        r"queue\[0\]: asked for the width of image, 12, got 4",
+    ),
+    "a-temperature-of-letters": (
+        lambda: kernels.supcon_loss(ONE, LABELS, temperature="0.1"), TypeError,
+        r"temperature: asked for a number, got '0.1' \(str\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "words"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_argument_is_named_as_its_caller_knows_it(call, error, words) -> None:
+    with pytest.raises(error, match=words):
+        call()

@@ -43,6 +43,7 @@ WRONG = {
     ),
     "overlap-rows": ({"overlap": torch.ones(4, 3)}, ValueError, r"\[5, c\], got \[4, 3\]"),
     "overlap-dtype": ({"overlap": torch.ones(5, 3).long()}, TypeError, "floating-point IoU"),
+    "hubs-sparse": ({"hubs": torch.eye(2, 8).to_sparse()}, TypeError, r"hubs.to_dense\(\)"),
     "temperature-0": ({"temperature": 0.0}, ValueError, "above 0, got 0.0"),
     "temperature-nan": ({"temperature": float("nan")}, ValueError, "above 0, got nan"),
     "temperature-table": ({"temperature": torch.ones(2)}, ValueError, "one floating-point number"),
