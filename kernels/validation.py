@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -211,7 +212,7 @@ def check_same_shape(name: str, table: Tensor, other: str, like: Tensor) -> None
     check_tables((other, like), (name, table))
 
 
-def check_queue(queue: object, image: Tensor) -> None:
+def check_queue(queue: Any, image: Tensor) -> None:
     """Refuse a queue that is no pair of tables like `image`; each may be of any length.
 
     Raises:
