@@ -7,11 +7,13 @@ tensors of the network fit, and only then. Nothing is unpickled but tensors and 
 
 import argparse
 import importlib
+import io
+import logging
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 
 from lmcl.errors import LmclError
 from shards.text import printable
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 Convert = Callable[[Tensors], Mapping[str, Tensor]]
@@ -38,7 +42,10 @@ _PREFIXES = (
     "student.",
     "encoder.",
 )
-_MOST_WRAPPINGS = 5
+_MOST_WRAPPINGS, _MOST_CONTAINERS = 5, 64
+_LOOKED_AT_BYTES = 1 << 20
+_A_CLASS = b"c"
+"""What a pickle of one object begins with, behind its version."""
 _HEADS = ("head", "fc.", "classifier.", "mask_token", "attn_pool.", "dino_head.")
 """Beginnings of names that an encoder has no use for, and that are left out without a word."""
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -83,6 +90,12 @@ class Misfit:
 class MisfitError(ValueError):
     """Tensors that are not a network's; the message names the first of each kind."""
 
+    def __init__(
+        self, message: str, *, way_out: str = "use the weights of that very architecture"
+    ) -> None:
+        super().__init__(message)
+        self.way_out = way_out
+
 
 def read_tensor_file(path: Path) -> Any:
     """What a .safetensors or torch file holds: tensors by name, within the trainer's containers.
@@ -94,29 +107,57 @@ def read_tensor_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_PLAIN):
+        with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which is refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # parsers say in any way they like that a file is none of theirs
-        name = _pickled_class(path)
-        if name:
-            raise LmclError(
-                f"encoder.weights = {printable(path)!r}: is a whole module ({printable(name, 80)}) "
-                "saved by torch.save(model), which runs code when it is read; save its tensors: "
-                "torch.save(model.state_dict(), PATH)",
-                exit_code=5,
-            ) from error
-        raise unreadable(path, error) from error
+        raise _pickled_whole(path) or unreadable(path, error) from error
+
+
+def _pickled_whole(path: Path) -> LmclError | None:
+    """The sentence about a file that holds objects, not tensors; None if it does not."""
+    name, is_whole = _pickled_class(path)
+    if not name:
+        return None
+    what = "is a whole module" if is_whole else "holds an object, not its tensors alone"
+    how = "torch.jit.save" if name.startswith("__torch__.") else "torch.save(model)"
+    saved = f" saved by {how}" if is_whole else ""
+    return LmclError(
+        f"encoder.weights = {printable(path)!r}: {what} ({printable(name, 80)}){saved}, which runs "
+        "code when it is read; save its tensors: torch.save(model.state_dict(), PATH)",
+        exit_code=5,
+    )
 
 
 def unreadable(path: Path, error: Exception) -> LmclError:
     """The sentence about a file that no parser can read; exit code 5."""
     said = (str(error).splitlines() or ["nothing more is known"])[0]
-    return LmclError(
-        f"encoder.weights = {printable(path)!r}: cannot be read as weights "
-        f"({type(error).__name__}: {printable(said, 200)}); it is damaged or of another format: "
-        "copy it again, or name a .safetensors, .pth or .npz file",
-        exit_code=5,
+    if said.startswith("Weights only load failed"):  # torch goes on with how to run its code
+        said = "it is no file of torch.save"
+    known = _known_kind(path) or (
+        f"cannot be read as weights ({type(error).__name__}: {printable(said, 200)}); it is "
+        "damaged or of another format: copy it again, or name a .safetensors, .pth or .npz file"
     )
+    return LmclError(f"encoder.weights = {printable(path)!r}: {known}", exit_code=5)
+
+
+def _known_kind(path: Path) -> str:
+    """What often lies in place of weights, and what to do; empty if it is none of that."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return ""
+    if not head:
+        return "is empty; copy it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS and not the file itself; `git lfs pull` fetches that"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return (
+            "is a web page, which a server gives in place of a file it does not hand out; look at "
+            "it in a browser, and download the weights again"
+        )
+    return ""
 
 
 def fit_tensors(found: Any, wanted: Mapping[str, Tensor], convert: Convert = dict) -> Tensors:
@@ -132,12 +173,17 @@ def fit_tensors(found: Any, wanted: Mapping[str, Tensor], convert: Convert = dic
         TypeError: If the file holds no tensors by name.
     """
     best: Misfit | None = None
-    for tensors in _unwrapped(found):
+    for where, tensors in _unwrapped(found):
         fitting, misfit = _compare(tensors, wanted, convert)
         if not misfit.count:
+            _say_where(where)
             return fitting
         if best is None or misfit.count < best.count:
             best = misfit
+    others = {where: _compare(one, wanted, convert) for where, one in _hidden(found, list(wanted))}
+    fits = {where: fitting for where, (fitting, misfit) in others.items() if not misfit.count}
+    if fits:
+        return _only_one(fits)
     if best is None:
         raise TypeError(f"it holds a {type(found).__name__} where tensors by name were expected")
     raise MisfitError(f"of {best.wanted} tensors: {best}")
@@ -147,13 +193,44 @@ def best_wrapping(found: Any, names: Sequence[str]) -> Tensors:
     """The unwrapping of a file that has most of some names.
 
     Raises:
+        MisfitError: If several networks lie under names that are not known here.
         TypeError: If the file holds no tensors by name.
     """
-    known = set(names)
+    known = set(names_wanted(names))
     candidates = list(_unwrapped(found))
+    where, best = max(
+        candidates, key=lambda one: len(known & one[1].keys()), default=("", Tensors())
+    )
+    if not known <= best.keys() and (others := dict(_hidden(found, sorted(known)))):
+        return _only_one(others)
     if not candidates:
         raise TypeError(f"it holds a {type(found).__name__} where tensors by name were expected")
-    return max(candidates, key=lambda tensors: len(known & tensors.keys()))
+    _say_where(where)
+    return best
+
+
+def _say_where(where: str) -> None:
+    """A file may hold several networks, a teacher and a student: say which was taken."""
+    if where:
+        logger.info("encoder.weights: took the tensors under %s", printable(where, 120))
+
+
+def _only_one(fits: Mapping[str, Tensors]) -> Tensors:
+    """The network of a file, if there is one.
+
+    Raises:
+        MisfitError: If there are several that differ.
+    """
+    where, first = next(iter(fits.items()))
+    for other in fits.values():
+        if other.keys() != first.keys() or any(not torch.equal(other[n], first[n]) for n in first):
+            shown = ", ".join(printable(name, 60) for name in list(fits)[:4])
+            raise MisfitError(
+                f"it holds {len(fits)} networks that fit, under {shown}",
+                way_out="save the one that is meant alone",
+            )
+    _say_where(where)
+    return first
 
 
 def names_wanted(names: Iterable[str]) -> list[str]:
@@ -219,33 +296,102 @@ def _compare(
     return {name: given[name] for name in both}, misfit
 
 
-def _unwrapped(found: Any) -> Iterator[Tensors]:
-    """A file's tensors as they stand, then out of each container and behind each prefix."""
-    queue = [(found, 0)]
+def _unwrapped(found: Any) -> Iterator[tuple[str, Tensors]]:
+    """A file's tensors as they stand, then out of each container and behind each prefix.
+
+    With the names that led there, `state_dict > module.`; empty for the tensors as they stand.
+    """
+    queue = [("", found, 0)]
     while queue:
-        node, depth = queue.pop(0)
+        where, node, depth = queue.pop(0)
         if not isinstance(node, Mapping):
             continue
-        tensors = {str(name): one for name, one in node.items() if isinstance(one, Tensor)}
+        tensors = _tensors_of(node)
         if tensors:
-            yield tensors
+            yield where, tensors
         if depth == _MOST_WRAPPINGS:
             continue
-        queue += [(node[name], depth + 1) for name in _CONTAINERS if name in node]
+        queue += [
+            (_joined(where, name), node[name], depth + 1) for name in _CONTAINERS if name in node
+        ]
         for prefix in _PREFIXES:
-            inner = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            inner = _behind(prefix, tensors)
             if inner:
-                queue.append((inner, depth + 1))
+                queue.append((_joined(where, prefix), inner, depth + 1))
 
 
-def _pickled_class(path: Path) -> str:
-    """The class of an object that was pickled whole; empty if the file begins with a dictionary."""
+def _hidden(found: Any, names: Sequence[str]) -> Iterator[tuple[str, Tensors]]:
+    """Tensors of all these names in containers and behind prefixes of whatever name."""
+    if not names:
+        return
+    longest = max(names, key=len)
+    queue, seen = [("", found)], 0
+    while queue and seen < _MOST_CONTAINERS:
+        where, node = queue.pop(0)
+        if not isinstance(node, Mapping):
+            continue
+        seen += 1
+        tensors = _tensors_of(node)
+        for prefix in [name.removesuffix(longest) for name in tensors if name.endswith(longest)]:
+            if all(prefix + name in tensors for name in names):
+                yield _joined(where, prefix) if prefix else where, _behind(prefix, tensors)
+        if where.count(">") < _MOST_WRAPPINGS:
+            queue += [(_joined(where, str(name)), one) for name, one in node.items()]
+
+
+def _tensors_of(node: Mapping[Any, Any]) -> Tensors:
+    return {str(name): one for name, one in node.items() if isinstance(one, Tensor)}
+
+
+def _behind(prefix: str, tensors: Tensors) -> Tensors:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _joined(where: str, name: str) -> str:
+    return f"{where} > {name}" if where else name
+
+
+def _pickled_class(path: Path) -> tuple[str, bool]:
+    """The first class in a pickle that is none of tensors and plain values, if there is one.
+
+    Returns:
+        Its name, or an empty text; and whether the file's object is of it.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(one for one in archive.namelist() if one.endswith("data.pkl"))
-            operations = islice(pickletools.genops(archive.read(name)[:4096]), 3)
-            first = next((arg for code, arg, _ in operations if code.name == "GLOBAL"), "")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(one for one in archive.namelist() if one.endswith("data.pkl"))
+                with archive.open(name) as file:
+                    pickled = file.read(_LOOKED_AT_BYTES)
+        else:
+            with path.open("rb") as file:
+                pickled = file.read(_LOOKED_AT_BYTES)
+        classes = _classes_in(pickled)
+        first = next(classes, "")
+        name = first if not _is_plain(first) else next((c for c in classes if not _is_plain(c)), "")
     except (OSError, ValueError, zipfile.BadZipFile, StopIteration):
-        return ""
-    known = ("collections ", "argparse ", "numpy", "torch._utils")
-    return "" if str(first).startswith(known) else str(first).replace(" ", ".")
+        return "", False
+    # A pickle's first two bytes are its version, the third what it begins with.
+    return name.replace(" ", "."), name == first and pickled[2:3] == _A_CLASS
+
+
+def _classes_in(pickled: bytes) -> Iterator[str]:
+    """`module name` of each class that a row of pickles mentions; old files of torch hold four."""
+    rest = io.BytesIO(pickled)
+    texts: list[str] = []
+    for _ in range(4):
+        try:
+            for code, argument, _ in pickletools.genops(rest):
+                if code.name == "GLOBAL":
+                    yield str(argument)
+                elif code.name == "STACK_GLOBAL" and len(texts) > 1:
+                    yield f"{texts[-2]} {texts[-1]}"
+                elif isinstance(argument, str):
+                    texts = [*texts[-1:], argument]
+        except Exception:  # cut short, or no pickle
+            return
+
+
+def _is_plain(name: str) -> bool:
+    known = ("collections ", "argparse ", "numpy", "torch ", "torch._utils ", "torch.storage ")
+    return not name or name.startswith(known)

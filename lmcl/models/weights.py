@@ -1,6 +1,7 @@
 """Pretrained weights: files and timm's hub into an encoder."""
 
 import logging
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ from lmcl.models.timm_stem import TimmLevels
 from lmcl.models.vit import TimmEncoder
 from shards.text import printable
 
+_NUMBER = re.compile(r"\d+")
+
 
 def load_weights(
     encoder: Encoder, config: EncoderConfig
@@ -53,6 +56,12 @@ def load_weights(
         _load_package(encoder, config)
         return "package"
     path = Path(config.weights)
+    if path.is_dir():
+        raise LmclError(
+            f"encoder.weights = {printable(config.weights)!r}: is a folder; name the file in it, "
+            "or, if it is a model folder of lmcl, train.start_from",
+            exit_code=4,
+        )
     if not path.is_file():
         raise LmclError(
             f"encoder.weights = {config.weights!r}: there is no such file (looked in "
@@ -62,10 +71,10 @@ def load_weights(
     try:
         _load_file(encoder, path)
     except (RuntimeError, ValueError, KeyError) as error:
+        way = error if isinstance(error, MisfitError) else MisfitError("")
         raise ConfigError(
             f"encoder.weights = {printable(config.weights)!r} does not fit "
-            f"{config.timm_name or config.name!r}: "
-            f"{str(error).splitlines()[0]}; use the weights of that very architecture",
+            f"{config.timm_name or config.name!r}: {str(error).splitlines()[0]}; {way.way_out}",
             exit_code=5,
         ) from error
     return "file"
@@ -161,7 +170,20 @@ def _fit_levels(stem: TimmLevels, found: Any) -> dict[str, Tensor]:
     if missing:
         absent = [name for name in names_wanted(whole) if name not in state]
         raise MisfitError(_misfit_of_levels(absent or missing, state, whole, reshaped))
+    if _is_deeper(state, whole):
+        raise MisfitError(_misfit_of_levels([], state, whole, reshaped))
     return first
+
+
+def _is_deeper(state: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are those of a model and of more layers of its kind.
+
+    timm fills the layers there are from a deeper model's without a word.
+    """
+    if not set(names_wanted(whole)) <= state.keys():
+        return False
+    kinds = {_NUMBER.sub("#", name) for name in whole}
+    return any(_NUMBER.sub("#", name) in kinds for name in state.keys() - whole.keys())
 
 
 def _misfit_of_levels(

@@ -63,6 +63,11 @@ WRAPPINGS: dict[str, Callable[[Any], Any]] = {
         "loss": np.float64(0.5),
     },
     "timm-train": container("state_dict", epoch=1, metric=0.5),
+    "lightning-net": lambda state: {"state_dict": under("net.")(state)},
+    "moco": lambda state: {"state_dict": under("module.encoder_q.")(state), "epoch": 1},
+    "basicsr": container("params_ema"),
+    "torch-tutorial": lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
+    "one-network-twice": lambda state: {"net_a": state, "net_b": state},
     "classifier": lambda state: {**state, "head.weight": torch.zeros(10, 48)},
 }
 
@@ -85,7 +90,7 @@ def filled(config: EncoderConfig, path: Path, size: int = SIZE) -> Tensors:
 
 @pytest.mark.parametrize(
     ("config", "wrapping"),
-    [*((VIT, name) for name in WRAPPINGS), (LEVELS, "ddp"), (LEVELS, "dino")],
+    [*((VIT, name) for name in WRAPPINGS), (LEVELS, "ddp"), (LEVELS, "dino"), (LEVELS, "moco")],
     ids=lambda value: value if isinstance(value, str) else value.stem or value.name,
 )
 def test_what_trainers_wrap_around_weights_is_taken_off(
@@ -123,6 +128,50 @@ def test_what_does_not_fit_is_named_with_counts(tmp_path: Path) -> None:
     assert refused.value.exit_code == 5
 
 
+def test_several_networks_under_names_not_known_are_not_chosen_from(tmp_path: Path) -> None:
+    state, other = donor(VIT), {name: one + 1 for name, one in donor(VIT).items()}
+    torch.save({"net_a": state, "net_b": other}, tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match=r"2 networks that fit, under net_a, net_b; save the one"):
+        filled(VIT, tmp_path / "weights.pth")
+
+
+def test_a_deeper_model_of_the_same_kind_is_not_taken_for_the_stem(tmp_path: Path) -> None:
+    deeper = {**donor(LEVELS), "layer1.7.conv1.weight": torch.zeros(1)}
+    torch.save(deeper, tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match=r"1 unexpected \(layer1\.7\.conv1\.weight\)"):
+        filled(LEVELS, tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html><html>sign in</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "`git lfs pull`"),
+        (b"", "is empty"),
+        (b"PK\x03\x04 cut short", "it is damaged"),
+        (b"no weights at all", "it is no file of torch.save"),
+    ],
+    ids=["html", "lfs", "empty", "cut", "text"],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_what_lies_in_place_of_weights_is_named(
+    tmp_path: Path, content: bytes, said: str, suffix: str
+) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(LmclError) as refused:
+        filled(VIT, path)
+    is_torchs = said == "it is no file of torch.save" and suffix == "safetensors"
+    assert ("cannot be read as weights" if is_torchs else said) in str(refused.value)
+    assert len(str(refused.value)) < 600
+    assert refused.value.exit_code == 5
+
+
+def test_a_folder_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(LmclError, match="is a folder; name the file in it"):
+        filled(VIT, tmp_path)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_numbers_that_are_not_finite_are_refused_at_load(
@@ -139,10 +188,23 @@ def test_numbers_that_are_not_finite_are_refused_at_load(
     assert error.value.exit_code == 5
 
 
-def test_a_module_that_was_saved_whole_has_its_own_sentence(tmp_path: Path) -> None:
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
-    with pytest.raises(LmclError, match=r"a whole module \(torch.nn.modules.linear.Linear\)") as no:
-        filled(VIT, tmp_path / "module.pth")
+@pytest.mark.parametrize("is_new", [True, False], ids=["zip", "before-torch-1.6"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (torch.nn.Linear(2, 2), "a whole module"),
+        ({"model": torch.nn.Linear(2, 2), "epoch": 3}, "holds an object, not its tensors alone"),
+    ],
+    ids=["bare", "in-a-checkpoint"],
+)
+def test_a_module_that_was_saved_whole_has_its_own_sentence(
+    tmp_path: Path, content: Any, said: str, is_new: bool
+) -> None:
+    path = tmp_path / "module.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=is_new)
+    with pytest.raises(LmclError, match=r"\(torch.nn.modules.linear.Linear\)") as no:
+        filled(VIT, path)
+    assert said in str(no.value) or not is_new
     assert no.value.exit_code == 5
     assert "torch.save(model.state_dict(), PATH)" in str(no.value)
 
