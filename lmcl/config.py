@@ -198,6 +198,12 @@ class TrainConfig:
                 f"train.lora_rank = {self.lora_rank} is how it learns; set one of them: a scale "
                 "above 0 is then the rate of the LoRA matrices"
             )
+        if self.layer_decay != 1 and not self.backbone_lr_scale:
+            raise ValueError(
+                "train.backbone_lr_scale = 0 keeps the pretrained network as it is, so "
+                f"train.layer_decay = {self.layer_decay} has nothing to change; set it to 1, or "
+                "the scale above 0"
+            )
         if self.balance == 1:
             raise ValueError("train.balance = 1 is one range with all images; set 0, or 2 or more")
         if self.seed > _MOST_SEED:

@@ -108,6 +108,11 @@ def lock_at(file: Path, purpose: str, *, what: str) -> Iterator[Holder]:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = _take(file, holder, what)
     except OSError as error:
+        place = next((one for one in (file.parent, *file.parents) if one.exists()), None)
+        if place is not None and not place.is_dir():
+            raise ShardError(
+                f"{what}: {place} is a file, and no folder can be made there; choose another output"
+            ) from error
         raise ShardError(
             f"{file}: the lock of {what} cannot be written ({error.strerror or error}); make the "
             "folder writable, or choose another output"

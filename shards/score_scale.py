@@ -17,6 +17,10 @@ Kind = Literal["mos", "dmos", ""]
 MOST_SCORE = 1e15
 """No score and no end of a scale is further from 0: sums and squares of scores stay finite."""
 
+MOST_SPREAD = 0.75
+"""How far an image's ratings can deviate, 1 being the scale's length: two opinions at its ends
+deviate by 0.71, more opinions by less."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreScale:

@@ -32,5 +32,7 @@ def sets_words(by_set: dict[str, Evaluation]) -> list[str]:
     if not by_set:
         return []
     lines = [f"{name}: {figures_words(found)}" for name, found in by_set.items()]
+    if any("srcc" in found.reasons for found in by_set.values()):
+        return [*lines, f"mean over {len(by_set)} sets: not defined, as one of them has no SRCC"]
     mean = sum(found.srcc for found in by_set.values()) / len(by_set)
     return [*lines, f"mean over {len(by_set)} sets: SRCC {mean:.4f}"]

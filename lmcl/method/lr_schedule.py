@@ -36,6 +36,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         least = {"decay": 1, "decay_epochs": 1, "warmup_epochs": 0, "final_fraction": 0}
         most = {"lr": 10**3, "decay": 10**9, "decay_epochs": 10**6, "warmup_epochs": 10**6}
+        most |= {"final_fraction": 1}
         check_bounds("schedule", self, least=least, above={"lr": 0}, most=most)
 
 
@@ -166,11 +167,15 @@ def schedule_warnings(schedule: ScheduleConfig, curve: LrCurve, *, epochs: int) 
         )
     if curve.last < _TINY * curve.peak:
         found.append(
-            f"the last {curve.tiny_epochs:.3g} of {epochs} epochs have learning rates below "
+            f"the last {_short(curve.tiny_epochs)} of {epochs} epochs have learning rates below "
             f"{TINY:g} of the peak (the last {curve.last:.2g}) and change next to nothing; "
             f"{_higher_end(schedule, epochs)}"
         )
     return found
+
+
+def _short(epochs: float) -> str:
+    return f"{epochs:.3g}" if epochs < 100 else f"{epochs:.0f}"
 
 
 def _earlier_peak(schedule: ScheduleConfig, epochs: int) -> str:

@@ -112,6 +112,12 @@ class EncoderConfig:
                 f"encoder.normalize is {self.normalize}; it must be means and deviations of three "
                 "channels, finite numbers, deviations above 0"
             )
+        if max(mean) > 1 or min(mean) < 0:
+            raise ValueError(
+                f"encoder.normalize is {self.normalize}; pixels are in [0, 1] before they are "
+                "normalised, and so are their means: divide both triples by 255 where they are of "
+                "pixels from 0 to 255"
+            )
 
     @property
     def has_stem(self) -> bool:

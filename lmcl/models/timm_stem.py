@@ -139,10 +139,15 @@ def _find_levels(name: str, levels: Sequence[str], sizes: Sequence[int]) -> tupl
         )
     with torch.device("meta"):
         known = [level["module"] for level in create_features(name, sizes).feature_info.info]
+    if len(set(known)) < len(known):
+        raise ConfigError(
+            f"encoder.stem = {name!r} has several branches, whose levels timm gives the same names "
+            f"({', '.join(known)}); take a stem with one, such as resnet18 or convnext_atto"
+        )
     unknown = [level for level in levels if level not in known]
     places = [known.index(level) for level in levels or known if level in known]
     if unknown or places != sorted(set(places)):
-        what = f"no level {unknown[0]!r}" if unknown else "these levels in another order"
+        what = f"no level {unknown[0]!r}" if unknown else "these levels in another order, each once"
         raise ConfigError(
             f"encoder.levels: {name} has {what}; they are, first to last: {', '.join(known)}"
         )

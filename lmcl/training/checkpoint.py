@@ -300,6 +300,12 @@ def load_tensors(path: Path) -> dict[str, Any]:
             exit_code=4,
         )
     digest = digest_path(path)
+    if not digest.exists():
+        raise LmclError(
+            f"{path}: {digest.name}, which stands beside every checkpoint, is missing; copy it "
+            "too, or name a checkpoint of a run (<run>/checkpoints/epoch-*.pt)",
+            exit_code=5,
+        )
     if _read_digest(digest) != _sha256(path):
         raise LmclError(
             f"{path}: does not match the digest in {digest.name}: it was damaged or copied "

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.optim import get_optimizer_info, list_optimizers
 
 from lmcl.config import (
@@ -50,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 _LEAST_COMPILED_STEPS = 100
 """On a processor; four steps were seen to take two minutes, nearly all of it compiling."""
+_FEW = 5
+"""Images whose SRCC takes a handful of values: two of them have 1 or -1."""
 _ALIKE, _NARROW = 0.9, 0.01
 """Share of equal scores, and deviation on the scale 0 to 1, that are worth a word."""
 
@@ -81,7 +84,7 @@ def check_data(config: Config, shard_set: ShardSet, split: Split, world_size: in
         _check_sets(shard_set, split, config.evaluation)
     images = epoch_images(config.data, shard_set, split)
     _check_labels(where, shard_set, split)
-    _check_parts(where, split, config.evaluation, patience=config.train.patience)
+    _check_parts(where, shard_set, split, config.evaluation, patience=config.train.patience)
     _check_batch_size(where, images, config.train, world_size)
     # A view larger than what crops are cut from would be blown up.
     view, longest = config.saliency.view, config.crops.max_side or config.crops.short_side
@@ -126,7 +129,16 @@ def _check_labels(where: str, shard_set: ShardSet, split: Split) -> None:
             )
 
 
-def _check_parts(where: str, split: Split, evaluation: EvaluationConfig, *, patience: int) -> None:
+def _without_srcc(mos: NDArray[np.float64]) -> str:
+    """What a part is that has no SRCC whatever is predicted; empty if it may have one."""
+    if len(mos) == 1:
+        return "one image"
+    return f"{len(mos)} images with equal scores" if len(mos) and np.ptp(mos) == 0 else ""
+
+
+def _check_parts(
+    where: str, shard_set: ShardSet, split: Split, evaluation: EvaluationConfig, *, patience: int
+) -> None:
     if not len(split.part("train")):
         raise LmclError(f"{where}: the train part is empty; make a split with one", exit_code=3)
     if not len(split.part(evaluation.part)):
@@ -139,6 +151,11 @@ def _check_parts(where: str, split: Split, evaluation: EvaluationConfig, *, pati
         raise ConfigError(
             f"{where}: train.patience = {patience} waits for the SRCC of a val part, and this "
             "split has none; set it to 0, or make one with `lmcl-shard split --val-fraction 0.1`"
+        )
+    if patience and (why := _without_srcc(shard_set.unit_mos()[split.part("val")])):
+        raise ConfigError(
+            f"{where}: train.patience = {patience} waits for the SRCC of the val part, which is "
+            f"{why} and has none; set it to 0, or make a split with a larger val part"
         )
     if evaluation.select == "best" and not len(split.part("val")):
         raise ConfigError(
@@ -172,18 +189,14 @@ def _check_batch_size(where: str, images: int, train: TrainConfig, world_size: i
         )
 
 
-def warn_of_scores(shard_set: ShardSet, split: Split, *, select: str) -> list[str]:
-    """What is odd about the scores that are learned from and chosen by.
-
-    Args:
-        shard_set: The set.
-        split: Its parts.
-        select: `evaluation.select`.
-    """
+def warn_of_scores(shard_set: ShardSet, split: Split, evaluation: EvaluationConfig) -> list[str]:
+    """What is odd about the scores that are learned from, chosen by and judged on."""
     mos, found = shard_set.unit_mos(), []
     train, val = mos[split.part("train")], mos[split.part("val")]
     values, counts = np.unique(train, return_counts=True)
-    if len(values) == 1:
+    if len(train) == 1:
+        found.append("the train part is one image, from whose score nothing can be learned")
+    elif len(values) == 1:
         found.append(
             f"all {len(train)} scores of the train part are equal, so there is nothing to learn; "
             "look at the set with `lmcl-shard info`"
@@ -194,12 +207,21 @@ def warn_of_scores(shard_set: ShardSet, split: Split, *, select: str) -> list[st
             f"equal, their deviation is {train.std():.2g} of the scale): a model that always gives "
             "their mean looks good by its error; look at the set with `lmcl-shard info`"
         )
-    if select == "best" and len(val) and np.ptp(val) == 0:
-        what = "one image" if len(val) == 1 else f"{len(val)} images with equal scores"
+    if evaluation.select == "best" and (what := _without_srcc(val)):
         found.append(
             f"the val part is {what}, which has no SRCC: no epoch can be chosen by it, and the "
             "last one will be evaluated; make a split with a larger val part, or set "
             "evaluation.select = 'last'"
+        )
+    elif evaluation.select == "best" and len(val) < _FEW:
+        found.append(
+            f"the val part is {len(val)} images: which epoch has the highest SRCC on so few is "
+            "nearly chance; make a split with a larger val part, or set evaluation.select = 'last'"
+        )
+    if what := _without_srcc(mos[split.part(evaluation.part)]):
+        found.append(
+            f"the {evaluation.part} part, which the run is judged on, is {what}: there will be no "
+            "SRCC and no PLCC; make a split with a larger one"
         )
     return found
 

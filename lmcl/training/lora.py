@@ -8,7 +8,8 @@ Large Language Models".
 """
 
 import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,7 +27,8 @@ def add_lora(student: QualityModel, train: TrainConfig, *, crop_size: int) -> No
     Their first values follow from the seed; the model's answers are the same as before.
 
     Raises:
-        ConfigError: If the encoder is no ViT by name, or does not call the layers meant.
+        ConfigError: If the encoder is no ViT by name, does not call the layers meant, or these
+            are narrower than the rank.
         LmclError: If peft is not installed; exit code 4.
     """
     if not train.lora_rank:
@@ -39,6 +41,7 @@ def add_lora(student: QualityModel, train: TrainConfig, *, crop_size: int) -> No
         )
     peft = _import_peft()
     names = [name for name, module in vit.named_modules() if _is_meant(name, module, train)]
+    _check_rank(vit, names, train.lora_rank)
     settings = peft.LoraConfig(
         r=train.lora_rank, lora_alpha=train.lora_alpha, target_modules=names, lora_dropout=0.0
     )
@@ -72,6 +75,22 @@ def lora_words(model: QualityModel) -> str:
     matrices = sum(value.numel() for name, value in of_encoder if _A in name or _B in name)
     whole = sum(value.numel() for _, value in of_encoder) - matrices
     return f"LoRA beside {layers} layers: {matrices:,} numbers learn, {whole:,} of the encoder stay"
+
+
+def _check_rank(vit: nn.Module, names: Sequence[str], rank: int) -> None:
+    """Refuse matrices that could say no more than the layer itself, with more numbers.
+
+    Raises:
+        ConfigError: Names the narrowest layer.
+    """
+    sides = {name: min(cast(nn.Linear, vit.get_submodule(name)).weight.shape) for name in names}
+    narrowest = min(sides, key=lambda name: sides[name], default="")
+    if narrowest and rank > sides[narrowest]:
+        raise ConfigError(
+            f"train.lora_rank = {rank} is more than the rank of the layers beside which they "
+            f"stand ({narrowest} has {sides[narrowest]}); set it to at most {sides[narrowest]}, 4 "
+            "to 16 are usual"
+        )
 
 
 def _is_meant(name: str, module: nn.Module, train: TrainConfig) -> bool:

@@ -58,7 +58,7 @@ def parameter_groups(student: QualityModel, train: TrainConfig) -> list[dict[str
     above it; embeddings lie below the first block, and the last norm above the last.
 
     Raises:
-        ConfigError: If layers of an encoder that is no ViT are to decay.
+        ConfigError: If layers of an encoder that is no ViT are to decay, or a ViT's stem is meant.
 
     Source: layer-wise decay as in [Bao, Dong, Piao, Wei, 2022], "BEiT", and [Clark, Luong, Le,
     Manning, 2020], "ELECTRA".
@@ -67,6 +67,12 @@ def parameter_groups(student: QualityModel, train: TrainConfig) -> list[dict[str
         raise ConfigError(
             f"train.layer_decay = {train.layer_decay} is for vision transformers by name, and this "
             "encoder is none; lower train.stem_lr_scale for a stem, or set train.layer_decay = 1"
+        )
+    if train.stem_lr_scale != 1 and hasattr(student.encoder, "vit"):
+        raise ConfigError(
+            f"train.stem_lr_scale = {train.stem_lr_scale} is for a convolutional stem, and this "
+            "encoder has none; set train.backbone_lr_scale in its place, and train.stem_lr_scale "
+            "= 1"
         )
     groups: dict[_Key, list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():

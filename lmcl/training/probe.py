@@ -6,6 +6,7 @@ part; of a set any encoder by name. `lmcl train` makes one in the end where it c
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from lmcl.evaluation.probe import (
 )
 from lmcl.evaluation.results import evaluate_predictions, make_prediction_table, metrics_tree
 from lmcl.evaluation.significance import Difference
+from lmcl.evaluation.words import figures_words
 from lmcl.features.pooled import PooledFeatures
 from lmcl.models.encoder import SQUEEZENET, EncoderConfig
 from lmcl.models.factory import make_encoder
@@ -77,13 +79,15 @@ class Probed:
         """The figures and where to look, for the terminal."""
         found, facts, ridge = self.evaluation, self.facts, self.facts.ridge
         shape = "ridge" if ridge.width is None else "kernel ridge"
+        has_figures = "srcc" not in found.reasons
         lines = [
             f"{facts.part}: SRCC {_with_interval(found, 'srcc')}  "
-            f"PLCC {_with_interval(found, 'plcc_raw')}  ({found.n} images)",
+            f"PLCC {_with_interval(found, 'plcc_raw')}  ({found.n} images)"
+            if has_figures
+            else f"{facts.part}: {figures_words(found)}",
             f"{shape} on {facts.features} features of {facts.encoder} (weights {facts.weights}), "
             f"{facts.train} training images, penalty {ridge.weight:.3g} of {ridge.folds} folds",
         ]
-        lines += [f"no figure: {reason}" for reason in [found.reasons.get("srcc")] if reason]
         if facts.train < FEW_LABELS:
             lines.append(
                 f"caution: {facts.train} training images are few; another split would give other "
@@ -95,7 +99,9 @@ class Probed:
 
 
 def difference_words(difference: Difference) -> str:
-    """A paired difference of SRCC in words."""
+    """A paired difference of SRCC in words, or that there is none."""
+    if not math.isfinite(difference.value):
+        return "no SRCC, nor has the probe one, on the same images"
     interval = difference.interval
     ends = f" [{interval.low:+.4f}, {interval.high:+.4f}]" if interval else ""
     return f"SRCC {difference.value:+.4f}{ends} against the probe, on the same images"

@@ -257,7 +257,7 @@ def check_start(
     start_from_model(student, config, shard_set=shard_set, split=split)
     freeze_backbone(student, config.train)
     add_lora(student, config.train, crop_size=config.crops.size)
-    parameter_groups(student, config.train)
+    _make_optimizer(student, config.train, lr=config.schedule.lr)
     check_saliency(student.encoder, config.saliency)
     _check_runtime(student, config)
     check_compile(config, images=images, world_size=world_size, device=device)
@@ -271,7 +271,7 @@ def check_start(
         check_best(run_dir, state.best_epoch, resume, select=config.evaluation.select)
     rates, warnings = _look_at_rates(config, images)
     warnings += warn_of_objective(config.objective)
-    warnings += warn_of_scores(shard_set, split, select=config.evaluation.select)
+    warnings += warn_of_scores(shard_set, split, config.evaluation)
     return _CheckedStart(
         shard_set=shard_set,
         split=split,
@@ -334,7 +334,8 @@ def plan(config: Config, output: Path, *, resume: str = "", processes: int = 1) 
         f"{train.start_from or config.encoder.weights or 'random'}",
         *filter(None, [lora_words(start.student)]),
         f"run folder {output}"
-        + (f", going on at epoch {at.epoch + 1}, step {at.step}" if at else ""),
+        + (f", going on at epoch {at.epoch + 1}, step {at.step}" if at else "")
+        + (" (all its epochs are done)" if at and at.epoch >= train.epochs else ""),
     ]
     return "\n".join(lines)
 

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from scipy.special import ndtr
 from torch import Tensor
 
-from lmcl.errors import ConfigError
 from lmcl.method.objective import ObjectiveConfig
+from lmcl.training.rating_weights import unit_deviations
 from shards.read import ShardSet
 from shards.splits.split import Split
 from shards.text import printable
@@ -29,24 +29,21 @@ def soft_labels(
         A row for each row of the sample table, 1 in sum; 0 outside the train part.
 
     Raises:
-        ConfigError: If the set does not say how far an image's ratings lie apart, and no deviation
-            is set.
+        ConfigError: If the set does not say how far an image's ratings lie apart, or says what
+            cannot be, and no deviation is set.
     """
-    score = shard_set.score
-    if not bins or score is None:
+    if not bins or shard_set.score is None:
         return None
     train = np.unique(split.part("train"))
-    spread = shard_set.samples.mos_std[train] / (score.high - score.low)
     if objective.deviation is not None:
         spread = np.full(len(train), objective.deviation)
-    unknown = train[~np.isfinite(spread) | (spread < 0)]
-    if len(unknown):
-        raise ConfigError(
-            f"decoder.bins = {bins} learns the ratings' distribution, and "
-            f"{printable(shard_set.root)} has no deviation for {len(unknown):,} of the "
-            f"{len(train):,} images of the train part (ids {unknown[:5].tolist()}); build the set "
-            "with a column of deviations (`std`, --std-column), set objective.deviation to one "
-            "number for all (in [0, 1] units, such as 0.15), or decoder.bins = 0"
+    else:
+        spread = unit_deviations(
+            shard_set,
+            train,
+            f"decoder.bins = {bins} learns the ratings' distribution: {printable(shard_set.root)}",
+            "set objective.deviation to one number for all (in [0, 1] units, such as 0.15), or "
+            "decoder.bins = 0",
         )
     found = torch.zeros(len(shard_set.samples), bins, dtype=torch.float32)
     labels = distribution(shard_set.unit_mos()[train], spread, bins)

@@ -10,11 +10,9 @@ import numpy as np
 
 from shards.errors import ShardError
 from shards.sample import Sample
-from shards.score_scale import ScoreScale
+from shards.score_scale import MOST_SPREAD, ScoreScale
 from shards.text import printable
 
-_MOST_SPREAD = 0.75
-"""Of the scale's length: two opinions at its ends deviate by 0.71 of it, more opinions by less."""
 _ALIKE = 0.5
 _FEW = 10
 
@@ -40,7 +38,7 @@ class ScoreCheck:
         if not scale.low - margin <= sample.mos <= scale.high + margin:
             self._first_outside = self._first_outside or _place(sample, sample.mos)
             self._outside += 1
-        if sample.mos_std is not None and sample.mos_std > _MOST_SPREAD * (scale.high - scale.low):
+        if sample.mos_std is not None and sample.mos_std > MOST_SPREAD * (scale.high - scale.low):
             self._first_spread = self._first_spread or _place(sample, sample.mos_std)
             self._spread += 1
             self._widest = max(self._widest, sample.mos_std)

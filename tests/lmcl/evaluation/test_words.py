@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lmcl.evaluation.metrics import evaluate
-from lmcl.evaluation.words import caution_words, figures_words
+from lmcl.evaluation.words import caution_words, figures_words, sets_words
 
 X = np.linspace(0, 1, 40)
 
@@ -33,3 +33,9 @@ def test_a_missing_figure_says_why(x: np.ndarray, y: np.ndarray, why: str) -> No
     found = evaluate(x, y)
     assert figures_words(found) == f"SRCC and PLCC are not defined: {why}"
     assert caution_words(found) == ""
+
+
+def test_a_mean_over_sets_of_which_one_has_no_figure_is_none() -> None:
+    found = {"a": evaluate(X, X), "b": evaluate(X[:1], X[:1])}
+    assert sets_words(found)[-1] == "mean over 2 sets: not defined, as one of them has no SRCC"
+    assert sets_words({"a": found["a"]})[-1] == "mean over 1 sets: SRCC 1.0000"

@@ -29,6 +29,11 @@ REFUSED = [
     pytest.param(["encoder.name=vit_tinny"], "no such model", 2, id="no-such-encoder"),
     pytest.param([VIT, "encoder.weights=none.pth"], "no such file", 4, id="no-weights-file"),
     pytest.param(["train.start_from=none"], "none", 4, id="no-model-to-start-from"),
+    pytest.param(["train.optimizer=fusedadam"], "cannot be made", 2, id="optimiser-without-gpu"),
+    pytest.param([VIT, "train.stem_lr_scale=0.1"], "convolutional stem", 2, id="rate-of-no-stem"),
+    pytest.param(
+        ["encoder.name=hybrid", "encoder.stem=crossvit_tiny_240"], "branches", 2, id="two-branches"
+    ),
     pytest.param(["runtime.micro_batch=4"], "BatchNorm2d", 2, id="parts-and-batch-norms"),
     pytest.param(["runtime.cells=kept"], "stem learns", 2, id="features-that-change"),
     pytest.param(["runtime.require=['gpu-decode']"], "runtime.require", 2, id="fall-back"),

@@ -94,8 +94,9 @@ def test_every_matrix_of_another_family_learns(tiny: Tiny, tmp_path: Path) -> No
         (["encoder.name=eva02_tiny_patch14_224"], "does not call its layer .*attn.qkv"),
         (["encoder.name=conv-vit"], "for vision transformers by name"),
         (["train.backbone_lr_scale=0"], "is how it learns"),
+        (["train.lora_rank=49"], r"attn\.qkv has 48\); set it to at most 48"),
     ],
-    ids=["weights-taken-by-hand", "no-vit", "frozen"],
+    ids=["weights-taken-by-hand", "no-vit", "frozen", "rank-above-the-layers"],
 )
 def test_what_lora_cannot_do_is_one_sentence(
     tiny: Tiny, tmp_path: Path, changes: list[str], said: str

@@ -1,6 +1,7 @@
 """The raters' spread as weights: their values, their way into a run, what is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from lmcl.cli.main import cli
 from lmcl.errors import ConfigError
 from lmcl.method.objective import ObjectiveConfig
 from lmcl.training.rating_weights import rating_weights
+from lmcl.training.soft_labels import soft_labels
 from shards.build.build import build
 from shards.datasets.table import open_table
 from shards.read import open_set
@@ -65,21 +67,52 @@ def test_a_run_weighs_its_images_and_reports_the_plain_error(tiny, tmp_path: Pat
     assert weighed[1]["l1"] != plain[1]["l1"]
 
 
-@pytest.fixture
-def without_spread(demo_set: Path, tmp_path: Path) -> Path:
+def pack(demo_set: Path, folder: Path, deviation: Callable[[int], str]) -> Path:
+    """Twenty images of the demo set with other deviations."""
     packed = open_set(demo_set)
-    (tmp_path / "images").mkdir()
+    (folder / "images").mkdir()
     lines = ["path,score,std"]
     for id in packed.ids()[:20].tolist():
         name = f"{id}.{packed.samples.codec[id]}"
-        (tmp_path / "images" / name).write_bytes(packed.read_bytes(id))
-        lines.append(f"{name},{packed.samples.mos[id]},{'' if id == 3 else 0.5}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+        (folder / "images" / name).write_bytes(packed.read_bytes(id))
+        lines.append(f"{name},{packed.samples.mos[id]},{deviation(id)}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     table = open_table(
-        tmp_path / "labels.csv", images=tmp_path / "images", name="own", score=packed.score
+        folder / "labels.csv", images=folder / "images", name="own", score=packed.score
     )
-    build(table, tmp_path / "set", workers=1)
-    return tmp_path / "set"
+    build(table, folder / "set", workers=1)
+    return folder / "set"
+
+
+@pytest.fixture
+def without_spread(demo_set: Path, tmp_path: Path) -> Path:
+    return pack(demo_set, tmp_path, lambda id: "" if id == 3 else "0.5")
+
+
+@pytest.mark.parametrize(
+    ("deviation", "said"),
+    [
+        (lambda id: "0", "has the deviation 0 for all 15 images"),
+        (
+            lambda id: "12.5" if id == 3 else "0.5",
+            r"for 1 of the 15 images .*up to 12\.5; ids \[3\]",
+        ),
+    ],
+    ids=["never-filled-in", "of-another-scale"],
+)
+def test_deviations_that_cannot_be_are_refused_for_weights_and_for_soft_labels(
+    demo_set: Path, tmp_path: Path, deviation: Callable[[int], str], said: str
+) -> None:
+    shard_set = open_set(pack(demo_set, tmp_path, deviation))
+    ids = shard_set.ids()
+    split = split_from_ids(shard_set, "s", 0, (ids[:15], ids[:0], ids[15:]), note="")
+    with pytest.raises(ConfigError, match=said):
+        rating_weights(
+            ObjectiveConfig(image_weight="inverse-variance", ratings=10), shard_set, split
+        )
+    with pytest.raises(ConfigError, match=said):
+        soft_labels(ObjectiveConfig(), 8, shard_set, split)
+    assert soft_labels(ObjectiveConfig(deviation=0.1), 8, shard_set, split) is not None
 
 
 def test_a_set_that_does_not_say_is_refused_with_the_way_out(without_spread: Path) -> None:
