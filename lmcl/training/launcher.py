@@ -17,6 +17,7 @@ from pathlib import Path
 from lmcl.errors import ConfigError
 from shards.processes import end_with_parent
 
+_PORTS = 1 << 16
 _PATIENCE_S = 3600
 """How long ranks that were asked to stop may take to end their step or their look and to write the
 checkpoint; torch's launcher kills them after 30 seconds."""
@@ -118,7 +119,7 @@ def ranks_command(processes: int, *, port: int = 0) -> list[str]:
         port: Where they meet; 0: one that is free, so that two runs on a machine do not collide.
 
     Raises:
-        ConfigError: If another program has that port.
+        ConfigError: If another program has that port, or there is none of that number.
     """
     meet = ["--standalone"]
     if port:
@@ -144,6 +145,11 @@ def start_ranks(processes: int, arguments: Sequence[str]) -> None:
 
 
 def _check_free(port: int) -> None:
+    if not 0 < port < _PORTS:
+        raise ConfigError(
+            f"--main_process_port {port} is no port; leave it out and a free one is taken, or name "
+            f"one from 1 to {_PORTS - 1}"
+        )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -176,7 +182,8 @@ def refuse_ignored(words: Sequence[str], environment: Mapping[str, str]) -> None
         ConfigError: Names the option and the field that does it here.
     """
     steps = asked(words, "gradient_accumulation_steps") or 1
-    steps = max(steps, int(environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or 1))
+    said = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "")
+    steps = max(steps, int(said) if said.isdigit() else 1)  # DeepSpeed's files may say "auto"
     if steps > 1:
         raise ConfigError(
             f"accelerate launch was asked for gradient_accumulation_steps = {steps}, which would "

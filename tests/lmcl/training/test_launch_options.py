@@ -72,6 +72,16 @@ def test_gradient_accumulation_on_the_launchers_command_line_is_contradicted() -
     with pytest.raises(ConfigError, match="gradient_accumulation_steps = 8"):
         refuse_ignored(["accelerate", "launch", "--gradient-accumulation-steps=8", "train.py"], {})
     refuse_ignored(["accelerate", "launch", "--gradient_accumulation_steps", "1"], {})
+    deepspeed = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}
+    refuse_ignored([], deepspeed)
+    with pytest.raises(ConfigError, match="DEEPSPEED"):
+        refuse_ignored([], {**deepspeed, "ACCELERATE_USE_DEEPSPEED": "true"})
+
+
+@pytest.mark.parametrize("port", [70000, 65536, -1])
+def test_a_number_that_is_no_port_is_refused_by_the_option_that_named_it(port: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--main_process_port {port} is no port; leave it out"):
+        ranks_command(2, port=port)
 
 
 def test_processes_of_one_machine_meet_on_a_free_port() -> None:
