@@ -227,7 +227,7 @@ def started_alone(environment: Mapping[str, str]) -> bool:
 def asked(words: Sequence[str], option: str) -> int | None:
     """The number after an option, spelled with `_` or `-`, in a command line, if it is there."""
     spelled = re.compile(f"--{option.replace('_', '[_-]')}(?:=(\\d+))?$")
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         found = spelled.match(word)
         if found and (found[1] or following.isdigit()):
             return int(found[1] or following)
