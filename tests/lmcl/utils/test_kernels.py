@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -42,6 +43,25 @@ def test_lmcl_says_that_it_found_anothers_kernels_and_the_way_out_works(
     assert f"in {tmp_path / 'kernels'};" in error
     (first,) = [word[11:-1] for word in error.split() if word.startswith("PYTHONPATH=")]
     assert python(LMCL, Path(first), tmp_path) == ("kernels.precision", "")
+
+
+def test_one_installed_over_the_other_is_told_to_install_the_other_again(tmp_path: Path) -> None:
+    python_only = shutil.ignore_patterns("__pycache__", "*.js", "*.css", "*.npz")
+    for name in ("lmcl", "kernels"):
+        shutil.copytree(REPO / name, tmp_path / name, ignore=python_only)
+    ours = tmp_path / "kernels" / "__init__.py"
+    assert python(LMCL, tmp_path) == ("kernels.precision", "")
+    ours.write_text(FOREIGN)
+    said, error = python(LMCL, tmp_path)
+    assert said == ""
+    assert f"in {tmp_path / 'kernels'}; `pip uninstall kernels` and install lmcl again" in error
+    shutil.copy(REPO / "kernels" / "__init__.py", ours)
+    (ours.parent / "layer").mkdir()
+    (ours.parent / "layer" / "__init__.py").write_text(BROKEN)
+    assert python(LMCL, tmp_path) == ("kernels.precision", "")
+    said, error = python(THEIRS, tmp_path)
+    assert said == ""
+    assert "use an environment without lmcl" in error
 
 
 def test_whoever_wants_anothers_kernels_is_told_that_these_are_lmcls(tmp_path: Path) -> None:
