@@ -102,30 +102,33 @@ def _others(
         return {"k": k[few], "k_group": group[few]}
 
     calls = {
-        "none": lambda q, k: kernels.grouped_logsumexp(
-            q, temperature=0.3, q_group=group, group_weight=table, **how
+        "none": lambda q, k, tau: kernels.grouped_logsumexp(
+            q, temperature=tau, q_group=group, group_weight=table, **how
         ),
-        "mean": lambda q, k: kernels.grouped_logsumexp(
-            q, **columns(k), temperature=0.3, q_group=group, group_weight=table, reduction="mean",
+        "mean": lambda q, k, tau: kernels.grouped_logsumexp(
+            q, **columns(k), temperature=tau, q_group=group, group_weight=table, reduction="mean",
             **how,
         ),
-        "sum": lambda q, k: kernels.grouped_logsumexp(q, temperature=0.3, reduction="sum", **how),
-        "supcon": lambda q, k: kernels.supcon_loss(q, group, temperature=0.3, **how),
-        "info-nce": lambda q, k: kernels.info_nce_loss(
-            q, k, temperature=0.3, include_positive=False, **how
+        "sum": lambda q, k, tau: kernels.grouped_logsumexp(
+            q, temperature=tau, reduction="sum", **how
         ),
-        "clip": lambda q, k: kernels.clip_loss(q, k, temperature=0.3, **how),
-        "clip-queue": lambda q, k: kernels.clip_loss(
-            q, k, temperature=0.3, queue=(_batch()["keys"][:5].to(q), _batch()["hubs"].to(q)), **how
+        "supcon": lambda q, k, tau: kernels.supcon_loss(q, group, temperature=tau, **how),
+        "info-nce": lambda q, k, tau: kernels.info_nce_loss(
+            q, k, temperature=tau, include_positive=False, **how
+        ),
+        "clip": lambda q, k, tau: kernels.clip_loss(q, k, temperature=tau, **how),
+        "clip-queue": lambda q, k, tau: kernels.clip_loss(
+            q, k, temperature=tau, queue=(_batch()["keys"][:5].to(q), _batch()["hubs"].to(q)), **how
         ),
     }  # fmt: skip
     results = {}
     for name, call in calls.items():
-        q, k = (batch[key].clone().requires_grad_() for key in ("rows", "keys"))
-        value = call(q, k)
+        tau = batch["rows"].new_tensor(0.3)
+        leaves = [leaf.clone().requires_grad_() for leaf in (batch["rows"], batch["keys"], tau)]
+        value = call(*leaves)
         upstream = 1.0 + (numbers % 5).to(value) if name == "none" else torch.ones_like(value)
-        leaves = torch.autograd.grad(value, (q, k), upstream, materialize_grads=True)
-        results[name] = [value.detach(), *leaves]
+        gradients = torch.autograd.grad(value, leaves, upstream, materialize_grads=True)
+        results[name] = [value.detach(), *gradients]
     return results
 
 
@@ -223,8 +226,10 @@ def _assert_others(
         # A reduced value is that of all ranks, and DDP takes the mean of its gradients.
         times = 1 if call == "none" else len(parts)
         for place, gradient in enumerate(gradients, 1):
-            whole = torch.cat([part[call][place] for part in parts]).double() / times
-            torch.testing.assert_close(whole, gradient, **close, msg=call)
+            shares = [part[call][place] for part in parts]
+            # A temperature is everybody's, a row its rank's.
+            together = torch.cat(shares) if gradient.ndim else torch.stack(shares).sum()
+            torch.testing.assert_close(together.double() / times, gradient, **close, msg=call)
 
 
 @pytest.mark.parametrize("name", DEALS)
