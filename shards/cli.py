@@ -18,6 +18,7 @@ from shards.command_group import CommandGroup
 from shards.errors import ShardError
 from shards.exit_codes import end, report_errors
 from shards.limits import MAX_PIXELS, PIXELS_AT_ONCE
+from shards.number_range import NumberRange
 from shards.text import is_url, printable, redact_url
 
 if TYPE_CHECKING:
@@ -365,7 +366,7 @@ def info(root: str, sheet: Path | None, as_json: bool) -> None:
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 @click.option(
     "--val-fraction",
-    type=click.FloatRange(0, 0.5),
+    type=NumberRange(0, 0.5),
     help="official, official-fraction: share of train to select on where there is no val part; 0 = "
     "none. [0.1]",
 )

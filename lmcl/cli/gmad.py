@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from shards.number_range import NumberRange
+
 
 @click.command(
     epilog="EXAMPLES: lmcl gmad a.csv b.csv --images photos · "
@@ -22,7 +24,7 @@ import click
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0.0),
+    type=NumberRange(0.0),
     default=0.1,
     show_default=True,
     help="Most the defender may tell a pair apart, in standard deviations.",

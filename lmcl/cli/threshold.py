@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from shards.number_range import NumberRange
+
 
 @click.command(
     epilog="EXAMPLES: lmcl threshold runs/livec --bad-below 0.4 --precision .95 · "
@@ -13,24 +15,24 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--bad-below",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=NumberRange(0, 1, min_open=True),
     required=True,
     help="People's quality in 0..1, higher = better, below which an image is bad (on a scale from "
     "1 to 5, 0.4 is 2.6).",
 )
 @click.option(
     "--precision",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=NumberRange(0, 1, min_open=True),
     help="At least this share of the rejected images is bad; as many as possible are found.",
 )
 @click.option(
     "--recall",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=NumberRange(0, 1, min_open=True),
     help="At least this share of the bad images is rejected; as few as possible are.",
 )
 @click.option(
     "--reject-share",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=NumberRange(0, 1, min_open=True),
     help="At most this share of all images is rejected.",
 )
 @click.option("--name", help="Name of the rule, for --keep [from the options].")

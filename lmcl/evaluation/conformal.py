@@ -108,6 +108,12 @@ class Conformal:
         """Calibration images."""
         return sum(map(len, self.residuals))
 
+    @property
+    def confidences(self) -> tuple[float, ...]:
+        """The greatest confidence that each class has intervals for; 0: it has none."""
+        sides = 2 if self.is_signed else 1
+        return tuple(max(0.0, 1 - sides / (len(one) + 1)) for one in self.residuals)
+
     def reach(
         self, quality: Numbers, spread: Numbers, *, confidence: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -24,8 +24,8 @@ from lmcl.evaluation.calibration import (
     percentiles,
     prediction_interval,
 )
-from lmcl.evaluation.conformal import check_confidence
-from lmcl.inference.scores_file import note_path, read_note, read_rows
+from lmcl.evaluation.conformal import Conformal, check_confidence
+from lmcl.inference.scores_file import UnreadableScoresError, note_path, read_note, read_rows
 from shards.score_scale import ScoreScale
 from shards.text import printable
 
@@ -115,21 +115,23 @@ class Interpreter:
         said = [f"percentile: among {printable(against)}"]
         intervals = calibration.intervals
         if intervals is not None:
-            said.append(f"lower, upper: {100 * self.confidence:g} % of people's scores lie between")
-        if intervals is not None and self._is_too_small:
-            said.append(
-                f"no intervals at --confidence {self.confidence:g}: the {intervals.n} calibration "
-                "images are too few; ask for less"
-            )
+            said.append(self._about(intervals))
         return "; ".join([*said, *filter(None, [calibration.missing])])
 
-    @property
-    def _is_too_small(self) -> bool:
-        intervals = self.meaning.calibration.intervals
-        assert intervals is not None
-        middle = np.array([0.5])
-        below, _ = intervals.reach(middle, np.zeros(1), confidence=self.confidence)
-        return not bool(np.isfinite(below[0]))
+    def _about(self, intervals: Conformal) -> str:
+        """What stands in lower and upper, or why nothing does."""
+        places = np.array([*intervals.edges, math.inf]) - 1e-9
+        reach, _ = intervals.reach(places, np.zeros(len(places)), confidence=self.confidence)
+        if np.all(np.isfinite(reach)):
+            return f"lower, upper: {100 * self.confidence:g} % of people's scores lie between"
+        # Rounded down: what is advised is kept.
+        most = math.floor(min(intervals.confidences) * 1000 + 1e-9) / 1000
+        way_on = f"they give at most {most:g}" if most else "they give none"
+        some = "" if not np.any(np.isfinite(reach)) else "of some qualities "
+        return (
+            f"lower, upper: {some}empty, the {intervals.n} calibration images are too few for "
+            f"--confidence {self.confidence:g}; {way_on}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,9 +258,9 @@ def read_population(file: Path, *, fingerprint: str) -> Population:
         LmclError: If it is missing (4), no scores file (5), or of another model (5).
     """
     if not file.is_file():
+        what = "a folder, no scores file" if file.is_dir() else "there is no such file"
         raise LmclError(
-            f"--population {printable(file)}: there is no such file; name one that `lmcl score` "
-            "wrote",
+            f"--population {printable(file)}: {what}; name one that `lmcl score` wrote",
             exit_code=4,
         )
     model = read_note(file).get("model", "")
@@ -269,7 +271,14 @@ def read_population(file: Path, *, fingerprint: str) -> Population:
             "; score that collection with this model first",
             exit_code=5,
         )
-    found = np.sort(np.fromiter(_qualities(file), dtype=np.float64))
+    try:
+        found = np.sort(np.fromiter(_qualities(file), dtype=np.float64))
+    except UnreadableScoresError as error:
+        raise LmclError(
+            f"--population {printable(file)}: cannot be read as a scores file ({error.reason}); "
+            "name one as `lmcl score` wrote it",
+            exit_code=5,
+        ) from error
     if not len(found):
         raise LmclError(
             f"--population {printable(file)}: holds no score; name a file with some", exit_code=5

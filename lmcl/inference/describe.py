@@ -24,7 +24,9 @@ def describe(rows: Iterable[Row | None]) -> Iterator[str]:
         yield "no image has a score"
         return
     parts = [part for part in np.array_split(np.arange(len(scored)), _DECILES) if len(part)]
-    yield f"{len(scored)} scores in {len(parts)} equal parts, worst first"
+    noun = "score" if len(scored) == 1 else "scores"
+    shares = f" in {len(parts)} parts" if len(parts) < len(scored) else ""
+    yield f"{len(scored)} {noun}{shares}, worst first"
     for number, part in enumerate(parts, start=1):
         yield _line(number, [scored[i] for i in part.tolist()])
     if len(scored) < len(every):
@@ -35,6 +37,8 @@ def _line(number: int, part: list[Row]) -> str:
     places = np.unique(np.linspace(0, len(part) - 1, _SAMPLES + 2)[1:-1].round().astype(int))
     names = ", ".join(printable(part[i].path, _LONGEST_PATH) for i in places.tolist())
     first, last = part[0], part[-1]
+    if len(part) == 1:
+        return f"{number:>2}  quality {first.quality:.3f}  score {first.score:.4g}  {names}"
     return (
         f"{number:>2}  quality {first.quality:.3f} to {last.quality:.3f}  score "
         f"{first.score:.4g} to {last.score:.4g}  {len(part)} images, e.g. {names}"

@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import functools
 import glob
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -34,7 +35,7 @@ from shards.side_files import (
     is_side_folder,
     is_side_path,
 )
-from shards.source_files import MAX_TABLE_BYTES, open_regular, read_regular
+from shards.source_files import MAX_TABLE_BYTES, open_regular, read_regular, text_lines
 from shards.store import Store
 from shards.tar import Member, iterate_members
 from shards.tar_sources import (
@@ -53,7 +54,10 @@ MOVES_NAME = "moves.csv"
 """Record of `--move-to`, inside that folder."""
 MOVES_COLUMNS = ("old", "new", "score", "size", "mtime_ns", "link")
 _TABLES = tuple(sorted(TABLE_ENDINGS))
-_PLAIN_LIST = "; a plain list of paths is read by `lmcl score - < LIST`"
+_LISTS = (".txt", ".csv", ".tsv", ".tab", ".psv")
+"""Endings of texts that may hold a path a line and no names of columns."""
+_LOOKED_AT = 1000
+"""Lines of a text that tell a list from a table."""
 _MOST_TAR_BYTES = 1 << 62
 _DOTS = frozenset({".", ".."})
 _MOST_NAME = 1 << 16
@@ -285,6 +289,8 @@ def _from_place(path: Path, is_left_out: _LeftOut, *, tables: bool = True) -> It
         yield from _from_tar(path, is_left_out)
     elif path.suffix.lower() not in _TABLES or not os.path.isfile(path):
         yield _single(path)
+    elif tables and is_plain_list(path):
+        yield from _from_plain_list(path, is_left_out.tables)
     elif tables:
         yield from _from_table(path, is_left_out.tables)
     else:
@@ -435,6 +441,50 @@ def _closed_folders(pattern: str) -> Iterator[Item]:
                 yield _unreadable_folder(Path(folder), error)
 
 
+def is_plain_list(file: Path) -> bool:
+    """Whether a text holds a path of an image a line, and nothing else: no names of columns.
+
+    A table has them in its first line, or numbers at the end of its lines.
+    """
+    if file.suffix.lower() not in _LISTS:
+        return False
+    try:
+        paths = [path for _, path in itertools.islice(_lines_of(file), _LOOKED_AT)]
+    except ShardError:
+        return False
+    return bool(paths) and all(map(_ends_as_picture, paths))
+
+
+def _ends_as_picture(line: str) -> bool:
+    return PurePosixPath(line).suffix.lower() in PICTURE_ENDINGS
+
+
+def _from_plain_list(file: Path, options: TableOptions) -> Iterator[Item]:
+    """A list's images: relative to the list or `--images`, else to where the command stands."""
+    from shards.datasets.paths import DiskFinder
+    from shards.datasets.remote_paths import RemotePaths
+
+    finder = DiskFinder(options.images or file.parent)
+    paths = functools.partial(_lines_of, file)
+    remote = RemotePaths(lambda: (path for _, path in paths()))
+    try:
+        for number, path in paths():
+            if finder.find(path) is None and os.path.isfile(path):
+                yield Item(path=text_of_name(Path(path).as_posix()), file=path)
+            else:
+                yield _from_line(file, number, path, finder, remote)
+    except ShardError as error:
+        yield _absent(file, f"the list cannot be read: {error}")
+
+
+def _lines_of(file: Path) -> Iterator[tuple[int, str]]:
+    """Numbers and texts of the lines that are not blank."""
+    # Names as the system has them: they need not be UTF-8.
+    for number, line in enumerate(text_lines(file, errors="surrogateescape"), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
 def _from_table(file: Path, options: TableOptions) -> Iterator[Item]:
     """A table's images; a relative path is meant relative to the table, or to `--images`."""
     # Here: it brings pyarrow, and most jobs name no table.
@@ -470,8 +520,7 @@ def _from_table(file: Path, options: TableOptions) -> Iterator[Item]:
             text = name_text(row.get(column), where=f"{file}: row {number}")
             yield _from_line(file, number, text, finder, remote)
     except ShardError as error:
-        hint = _PLAIN_LIST if file.suffix == ".txt" else ""
-        yield _absent(file, f"the table cannot be read: {error}{hint}")
+        yield _absent(file, f"the table cannot be read: {error}")
 
 
 def _pictures(file: Path, table: LabelTable, column: str) -> Iterator[Item]:

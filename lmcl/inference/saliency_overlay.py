@@ -28,6 +28,7 @@ from pipeline.decode import resize_rgb
 from pipeline.normalize import normalize
 from shards.files import check_own
 from shards.progress import progress_bar
+from shards.side_files import PICTURE_ENDINGS
 from shards.text import printable, spreadsheet_cell
 
 _MARK, _TABLE_MARK = b"lmcl saliency", b"path,picture,box_y,"
@@ -80,9 +81,16 @@ def draw_all(images: Sequence[str], model: str | Path, output: Path, *, progress
 
     Raises:
         ShardError: If an overlay would replace a file that is none (exit code 2).
+        LmclError: If the output is called like a picture (exit code 2).
         LmclError: If some cannot be read, after the others were drawn; names them (exit code 3,
             or 4 if all of those are not there).
     """
+    if output.suffix.lower() in PICTURE_ENDINGS and not output.is_dir():
+        raise LmclError(
+            f"--output {printable(output)}: is called like a picture, and a folder is made, of a "
+            f"picture each and saliency.csv; name it {printable(output.with_suffix(''))}",
+            exit_code=2,
+        )
     make_output_folder(output)
     check_own(output / "saliency.csv", _TABLE_MARK)
     marked = PngInfo()
@@ -109,8 +117,8 @@ def draw_all(images: Sequence[str], model: str | Path, output: Path, *, progress
     if problems:
         raise LmclError(
             f"{len(problems)} of {len(problems) + len(rows)} images could not be drawn: "
-            f"{'; '.join(problems[:5])}. Name image files (JPEG, PNG, BMP, WebP); the others are "
-            f"in {output}",
+            f"{'; '.join(problems[:5])}. Name image files (JPEG, PNG, BMP, WebP)"
+            + (f"; the others are in {printable(output)}" if rows else ""),
             exit_code=4 if all(are_missing) else 3,
         )
     return len(rows)

@@ -49,6 +49,22 @@ _UNREADABLE = (
 )
 
 
+class UnreadableScoresError(LmclError):
+    """A file that is no scores file of ours.
+
+    Attributes:
+        reason: Why it cannot be read as one.
+    """
+
+    def __init__(self, output: Path, reason: str) -> None:
+        super().__init__(
+            f"{printable(output)}: cannot be read as a scores file ({reason}); restore it, or "
+            "choose another --output",
+            exit_code=5,
+        )
+        self.reason = reason
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """The file a row is about, and what tells whether it has changed since."""
@@ -381,18 +397,19 @@ def read_rows(output: Path) -> Iterator[Row]:
     """Rows of a finished scores file, in its order.
 
     Raises:
-        LmclError: If it cannot be read as a scores file (exit code 5).
+        UnreadableScoresError: If it cannot be read as a scores file (exit code 5).
     """
     read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if output.suffix.lower() not in read:
+        raise UnreadableScoresError(output, f"its name ends in none of {', '.join(FORMATS)}")
     try:
         for values in read[output.suffix.lower()](output):
             yield _from_values(values)
+    except KeyError as error:
+        # Of a key that is missing, str() is its name in quotes and nothing else.
+        raise UnreadableScoresError(output, f"it has no column {printable(error)}") from error
     except _UNREADABLE as error:
-        raise LmclError(
-            f"{printable(output)}: cannot be read as a scores file ({printable(error)}); restore "
-            "it, or choose another --output",
-            exit_code=5,
-        ) from error
+        raise UnreadableScoresError(output, printable(error)) from error
 
 
 def _read_csv(output: Path) -> Iterator[dict[str, Any]]:

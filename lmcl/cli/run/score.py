@@ -35,7 +35,7 @@ from lmcl.inference.moves import (
 )
 from lmcl.inference.onnx_engine import SUFFIX
 from lmcl.inference.scorer import Precision, Scorer, open_scorer
-from lmcl.inference.scores_file import Row, note_path, read_rows, sources_path
+from lmcl.inference.scores_file import Row, check_output, note_path, read_rows, sources_path
 from lmcl.models.named import STARTER, find_model, pin_model
 from lmcl.training.launcher import end_with_launcher
 from pipeline.decode_config import DecodeConfig, DecodeName
@@ -65,7 +65,7 @@ def run(*, output: Path, resume: bool, **options: Any) -> None:
         file = Path(place) / "scores.csv"
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                score_files(output=file, resume=False, **options)
+                score_files(output=file, resume=False, shown="standard output", **options)
         finally:
             if file.is_file():
                 with file.open(encoding="utf-8", newline="") as lines:
@@ -103,8 +103,12 @@ def score_files(
     decode: DecodeName,
     threads: int | None,
     no_progress: bool,
+    shown: str = "",
 ) -> None:
-    """Score what `lmcl score` was asked to; ends the process with 3 if an image failed."""
+    """Score what `lmcl score` was asked to; ends the process with 3 if an image failed.
+
+    `shown` is what the output is called, where its name tells nobody anything.
+    """
     if undo is not None:
         _undo(undo, others=bool(paths or move_to or model != STARTER))
         return
@@ -117,6 +121,8 @@ def score_files(
         raise click.UsageError(
             "--move-to and --dry-run need --below, the quality to sort out by, or --keep"
         )
+    # Before the model is opened, which takes a second or more.
+    check_output(output)
     if sheet is not None:
         check_own(sheet, SHEET_MARK)
     end_with_launcher()
@@ -130,7 +136,10 @@ def score_files(
         progress=not no_progress,
     )
     way_on = (
-        f"what is done stays, beside {printable(output)}; the same command with --resume goes on"
+        "nothing was written; name a file by --output, and --resume can go on"
+        if shown
+        else f"what is done stays, beside {printable(output)}; the same command with --resume goes "
+        "on"
     )
     with stop_on_signals(way_on):
         scorer = open_scorer(
@@ -148,7 +157,13 @@ def score_files(
         )
         tables = TableOptions(path_column=path_column, images=images, tell=_note)
         files = PathFilter(include=include, exclude=exclude)
-        listing = _Listing(tables=tables, files=files, model=printable(model), engine=engine)
+        listing = _Listing(
+            tables=tables,
+            files=files,
+            model=printable(model),
+            engine=engine,
+            shown=shown or printable(output),
+        )
         failed = _score(scorer, paths, options, after, listing)
     if failed:
         sys.exit(_FAILED)
@@ -163,6 +178,8 @@ class _Listing:
     model: str
     """As it was asked for, for messages."""
     engine: EngineName
+    shown: str
+    """What the output is called, for messages."""
     others: LeftOut = field(default_factory=LeftOut)
 
     def is_slow(self, scorer: Scorer) -> bool:
@@ -228,7 +245,7 @@ def _score(
     with hold_output(scorer, output):
         summary = score_held(scorer, items, options)
         if int(os.environ.get("RANK", "0")) == 0:
-            _report(scorer, output, summary)
+            _report(scorer, listing.shown, summary)
             for sentence in listing.others.sentences():
                 click.echo(sentence)
             if after.needs_rows:
@@ -267,12 +284,12 @@ def _filter(
     )
 
 
-def _report(scorer: Scorer, output: Path, summary: Summary) -> None:
+def _report(scorer: Scorer, shown: str, summary: Summary) -> None:
     better = "higher" if scorer.scale.higher_is_better else "lower"
     others = f", {summary.others} of other images" if summary.others else ""
     others += f", {summary.noted} with a note" if summary.noted else ""
     click.echo(
-        f"{printable(output)}: {summary.rows} rows ({summary.failed} failed, "
+        f"{shown}: {summary.rows} rows ({summary.failed} failed, "
         f"{summary.reused} kept{others}), "
         f"scale {printable(scorer.scale_label)}, {better} is better"
     )

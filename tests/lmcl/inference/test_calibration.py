@@ -215,8 +215,34 @@ def test_a_confidence_that_few_images_cannot_give_leaves_the_columns_empty_and_s
 ) -> None:
     output = tmp_path / "s.csv"
     done = score(photos, "--confidence", "0.999", model=calibrated, output=output)
-    assert "the 99 calibration images are too few" in done.output
+    assert "the 99 calibration images are too few for --confidence 0.999" in done.output
+    assert "they give at most 0.99\n" in done.output
+    assert "lie between" not in done.output
     assert {row["lower"] for row in rows(output)} == {""}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,score\na.jpg,3\n", "it has no column error"),
+        ("image,mos\na.jpg,3\n", "it has no column path"),
+        ("path,score,error,quality\na.jpg,3,,nan\n", "is no score"),
+        ("path,score,error,quality\na.jpg,3,,good\n", "good"),
+        ("path,score,scale,higher_is_better,error,quality\n", "holds no score"),
+        ("", "holds no score"),
+    ],
+    ids=["few-columns", "other-columns", "nan", "words", "header-alone", "empty"],
+)
+def test_a_population_that_is_no_scores_file_is_named_and_not_called_the_output(
+    calibrated: Path, photos: Path, tmp_path: Path, text: str, words: str
+) -> None:
+    first = tmp_path / "first.csv"
+    assert not score(photos / "img.00.jpg", model=calibrated, output=first).exit_code
+    first.write_text(text)
+    done = score(photos, "--population", first, model=calibrated, output=tmp_path / "s.csv")
+    assert str(done.exception).startswith(f"--population {first}: ")
+    assert words in str(done.exception)
+    assert "--output" not in str(done.exception)
 
 
 def test_percentiles_are_taken_in_another_collection_of_the_same_model(
@@ -299,11 +325,31 @@ def test_a_collection_is_described_by_tenths_with_images(
     calibrated: Path, photos: Path, tmp_path: Path
 ) -> None:
     done = score(photos, "--describe", model=calibrated, output=tmp_path / "s.csv")
-    lines = [line for line in done.output.splitlines() if " images, e.g. " in line]
+    lines = [line for line in done.output.splitlines() if "  quality " in line]
     assert len(lines) == 10
     worst = min(rows(tmp_path / "s.csv"), key=lambda row: float(row["quality"]))
     assert worst["path"] in lines[0]
     assert f"quality {float(worst['quality']):.3f}" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "head", "parts"),
+    [
+        (1, "1 score, worst first", 1),
+        (2, "2 scores, worst first", 2),
+        (9, "9 scores, worst first", 9),
+        (12, "12 scores in 10 parts, worst first", 10),
+    ],
+)
+def test_few_images_are_described_one_a_line(
+    calibrated: Path, photos: Path, tmp_path: Path, count: int, head: str, parts: int
+) -> None:
+    some = sorted(photos.glob("*.jpg"))[:count]
+    done = score(*some, "--describe", model=calibrated, output=tmp_path / "s.csv")
+    lines = done.output.splitlines()
+    assert head in lines
+    assert len([line for line in lines if "  quality " in line]) == parts
+    assert "1 images" not in done.output
 
 
 def test_a_calibration_of_another_model_is_refused(calibrated: Path, tmp_path: Path) -> None:

@@ -326,7 +326,8 @@ def test_the_output_may_be_a_pipe(model_folder, photos) -> None:
     rows = list(csv.DictReader(done.stdout.splitlines()))
     assert [row["path"] for row in rows] == [str(photos / "img.00.jpg")]
     assert float(rows[0]["score"])
-    assert "1 rows" in done.stderr
+    assert "standard output: 1 rows" in done.stderr
+    assert "/scores.csv" not in done.stderr
     again = score(photos, "--resume", model=model_folder, output="-")
     assert again.exit_code == 2
     assert "name a file" in again.output
@@ -352,3 +353,37 @@ def test_a_list_on_stdin_may_end_its_names_by_lines_or_by_nul(
     done = score("-", model=model_folder, output=output, input=given)
     assert done.exit_code == 0, done.output
     assert len(names(output)) == len(listed)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "args"),
+    [
+        ("list.txt", "{name}", ()),
+        ("list.csv", "{folder}/{name}\r", ()),
+        ("below/list.txt", "photos/{name}", ()),
+        ("list.TXT", "{name}\n", ("--images", "photos")),
+    ],
+    ids=["beside", "absolute-windows", "from-where-one-stands", "images"],
+)
+def test_a_list_of_paths_without_a_header_is_scored_line_by_line(
+    model_folder, photos, tmp_path, monkeypatch, name, line, args
+) -> None:
+    folder = photos
+    odd = folder / "a,b=c d.jpg"
+    shutil.copy(folder / "img.00.jpg", odd)
+    images = [*sorted(folder.glob("img*.jpg")), odd]
+    beside = folder if name == "list.txt" else tmp_path
+    (beside / name).parent.mkdir(exist_ok=True)
+    lines = [line.format(folder=folder, name=image.name) for image in images]
+    (beside / name).write_text("\n".join(lines) + "\n\n", newline="")
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "s.csv"
+    done = score(beside / name, *args, model=model_folder, output=output)
+    assert done.exit_code == 0, done.output
+    assert [Path(path).name for path in names(output)] == [image.name for image in images]
+
+
+@pytest.mark.parametrize("name", ["out", "out.txt", "out.xlsx"])
+def test_an_output_of_no_format_is_refused_before_a_model_is_opened(photos, tmp_path, name) -> None:
+    done = score(photos, model=tmp_path / "no-model", output=tmp_path / name)
+    assert ".csv, .jsonl, .parquet" in str(done.exception)

@@ -198,7 +198,7 @@ def test_what_cannot_be_compared_is_named(folder, tmp_path) -> None:
     (tmp_path / "latin.csv").write_bytes(b"path\ncaf\xe9.png\n")
     (tmp_path / "other.csv").write_text("colour\nred\n")
     for images, words in (
-        ("notes.txt", "a plain list of paths is read by"),
+        ("notes.txt", "the table cannot be read"),
         ("none", "no such file"),
         ("gone.csv", "there is no such file"),
         ("latin.csv", "text is not UTF-8"),

@@ -74,9 +74,16 @@ def test_a_rule_of_ones_own_name_is_drawn_in_the_report(finished: Path, tmp_path
         (("--bad-below", "0.4", "--recall", "0.9", "--precision", "0.9"), 2, "give one of"),
         (("--bad-below", "4", "--recall", "0.9"), 2, "--bad-below"),
         (("--bad-below", "0.4", "--recall", "0.9", "--name", "../x"), 2, "letters, digits"),
+        (("--bad-below", "nan", "--recall", "0.9"), 2, "nan is not in the range 0<x<=1"),
+        (("--bad-below", "0.4", "--recall", "nan"), 2, "nan is not in the range 0<x<=1"),
+        (("--bad-below", "0.4", "--precision", "nan"), 2, "nan is not in the range 0<x<=1"),
+        (("--bad-below", "0.4", "--reject-share", "nan"), 2, "nan is not in the range 0<x<=1"),
         (("--bad-below", "0.001", "--recall", "0.9"), 3, "higher --bad-below"),
     ],
-    ids=["no-promise", "two-promises", "raw-scale", "name", "nothing-bad"],
+    ids=[
+        *("no-promise", "two-promises", "raw-scale", "name"),
+        *("nan-bad", "nan-recall", "nan-precision", "nan-share", "nothing-bad"),
+    ],
 )
 def test_what_cannot_be_chosen_is_a_sentence(
     finished: Path, arguments: tuple[str, ...], code: int, words: str
