@@ -224,8 +224,8 @@ def test_a_confidence_that_few_images_cannot_give_leaves_the_columns_empty_and_s
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("path,score\na.jpg,3\n", "it has no column error"),
-        ("image,mos\na.jpg,3\n", "it has no column path"),
+        ("path,score\na.jpg,3\n", "it has no column 'error'"),
+        ("image,mos\na.jpg,3\n", "it has no column 'path'"),
         ("path,score,error,quality\na.jpg,3,,nan\n", "is no score"),
         ("path,score,error,quality\na.jpg,3,,good\n", "good"),
         ("path,score,scale,higher_is_better,error,quality\n", "holds no score"),
@@ -344,7 +344,7 @@ def test_a_collection_is_described_by_tenths_with_images(
 def test_few_images_are_described_one_a_line(
     calibrated: Path, photos: Path, tmp_path: Path, count: int, head: str, parts: int
 ) -> None:
-    some = sorted(photos.glob("*.jpg"))[:count]
+    some = sorted(p for p in photos.rglob("*") if p.is_file())[:count]
     done = score(*some, "--describe", model=calibrated, output=tmp_path / "s.csv")
     lines = done.output.splitlines()
     assert head in lines

@@ -75,7 +75,7 @@ def test_an_image_is_listed_once_however_it_is_named(photos, monkeypatch) -> Non
         (b"path\na\x00b.jpg\n", "a NUL character"),
         (b"title\nx\n", "no column 'path' among title"),
         (b"", "no column 'path' among no columns"),
-        (b"img.00.jpg\nimg.01.jpg\n", "the first line holds the image 'img.00.jpg'"),
+        (b"img.00.jpg,.5\nimg.01.jpg,.6\n", "the first line holds the image 'img.00.jpg'"),
         (b"path;image\nimg.00.jpg;x\n", "'path' and 'image' could all be the path"),
         (b"path\nfotos/nothing.jpg\n", ""),
         (b'path\n"' + b"x" * 200_000 + b'"\n', "field larger than field limit"),
