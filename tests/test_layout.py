@@ -88,7 +88,6 @@ COVERED_BY = {
         "lmcl: cli/sweep cli/run/sweep sweep/launch sweep/plan sweep/summary"
     ),
     "lmcl/test_config.py": "lmcl: utils/validators",
-    "lmcl/training/test_checkpoint.py": "lmcl: utils/files",
     "pipeline/test_normalize.py": "pipeline: _preprocess_triton preprocess_launch",
     "pipeline/test_loader.py": "pipeline: backends/dali batch frames request validation",
     "pipeline/test_bad_input.py": "pipeline: errors image_headers",
