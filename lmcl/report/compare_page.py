@@ -59,6 +59,19 @@ class SplitsView:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PortionCell:
+    """One model inside one subset or distortion."""
+
+    srcc: float
+    """Median over the model's runs; NaN where it is not defined."""
+    n: int
+    """Images of the largest of these runs; 0: the model was not tested there."""
+    is_small: bool
+    is_highest: bool
+    """Of several that rest on enough images each."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PortionRow:
     """One subset or distortion, a rank correlation per model."""
 
@@ -66,9 +79,7 @@ class PortionRow:
     kind: str
     n: int
     is_small: bool
-    values: Sequence[float]
-    highest: float
-    """NaN where too few images, or a single value, make none of them the highest."""
+    cells: Sequence[PortionCell]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,7 +219,8 @@ def _pairs(c: Comparison) -> Section | None:
         title="Is the difference real?",
         note="Both models on the same images. The interval and p come from a bootstrap over "
         "groups; Williams and Meng compare the rank correlations, F the residuals after the "
-        "mapping. Images that share a reference are not independent: then trust the bootstrap.",
+        "mapping. Images that share a reference are not independent: then trust the bootstrap. "
+        "A bold p is below .05 after Holm's correction.",
         template="compare/pairs.html",
         view=PairsView(pairs=c.pairs, refusals=c.refusals),
     )
@@ -255,7 +267,8 @@ def _portions(c: Comparison) -> Section | None:
         key="portions",
         title="By subset and distortion",
         note=f"Rank correlation inside each group{over}. The highest of several is bold; "
-        f"groups of fewer than {FEW} images are grey.",
+        f"groups of fewer than {FEW} images are grey. A small number is a model's own count of "
+        "images, where it had fewer.",
         template="compare/portions.html",
         view=PortionsView(
             models=[m.name for m in c.models], rows=[_portion_row(c, key) for key in names]
@@ -265,17 +278,15 @@ def _portions(c: Comparison) -> Section | None:
 
 def _portion_row(c: Comparison, key: tuple[str, str]) -> PortionRow:
     found = [_portion(m, key) for m in c.models]
-    values, n = [value for value, _ in found], max(count for _, count in found)
-    known = [v for v in values if math.isfinite(v)]
-    highest = max(known) if len(known) > 1 else math.nan
-    return PortionRow(
-        name=key[1],
-        kind=key[0],
-        n=n,
-        is_small=n < FEW,
-        values=values,
-        highest=highest if n >= FEW else math.nan,
-    )
+    # Each model has its own images: two of them are no match for the 36 of another.
+    rivals = [value for value, n in found if math.isfinite(value) and n >= FEW]
+    highest = max(rivals) if len(rivals) > 1 else math.nan
+    cells = [
+        PortionCell(srcc=value, n=n, is_small=n < FEW, is_highest=n >= FEW and value == highest)
+        for value, n in found
+    ]
+    n = max(cell.n for cell in cells)
+    return PortionRow(name=key[1], kind=key[0], n=n, is_small=n < FEW, cells=cells)
 
 
 def _portion(m: Model, key: tuple[str, str]) -> tuple[float, int]:

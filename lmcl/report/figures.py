@@ -157,10 +157,14 @@ def threshold_chart(curve: Curve, cuts: Sequence[tuple[str, float]]) -> Markup:
     frame = Frame(x_range=padded(edges), y_range=(0.0, 1.0), height=320.0)
     body = axes(frame, x_label="cut, quality as the model says it", y_label="share")
     top, bottom = frame.top, frame.height - frame.bottom
-    for name, cut in cuts:
+    middle = (frame.left + frame.width - frame.right) / 2
+    names = []
+    for place, (name, cut) in enumerate(cuts):
         x = frame.x(cut)
         body.append(line("zero", x1=x, x2=x, y1=top, y2=bottom))
-        body.append(text(x + 5, top + 11, name, "tick"))
+        # On the side that has room, a line each: rules lie close together.
+        at, anchor = (x + 5, "start") if x < middle else (x - 5, "end")
+        names.append(text(at, top + 11 + 15 * place, name, "tick over", anchor=anchor))
     series = (
         ("precision", curve.precision),
         ("recall", curve.recall),
@@ -170,6 +174,7 @@ def threshold_chart(curve: Curve, cuts: Sequence[tuple[str, float]]) -> Markup:
         polyline(frame, curve.cut, values, f"curve c{place}", title=title)
         for place, (title, values) in enumerate(series)
     ]
+    body += names  # after the curves, which would strike them through
     return drawing(frame, body, label="Precision, recall and share rejected over the cut")
 
 
@@ -205,12 +210,18 @@ def interval_axis(axis: tuple[float, float]) -> Markup:
     """The axis of a column of interval bars, to stand in the table's head."""
     frame = _bar_frame(axis, height=22.0)
     parts = [line("grid", x1=frame.x(axis[0]), x2=frame.x(axis[1]), y1=20.0, y2=20.0)]
-    for value in ticks(*axis, count=2):
+    for value in _bar_ticks(axis):
         x = frame.x(value)
         parts.append(line("grid", x1=x, x2=x, y1=16.0, y2=20.0))
         parts.append(text(x, 12.0, number(value), "tick", anchor="middle"))
     label = f"axis from {number(axis[0])} to {number(axis[1])}"
     return drawing(frame, parts, label=label, kind="inline axis")
+
+
+def _bar_ticks(axis: tuple[float, float]) -> list[float]:
+    """Few round numbers, but two at least: one alone says nothing of the scale."""
+    tried = [ticks(*axis, count=count) for count in (2, 3, 4, 5)]
+    return next((found for found in tried if len(found) > 1), tried[-1])
 
 
 def _bar_frame(axis: tuple[float, float], *, height: float) -> Frame:
@@ -232,7 +243,7 @@ def interval_bar(value: float, interval: Interval | None, axis: tuple[float, flo
         return Markup()
     frame = _bar_frame(axis, height=16.0)
     parts = [line("grid", x1=frame.x(axis[0]), x2=frame.x(axis[1]), y1=8.0, y2=8.0)]
-    for tick in ticks(*axis, count=2):
+    for tick in _bar_ticks(axis):
         parts.append(line("grid", x1=frame.x(tick), x2=frame.x(tick), y1=4.0, y2=12.0))
     if interval is not None and math.isfinite(interval.low + interval.high):
         low, high = max(interval.low, axis[0]), min(interval.high, axis[1])

@@ -200,6 +200,18 @@ def test_pages_load_without_errors_requests_or_sideways_scrolling(
     assert browser.run("innerWidth") == width
 
 
+@pytest.mark.parametrize("width", [400, 500, 1600])
+def test_names_of_facts_do_not_run_into_their_values(browser, page, width) -> None:
+    browser.open(page, width=width)
+    room = browser.run(
+        "Math.min(...[...document.querySelectorAll('dl.list dt')].map(t => {"
+        " const r = document.createRange(); r.selectNodeContents(t);"
+        " return t.nextElementSibling.getBoundingClientRect().left"
+        " - r.getBoundingClientRect().right; }))"
+    )
+    assert room >= 8
+
+
 def test_paper_is_light_by_day_and_dark_by_night(browser, page) -> None:
     shades = []
     for dark in (False, True):

@@ -12,6 +12,8 @@ from lmcl.report.compare_page import verdict
 from lmcl.report.run import read_run
 from lmcl.report.write import write_report
 
+MINUS = "\N{MINUS SIGN}"
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, make_run) -> list[Path]:
@@ -228,3 +230,31 @@ def test_values_of_a_model_keep_the_order_of_its_runs(comparison) -> None:
     first = comparison.models[0]
     expected = [a.evaluation.srcc for a in first.runs]
     np.testing.assert_array_equal(first.values("srcc"), expected)
+
+
+@pytest.mark.parametrize(
+    ("kept", "is_bold"), [(36, True), (20, True), (19, False), (2, False)], ids=lambda v: str(v)
+)
+def test_the_highest_of_a_group_is_bold_only_among_runs_with_enough_images_of_it(
+    tmp_path: Path, make_run, kept: int, is_bold: bool
+) -> None:
+    many = make_run(tmp_path / "many", noise=30.0, pictures=False)
+    less = make_run(tmp_path / "less", noise=1.0, seed=1, pictures=False)
+    file = less / "predictions" / "test.csv"
+    head, *rows = file.read_text().splitlines()
+    blurred = [r for r in rows if ",blur," in r]
+    others = [r for r in rows if ",blur," not in r]
+    file.write_text("\n".join([head, *blurred[:kept], *others]) + "\n")
+    config = less / "config.toml"
+    config.write_text(config.read_text().replace("2e-4", "3e-4"))
+    page = write_report([many, less], tmp_path / "out").read_text()
+    row = re.search(r"<tr[^>]*><td>blur</td>.*?</tr>", page, re.DOTALL)[0]
+    assert ("<b>" in row) is is_bold
+    assert (f"<small>{kept}</small>" in row) is (kept < 36)
+
+
+def test_only_a_difference_larger_than_chance_has_a_bold_p(runs, tmp_path: Path) -> None:
+    page = write_report(runs, tmp_path / "out").read_text()
+    rows = dict(re.findall(rf"<tr><td>(\w+ {MINUS} \w+)</td>(.*?)</tr>", page, re.DOTALL))
+    assert "<b>" in rows[f"good {MINUS} bad"]
+    assert "<b>" not in rows[f"good {MINUS} twin"]
