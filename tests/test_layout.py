@@ -81,7 +81,7 @@ COVERED_BY = {
     "lmcl/report/test_intervals.py": "lmcl/report: weakness",
     "lmcl/report/test_threshold.py": "lmcl: cli/threshold",
     "lmcl/report/test_write.py": (
-        "lmcl/report: analysis figures formatting page pictures published run run_page "
+        "lmcl/report: analysis formatting page pictures published run run_page "
         "sections svg templates text"
     ),
     "lmcl/sweep/test_sweep.py": (
