@@ -6,7 +6,7 @@ a frozen stem goes on together with it (docs/decisions/0010).
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from lmcl.config import Config
 from lmcl.errors import ConfigError
+from lmcl.models.encoder import EncoderConfig
 from lmcl.models.named import find_model
 from lmcl.models.normalization import find_normalization
 from lmcl.models.pretrained import ModelCard, load_model
-from lmcl.models.quality_model import QualityModel
+from lmcl.models.quality_model import DecoderConfig, QualityModel
 from lmcl.models.tensor_files import refuse_nonfinite, timm_converter
 from lmcl.models.training_images import (
     ImageSketch,
@@ -149,8 +150,9 @@ def _check_architecture(card: ModelCard, config: Config) -> None:
     ):
         if here != there:
             raise ConfigError(
-                f"train.start_from = {asked!r} is another model: its {part} is {there}, the "
-                f"configuration says {here}; take over the [{part}] table of its run's config.toml",
+                f"train.start_from = {asked!r} is another model: it has "
+                f"{_unlike(part, there, here)}; take over the [{part}] table of its run's "
+                "config.toml",
                 exit_code=5,
             )
     pixels = find_normalization(config.encoder)
@@ -161,6 +163,20 @@ def _check_architecture(card: ModelCard, config: Config) -> None:
             f"encoder.normalize = {[list(card.mean), list(card.std)]}",
             exit_code=5,
         )
+
+
+def _unlike(part: str, there: EncoderConfig | DecoderConfig, here: object) -> str:
+    """The fields in which a model's table differs from the configuration's."""
+
+    def shown(table: object, name: str) -> str:
+        value = getattr(table, name)
+        return "nothing set" if value is None else printable(repr(value), 80)
+
+    return ", ".join(
+        f"{part}.{one.name} = {shown(there, one.name)} (here {shown(here, one.name)})"
+        for one in fields(there)
+        if getattr(there, one.name) != getattr(here, one.name)
+    )
 
 
 def _check_names(card: ModelCard, config: Config, *, shard_set: ShardSet, split: Split) -> None:

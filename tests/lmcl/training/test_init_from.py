@@ -240,12 +240,14 @@ def test_a_checkpoint_does_not_go_on_with_other_images_of_the_same_names(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("encoder.width=64", r"its encoder is .*width=48.*width=64"),
-        ("decoder.queries=3", r"its decoder is .*queries=6.*queries=3"),
+        ("encoder.width=64", r"has encoder\.width = 48 \(here 64\); take over the \[encoder\]"),
+        ("encoder.patch=4", r"has encoder\.patch = 8 \(here 4\); take"),
+        ("encoder.depth=2", r"has encoder\.depth = 1 \(here 2\); take"),
+        ("decoder.queries=3", r"has decoder\.queries = 6 \(here 3\); take over the \[decoder\]"),
     ],
-    ids=["encoder", "decoder"],
+    ids=["width", "patch", "depth", "decoder"],
 )
-def test_a_model_of_another_architecture_is_refused_with_both_named(
+def test_a_model_of_another_architecture_is_refused_by_the_fields_that_differ(
     tiny: Tiny, learned: Path, tmp_path: Path, change: str, said: str
 ) -> None:
     config = tiny(f"train.start_from='{learned}'", change)
