@@ -11,7 +11,6 @@ import triton
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels import _contrastive_triton as heavy
 from kernels import _grouped_triton as device
 from kernels import triton_launch as launch
 from kernels.pairs import Pairs
@@ -49,21 +48,13 @@ def log_sums(meeting: Meeting) -> Float[Tensor, " n"]:
     n, m = rows.shape[0], columns.shape[0]
     if not (n and m):
         return rows.new_full((n,), -torch.inf, dtype=torch.float32)
-    fixed, tile = meeting.is_fixed, config.plan.sums
-    grid = launch.grid_of(n, m, tile, rows.device)
-    sums = launch.empty(grid[1], n, dtype=torch.float32, device=rows.device)
-    peaks = sums if fixed else torch.empty_like(sums)
-    pairs = _in_32_bits(meeting.pairs)
-    heavy.log_sums[grid](
-        rows, columns, pairs.first, pairs.end, config.learned, sums, peaks, n, m, 0,
-        config.temperature, FIXED=fixed, **launch.widths_of(config), **launch.blocks_of(tile),
-        **config.options,
-    )  # fmt: skip
+    fixed, pairs = meeting.is_fixed, _in_32_bits(meeting.pairs)
+    sums, peaks = launch.row_sums(rows, columns, (pairs.first, pairs.end), config, fixed=fixed)
     log = launch.empty(n, dtype=torch.float32, device=rows.device)
     tile = config.plan.finish
     device.finish_grouped_rows[(triton.cdiv(n, tile.rows),)](
         rows, columns, pairs.first, pairs.end, pairs.itself, pairs.forth, config.learned, sums,
-        peaks, log, n, _table_width(pairs), grid[1], config.temperature, _log2(pairs.weight),
+        peaks, log, n, _table_width(pairs), sums.shape[0], config.temperature, _log2(pairs.weight),
         FIXED=fixed, HAS_TABLE=pairs.forth is not None, HAS_SELF=pairs.itself is not None,
         **launch.widths_of(config), **launch.blocks_of(tile, staged=False), **config.options,
     )  # fmt: skip
@@ -83,7 +74,7 @@ def gradient(
         rows: (log_sum in nats, weight) of the rows; None if they are compared with nothing.
         columns: The same of the columns.
     """
-    table, config, fixed = meeting.rows, meeting.config, meeting.is_fixed
+    table, config = meeting.rows, meeting.config
     n, m = table.shape[0], meeting.columns.shape[0]
     if not (n and m):
         return torch.zeros_like(table, dtype=torch.float32)
@@ -94,25 +85,22 @@ def gradient(
     row_log, row_weight = _relative(rows, factor, n, table.device)
     column_log, column_weight = _relative(columns, factor, m, table.device)
     pairs = _in_32_bits(meeting.pairs)
-    tile = config.plan.pairs if fixed else config.plan.online_pairs
-    grid = launch.grid_of(n, m, tile, table.device)
-    partial = launch.empty(grid[1], *table.shape, dtype=torch.float32, device=table.device)
-    scales = [_scale(row_log, row_weight, meeting), _scale(column_log, column_weight, meeting)]
-    for part in launch.parts_of(config, tile):
-        heavy.pair_gradient[grid](
-            table, meeting.columns, pairs.first, pairs.end, config.learned, row_log, scales[0],
-            column_log, scales[1], partial, n, m, 0, config.temperature, FIXED=fixed, **part,
-            **launch.widths_of(config), **config.options,
-        )  # fmt: skip
+    partial = launch.pair_partials(
+        table, meeting.columns, (pairs.first, pairs.end), config,
+        (row_log, _scale(row_log, row_weight, meeting),
+         column_log, _scale(column_log, column_weight, meeting)),
+        fixed=meeting.is_fixed,
+    )  # fmt: skip
     d_rows = launch.empty(*table.shape, dtype=torch.float32, device=table.device)
     tile = config.plan.finish
     device.finish_grouped_gradient[(triton.cdiv(n, tile.rows),)](
         table, meeting.columns, pairs.first, pairs.end, pairs.itself, pairs.place, pairs.forth,
         pairs.back, config.learned, row_log, row_weight, column_log, column_weight, factor,
-        partial, d_rows, n, _table_width(pairs), grid[1], config.temperature, _log2(pairs.weight),
-        config.boost, AS_ROW=rows is not None, AS_COLUMN=columns is not None,
-        HAS_TABLE=_table_width(pairs) > 0, HAS_SELF=pairs.itself is not None,
-        **launch.widths_of(config), **launch.blocks_of(tile, staged=False), **config.options,
+        partial, d_rows, n, _table_width(pairs), partial.shape[0],
+        config.temperature, _log2(pairs.weight), config.boost,
+        AS_ROW=rows is not None, AS_COLUMN=columns is not None, HAS_TABLE=_table_width(pairs) > 0,
+        HAS_SELF=pairs.itself is not None, **launch.widths_of(config),
+        **launch.blocks_of(tile, staged=False), **config.options,
     )  # fmt: skip
     return d_rows
 

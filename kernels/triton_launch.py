@@ -276,35 +276,67 @@ def forward(operands: Operands, *, with_gradient: bool) -> tuple[Tensor, Tensor]
     none = rows.new_empty(0, width, dtype=operands.d_dtype)
     if n == 0:
         return stats, none
-    fixed = is_fixed(config) and not (with_gradient and config.dtype == torch.float16)
-    if fixed and not with_gradient and _meet_once(operands):
-        sums = _symmetric_sums(operands)
-        _finish_rows(operands, stats, (sums, sums), fixed=True)
-        return stats, none
-    tile = config.plan.means if with_gradient else config.plan.sums
-    grid = grid_of(n, columns.shape[0], tile, rows.device)
+    if with_gradient:
+        return stats, _teacher_gradient(operands, stats)
+    fixed = is_fixed(config)
+    if fixed and _meet_once(operands):
+        sums = peaks = _symmetric_sums(operands)
+    else:
+        own = (operands.groups.first, operands.groups.end)
+        sums, peaks = row_sums(rows, columns, own, config, offset=operands.offset, fixed=fixed)
+    _finish_rows(operands, stats, (sums, peaks), fixed=fixed)
+    return stats, none
+
+
+def row_sums(
+    rows: Float[Tensor, "n w"],
+    columns: Float[Tensor, "m w"],
+    own: tuple[Tensor, Tensor],
+    config: LaunchConfig,
+    *,
+    offset: int = 0,
+    fixed: bool,
+) -> tuple[Float[Tensor, "s n"], Float[Tensor, "s n"]]:
+    """Sums of each row over other groups' columns and their peaks, one for each column split.
+
+    Args:
+        rows: Prepared rows, at least one.
+        columns: Prepared columns, at least one.
+        own: First column of each row's own group, and the first after it; less the offset.
+        config: What all kernels share.
+        offset: Column of the first row.
+        fixed: Exponents are relative to the largest possible one; the peaks are then not set.
+    """
+    n, m, tile = rows.shape[0], columns.shape[0], config.plan.sums
+    grid = grid_of(n, m, tile, rows.device)
     sums = empty(grid[1], n, dtype=torch.float32, device=rows.device)
     peaks = sums if fixed else torch.empty_like(sums)
-    common = (operands.groups.first, operands.groups.end, config.learned)
-    sizes = (n, columns.shape[0], operands.offset)
-    walk = {**widths_of(config), **config.options}
-    if not with_gradient:
-        device.log_sums[grid](
-            rows, columns, *common, sums, peaks, *sizes, config.temperature, FIXED=fixed,
-            **blocks_of(tile), **walk,
-        )  # fmt: skip
-        _finish_rows(operands, stats, (sums, peaks), fixed=fixed)
-        return stats, none
-    partial = empty(grid[1], n, width, dtype=torch.float32, device=rows.device)
+    device.log_sums[grid](
+        rows, columns, *own, config.learned, sums, peaks, n, m, offset, config.temperature,
+        FIXED=fixed, **widths_of(config), **blocks_of(tile), **config.options,
+    )  # fmt: skip
+    return sums, peaks
+
+
+def _teacher_gradient(operands: Operands, stats: Tensor) -> Tensor:
+    """Figures of each row, and its gradient: keys are fixed, so both come out of one walk."""
+    rows, columns, config = operands.rows.table, operands.columns, operands.config
+    n, m, tile = rows.shape[0], columns.shape[0], config.plan.means
+    # In half precision the shares of a fixed exponent would underflow.
+    fixed = is_fixed(config) and config.dtype != torch.float16
+    grid = grid_of(n, m, tile, rows.device)
+    sums = empty(grid[1], n, dtype=torch.float32, device=rows.device)
+    peaks = sums if fixed else torch.empty_like(sums)
+    partial = empty(grid[1], *rows.shape, dtype=torch.float32, device=rows.device)
     for part in parts_of(config, tile):
         device.mean_columns[grid](
-            rows, columns, *common, sums, peaks, partial, *sizes, config.temperature, config.boost,
-            FIXED=fixed, **part, **walk,
+            rows, columns, operands.groups.first, operands.groups.end, config.learned, sums, peaks,
+            partial, n, m, operands.offset, config.temperature, config.boost,
+            FIXED=fixed, **part, **widths_of(config), **config.options,
         )  # fmt: skip
     _finish_rows(operands, stats, (sums, peaks), fixed=fixed)
     parts = (partial, peaks)
-    d_rows = _finish_gradient(operands, stats, parts, stats[D_TAU], factors=None, fixed=fixed)
-    return stats, d_rows
+    return _finish_gradient(operands, stats, parts, stats[D_TAU], factors=None, fixed=fixed)
 
 
 def _meet_once(operands: Operands) -> bool:
@@ -348,19 +380,48 @@ def backward(operands: Operands, stats: Tensor, of_columns: ColumnStats) -> tupl
     d_tau = empty(n, dtype=torch.float32, device=rows.device)
     if n == 0:
         return rows.new_empty(0, width, dtype=operands.d_dtype), d_tau
-    fixed = is_fixed(config)
-    tile = config.plan.pairs if fixed else config.plan.online_pairs
-    grid = grid_of(n, columns.shape[0], tile, rows.device)
-    partial = empty(grid[1], n, width, dtype=torch.float32, device=rows.device)
-    for part in parts_of(config, tile):
-        device.pair_gradient[grid](
-            rows, columns, operands.groups.first, operands.groups.end, config.learned, stats[LOG],
-            of_columns.row_scale, of_columns.column_log, of_columns.column_scale, partial,
-            n, columns.shape[0], operands.offset, config.temperature,
-            FIXED=fixed, **part, **widths_of(config), **config.options,
-        )  # fmt: skip
+    own = (operands.groups.first, operands.groups.end)
+    scales = (
+        stats[LOG], of_columns.row_scale, of_columns.column_log, of_columns.column_scale,
+    )  # fmt: skip
+    partial = pair_partials(
+        rows, columns, own, config, scales, offset=operands.offset, fixed=is_fixed(config)
+    )
     factors = (of_columns.far_factor, of_columns.own_factor)
     return _finish_gradient(operands, stats, (partial, partial), d_tau, factors=factors), d_tau
+
+
+def pair_partials(
+    rows: Float[Tensor, "n w"],
+    columns: Float[Tensor, "m w"],
+    own: tuple[Tensor, Tensor],
+    config: LaunchConfig,
+    scales: tuple[Tensor, Tensor, Tensor, Tensor],
+    *,
+    offset: int = 0,
+    fixed: bool,
+) -> Float[Tensor, "s n w"]:
+    """Gradient by the rows over other groups' columns, in both roles; one for each column split.
+
+    Args:
+        rows: As in `row_sums`.
+        columns: Likewise.
+        own: Likewise.
+        config: Likewise.
+        scales: log2 of each row's sum and its scale, then of each column.
+        offset: As in `row_sums`.
+        fixed: Likewise.
+    """
+    n, m = rows.shape[0], columns.shape[0]
+    tile = config.plan.pairs if fixed else config.plan.online_pairs
+    grid = grid_of(n, m, tile, rows.device)
+    partial = empty(grid[1], *rows.shape, dtype=torch.float32, device=rows.device)
+    for part in parts_of(config, tile):
+        device.pair_gradient[grid](
+            rows, columns, *own, config.learned, *scales, partial, n, m, offset,
+            config.temperature, FIXED=fixed, **part, **widths_of(config), **config.options,
+        )  # fmt: skip
+    return partial
 
 
 def backward_hubs(operands: Operands, pull: Tensor, factor: Tensor) -> Tensor:
