@@ -35,6 +35,7 @@ from shards.text import printable
 logger = logging.getLogger(__name__)
 
 _SCALES = "scales."
+_DAMAGE = "damage."
 _SIZED = ("encoder.vit.", "encoder.stem.layers.model.")
 """Networks of timm's whose positions depend on the crop's size."""
 
@@ -54,7 +55,8 @@ def start_from_model(
         return
     folder = find_model(asked)
     released = load_model(folder)
-    _check_architecture(released.card, config)
+    card = _without_damage_head(released.card, config)
+    _check_architecture(card, config)
     seen = read_training_images(folder)
     if seen is None:
         _check_names(released.card, config, shard_set=shard_set, split=split)
@@ -62,6 +64,8 @@ def start_from_model(
         _check_unseen(seen, config, shard_set=shard_set, split=split)
     state = released.model.state_dict()
     refuse_nonfinite(state, f"train.start_from = {printable(asked)!r}")
+    if card.decoder != released.card.decoder:
+        state = {name: value for name, value in state.items() if not name.startswith(_DAMAGE)}
     state = _with_own_scales(student, state, released.card, shard_set)
     student.load_state_dict(_fit_to_crops(student, state, released.card, config))
 
@@ -81,6 +85,22 @@ def training_images_of(config: Config, shard_set: ShardSet, split: Split) -> Tra
     if not config.train.start_from:
         return own
     return own.after(read_training_images(find_model(config.train.start_from)))
+
+
+def _without_damage_head(card: ModelCard, config: Config) -> ModelCard:
+    """The model's card as if it had no damage head, where the configuration asks for none.
+
+    Configurations written before there was one go on; what they leave out is said.
+    """
+    width = card.decoder.damage
+    if not width or config.decoder.damage:
+        return card
+    logger.info(
+        "train.start_from: the model takes damage off its scores by a head that this "
+        "configuration does not have, so it is left out; decoder.damage = %d keeps it",
+        width,
+    )
+    return replace(card, decoder=replace(card.decoder, damage=0))
 
 
 def _with_own_scales(

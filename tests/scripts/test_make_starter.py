@@ -46,7 +46,8 @@ def test_a_released_run_is_small_and_is_whole_again_when_opened(
 ) -> None:
     config = load_config("starter")
     card = replace(load_model(REPO / "lmcl" / "starter").card, stem_weights="")
-    assert (card.decoder, card.crops) == (config.decoder, config.crops)
+    decoder = replace(config.decoder, damage=maker.WIDTH)
+    assert (card.decoder, card.crops) == (decoder, config.crops)
     torch.manual_seed(3)
     model = build_model(card)
     save_model(tmp_path / "run", model, card)
@@ -98,3 +99,29 @@ def test_scores_are_placed_by_the_model_and_their_errors_taken_from_the_one_that
     assert found.intervals == other.calibration.intervals
     assert found.distances == other.calibration.distances
     np.testing.assert_allclose(neighbours, own.neighbours, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_damage_head_is_added_once_and_leaves_what_the_model_learned_as_it_was(
+    maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = write_demo(tmp_path / "images", contents=6)
+    build(open_demo(labels.parent), tmp_path / "shards", workers=1)
+    for split in make_splits(open_set(tmp_path / "shards"), repeats=1):
+        write_split(tmp_path / "shards", split)
+    small = ("encoder.name='squeezenet-vit'", "encoder.frozen=13", "encoder.patch=32")
+    sizes = ("crops.size=64", "saliency.view=64", "train.epochs=1")
+    fit(ConfigMaker(tmp_path / "shards")(*small, *sizes), tmp_path / "run", progress=False)
+    folder = tmp_path / "run" / "model"
+    before, seen = load_file(folder / "model.safetensors"), read_training_images(folder)
+    monkeypatch.setattr(maker, "DAMAGED", 2)
+    maker.learn_damage(folder, tmp_path / "shards", "70-10-20-seed123-00", seed=0)
+    after, written = load_file(folder / "model.safetensors"), folder.stat().st_ino
+    maker.learn_damage(folder, tmp_path / "shards", "70-10-20-seed123-00", seed=0)
+    assert folder.stat().st_ino == written
+    assert {name for name in after if name not in before} == {
+        *("damage.0.weight", "damage.0.bias", "damage.2.weight", "damage.2.bias")
+    }
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert load_model(folder).card.decoder.damage == maker.WIDTH
+    assert read_training_images(folder) == seen

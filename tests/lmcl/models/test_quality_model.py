@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,12 +60,54 @@ def test_a_perceptron_judges_beside_the_panel() -> None:
     assert output.readouts[:, 1].std() > 0
 
 
+@pytest.mark.parametrize("direct", [0, 5])
+def test_a_damage_head_takes_the_same_off_every_readout_and_never_adds(direct: int) -> None:
+    torch.manual_seed(0)
+    whole = DecoderConfig(heads=6, direct=direct, damage=4)
+    model = QualityModel(SQUEEZE, whole, crop_size=64, view_size=64).eval()
+    plain = QualityModel(SQUEEZE, replace(whole, damage=0), crop_size=64, view_size=64).eval()
+    rest = {k: v for k, v in model.state_dict().items() if not k.startswith("damage.")}
+    plain.load_state_dict(rest)
+    pixels = torch.randn(8, 3, 64, 64)
+    last = model.damage[2]
+    torch.nn.init.normal_(last.weight, std=10.0)
+    with torch.no_grad():
+        summary = model.encoder.tokens_and_summary(pixels)[1]
+        before = model.damage[1](model.damage[0](summary)) @ last.weight[0]
+        torch.nn.init.constant_(last.bias, 1 - float(before.max()))
+        found, without = model(pixels), plain(pixels)
+        said = torch.log1p(torch.exp((before + last.bias).double())) - 0.12
+    expected = said.clamp_min(0).float()
+    assert (expected > 0).any()
+    assert (expected == 0).any()
+    torch.testing.assert_close(without.score - found.score, expected, atol=1e-5, rtol=1e-4)
+    if direct:
+        lost = without.readouts - found.readouts
+        torch.testing.assert_close(lost, expected[:, None].expand(8, 2), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.embedding, without.embedding)
+
+
+def test_a_new_damage_head_learns_from_the_first_step() -> None:
+    torch.manual_seed(0)
+    decoder = DecoderConfig(heads=6, damage=4)
+    model = QualityModel(SQUEEZE, decoder, crop_size=64, view_size=64)
+    model(torch.randn(2, 3, 64, 64)).score.sum().backward()
+    assert all(bool(one.grad.abs().sum() > 0) for one in model.damage.parameters())
+
+
+def test_a_head_that_says_a_distribution_has_no_damage_beside_it() -> None:
+    with pytest.raises(ValueError, match=r"decoder\.bins = 10 .* decoder\.damage = 4"):
+        DecoderConfig(bins=10, damage=4)
+
+
+@pytest.mark.parametrize("name", ["direct", "damage"])
 @pytest.mark.parametrize("config", [TINY, CONV], ids=lambda config: config.name)
 def test_without_a_pretrained_stem_there_is_nothing_to_judge_directly(
-    config: EncoderConfig,
+    config: EncoderConfig, name: str
 ) -> None:
-    with pytest.raises(ConfigError, match=r"decoder\.direct = 5 .* encoder\.name = 'hybrid'"):
-        QualityModel(config, DecoderConfig(heads=6, direct=5), crop_size=64, view_size=64)
+    decoder = DecoderConfig(heads=6, **{name: 5})
+    with pytest.raises(ConfigError, match=rf"decoder\.{name} = 5 .* encoder\.name = 'hybrid'"):
+        QualityModel(config, decoder, crop_size=64, view_size=64)
 
 
 @ALL

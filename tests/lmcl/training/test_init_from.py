@@ -28,6 +28,10 @@ from shards.splits.split import load_split
 
 HYBRID = ("encoder.name=hybrid", "encoder.patch=16")
 Tiny = Callable[..., Config]
+SQUEEZE = (
+    *("encoder.name='squeezenet-vit'", "encoder.patch=32"),
+    *("crops.size=64", "saliency.view=64"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +98,7 @@ def test_a_stem_that_was_frozen_may_learn_in_the_run_that_follows(
     tiny: Tiny, learned: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
-    config = tiny(
-        "encoder.name='squeezenet-vit'",
-        "encoder.patch=32",
-        "crops.size=64",
-        "saliency.view=64",
-        f"train.start_from='{folder}'",
-    )
+    config = tiny(*SQUEEZE, f"train.start_from='{folder}'")
     card = replace(
         load_model(learned).card,
         encoder=replace(config.encoder, frozen=13),
@@ -254,6 +252,24 @@ def test_a_model_of_another_architecture_is_refused_by_the_fields_that_differ(
     with pytest.raises(ConfigError, match=said) as refused:
         prepare(config, tmp_path / "run", resume="", progress=False)
     assert refused.value.exit_code == 5
+
+
+@pytest.mark.parametrize("width", [0, 4], ids=["asks for none", "keeps it"])
+def test_a_damage_head_is_left_out_only_where_the_configuration_asks_for_none(
+    tiny: Tiny, tmp_path: Path, width: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    config = tiny(*SQUEEZE, f"decoder.damage={width}", f"train.start_from='{folder}'")
+    card = replace(_card(config), decoder=replace(config.decoder, damage=4))
+    model = QualityModel(card.encoder, card.decoder, crop_size=64, view_size=64)
+    save_model(folder, model, card)
+    with caplog.at_level("INFO"):
+        run = prepare(config, tmp_path / "run", resume="", progress=False)
+    run.close()
+    left, right = model.state_dict(), run.core.state_dict()
+    assert any(name.startswith("damage.") for name in right) is bool(width)
+    assert all(torch.equal(left[name], right[name]) for name in right)
+    assert ("decoder.damage = 4 keeps it" in caplog.text) is not bool(width)
 
 
 def test_two_sources_of_first_weights_are_refused(tiny: Tiny) -> None:
