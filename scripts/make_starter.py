@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 
 from lmcl.config import load_config, load_run_config
 from lmcl.distributed import make_rank_context
-from lmcl.evaluation.calibrate import calibrate, calibrate_run, predict_sample
+from lmcl.evaluation.calibrate import calibrate, calibrate_run, sample_ids
 from lmcl.evaluation.calibration import Calibration, write_calibration
-from lmcl.evaluation.predict import PixelSource
+from lmcl.evaluation.predict import PartPredictions, PixelSource, predict
+from lmcl.evaluation.results import evaluate_predictions
 from lmcl.inference.scorer import Scorer, decode_image, open_scorer
 from lmcl.models.preprocess import Preprocessing, preprocess
-from lmcl.models.pretrained import load_model, save_model
+from lmcl.models.pretrained import ReleasedModel, load_model, save_model
 from lmcl.models.quality_model import QualityModel
 from lmcl.models.stem import LevelStem
 from lmcl.models.training_images import read_training_images, write_training_images
@@ -38,7 +39,7 @@ from lmcl.training.damage import fit_damage_head, join_examples, wanted_drop
 from pipeline.decode_config import DecodeConfig
 from shards.datasets.demo_distortions import FAMILIES, LEVELS, distort
 from shards.progress import progress_bar
-from shards.read import open_set
+from shards.read import ShardSet, open_set
 from shards.splits.split import load_split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,7 @@ def main() -> None:
         if not (folder / "model" / "config.json").is_file():
             _call("lmcl.cli.main", *_train(asked.work, shards, folder, asked.seed, split))
         learn_damage(folder / "model", shards, split, seed=asked.seed)
+    judge(run / "model", shards, "official")
     release(run / "model", asked.output)
     write_calibration(asked.output, *calibration(run, held_out))
     size = sum(path.stat().st_size for path in asked.output.iterdir())
@@ -178,23 +180,46 @@ def calibration(run: Path, held_out: Path) -> tuple[Calibration, NDArray[np.floa
     """
     config, released = load_run_config(run / "config.toml"), load_model(run / "model")
     shard_set = open_set(config.data.root)
-    split, card = load_split(shard_set, config.data.split), released.card
-    context = make_rank_context(Accelerator(cpu=True), decode=DecodeConfig(), progress=True)
-    sample = predict_sample(
-        released.model,
-        PixelSource(shard_set=shard_set, context=context),
-        split,
-        crops=card.crops,
-        preprocessing=Preprocessing(mean=card.mean, std=card.std, precision=torch.float32),
-        context=context,
-        batch_size=32,
-    )
-    own, neighbours = calibrate(shard_set, split, val=None, sample=sample, crops=card.crops)
+    split = load_split(shard_set, config.data.split)
+    sample = _predict(released, shard_set, sample_ids(split.train), "a sample of the train part")
+    crops = released.card.crops
+    own, neighbours = calibrate(shard_set, split, val=None, sample=sample, crops=crops)
     # Anew: the run's own end did it before there was a damage head.
     theirs = calibrate_run(held_out, batch_size=32, progress=True).calibration
     return (
         replace(own, intervals=theirs.intervals, distances=theirs.distances, crops=theirs.crops),
         neighbours,
+    )
+
+
+def judge(model: Path, shards: Path, split: str | Path) -> None:
+    """Write into a model folder how well it judges the test part, with what it has by now."""
+    released, shard_set = load_model(model), open_set(shards)
+    test = load_split(shard_set, split).test
+    found = evaluate_predictions(
+        shard_set, _predict(released, shard_set, test, "evaluating the test part")
+    )
+    learned = read_training_images(model)
+    assert learned is not None
+    card = replace(released.card, test_srcc=found.srcc, test_plcc=found.plcc_raw)
+    save_model(model, released.model, card)
+    write_training_images(model, learned)
+
+
+def _predict(
+    released: ReleasedModel, shard_set: ShardSet, ids: NDArray[np.int64], title: str
+) -> PartPredictions:
+    card = released.card
+    context = make_rank_context(Accelerator(cpu=True), decode=DecodeConfig(), progress=True)
+    return predict(
+        released.model,
+        PixelSource(shard_set=shard_set, context=context),
+        ids,
+        crops=card.crops,
+        preprocessing=Preprocessing(mean=card.mean, std=card.std, precision=torch.float32),
+        context=context,
+        batch_size=32,
+        title=title,
     )
 
 
