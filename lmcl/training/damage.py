@@ -81,7 +81,9 @@ def fit_damage_head(examples: DamageExamples, *, hidden: int, seed: int) -> nn.S
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = make_damage_head(examples.summary.shape[1], hidden)
-        nn.init.constant_(head[2].bias, _QUIET)
+        last = head[2]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, _QUIET)
         optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=1e-2)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_STEPS)
         for _ in range(_STEPS):

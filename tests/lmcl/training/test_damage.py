@@ -20,7 +20,7 @@ def test_a_damage_head_spares_photographs_it_has_not_seen_and_orders_damage() ->
     found = taken_off(head, unseen.summary)
     copies = unseen.wanted > 0
     assert float(found[~copies].mean()) < 0.01
-    assert float(found[copies].mean()) > 0.1
+    assert float(found[copies].mean()) > 0.05
     ranks = torch.stack([found[copies], unseen.wanted[copies]]).argsort(dim=1).argsort(dim=1)
     assert float(torch.corrcoef(ranks.double())[0, 1]) > 0.9
 
