@@ -12,6 +12,7 @@ from lmcl.models.folders import MODEL_FILES
 from lmcl.models.hub import explained, import_hub
 from lmcl.models.named import is_cached
 from lmcl.models.pretrained import load_model
+from lmcl.models.training_images import read_training_images
 from lmcl.utils.hub_names import HubName
 from shards.errors import ShardError
 from shards.source_files import read_regular
@@ -51,16 +52,18 @@ def plan_upload(folder: Path) -> Upload:
         LmclError: If it is no whole model folder: a part is missing (exit code 4), damaged, or
             does not fit the others (5).
     """
+    # Links first: what one leads to is not opened, not even to say what is wrong with it.
+    files = {name: (folder / name).stat().st_size for name in MODEL_FILES if _is_file(folder, name)}
     load_model(folder)
     read_meaning(folder)
     read_rules(folder)
+    read_training_images(folder)
     if not (folder / "README.md").is_file():
         raise LmclError(
             f"{printable(folder)}: has no README.md, which says what a model is for and under "
             "which licence; write one, or take the folder as lmcl wrote it",
             exit_code=4,
         )
-    files = {name: (folder / name).stat().st_size for name in MODEL_FILES if _is_file(folder, name)}
     others = sorted(path.name for path in folder.iterdir() if path.name not in files)
     return Upload(
         folder=folder, files=files, left_out=tuple(others), licence=_licence(folder / "README.md")

@@ -10,6 +10,7 @@ Source: Ma et al. [2020], Group Maximum Differentiation Competition; top pairs p
 import csv
 import dataclasses
 import io
+import logging
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ from shards.errors import ShardError
 from shards.files import check_own
 from shards.source_files import read_regular
 from shards.text import plain_cell, printable, spreadsheet_cell
+
+logger = logging.getLogger(__name__)
 
 _SCORES = ("score", "prediction_unit", "prediction")
 """Columns that hold the scores, the first one found winning."""
@@ -148,6 +151,8 @@ def compare_models(
             "the other does not; raise --tolerance, lower --levels, or score more images",
             exit_code=3,
         )
+    shown = {a.path[row] for duel in duels for row in (duel.better, duel.worse)}
+    _warn_without_images(sorted(shown), images)
     return write_duels(duels, a, b, levels=levels, images=images, output=output)
 
 
@@ -210,6 +215,10 @@ def read_scores(file: Path) -> Scores:
             "file that `lmcl score` or `lmcl eval` wrote, with the ending it was written with",
             exit_code=3,
         ) from error
+    if not names:
+        raise LmclError(
+            f"{printable(file)}: is empty; score the images anew by `lmcl score`", exit_code=3
+        )
     column = next((c for c in _SCORES if c in names), None)
     if column is None or "path" not in names:
         raise LmclError(
@@ -218,7 +227,7 @@ def read_scores(file: Path) -> Scores:
             exit_code=3,
         )
     kept = [row for row in rows if row.get(column) not in (None, "")]
-    turned = any(str(row.get("higher_is_better", "")).lower() == "false" for row in kept)
+    turned = _is_turned(file, kept)
     try:
         score = np.array([float(marks.plain(row[column])) for row in kept], dtype=np.float64)
     except (ValueError, TypeError) as error:
@@ -227,7 +236,11 @@ def read_scores(file: Path) -> Scores:
             exit_code=3,
         ) from error
     paths = tuple(str(row["path"]) for row in kept)
-    scale = str(kept[0].get("scale") or "") if kept else ""
+    _check_scores(file, paths, score)
+    # The first row of each image.
+    once = sorted({path: row for row, path in reversed(list(enumerate(paths)))}.values())
+    paths, score = tuple(paths[row] for row in once), score[once]
+    scale = str(kept[0].get("scale") or "")
     if scale:
         scale += f", {'lower' if turned else 'higher'} is better"
     return Scores(
@@ -237,6 +250,56 @@ def read_scores(file: Path) -> Scores:
         scale=scale,
         turned=turned,
     )
+
+
+def _is_turned(file: Path, rows: list[Mapping[str, Any]]) -> bool:
+    """Whether lower scores are better; of a file that says both nothing can be ranked."""
+    said = {str(row.get("higher_is_better", "")).lower() == "false" for row in rows}
+    if len(said) > 1:
+        raise LmclError(
+            f"{printable(file)}: higher_is_better is false in some rows and not in others; name "
+            "the scores of one model on one scale",
+            exit_code=3,
+        )
+    return True in said
+
+
+def _check_scores(file: Path, paths: tuple[str, ...], score: NDArray[np.float64]) -> None:
+    """Refuse what has no score, scores that are no numbers, and two scores of one image."""
+    if not paths:
+        raise LmclError(
+            f"{printable(file)}: no image in it has a score; its column error says why, where "
+            "`lmcl score` wrote it",
+            exit_code=3,
+        )
+    wrong = np.flatnonzero(~np.isfinite(score))
+    if len(wrong):
+        raise LmclError(
+            f"{printable(file)}: {printable(paths[wrong[0]], 200)} has the score "
+            f"{score[wrong[0]]:g} ({len(wrong)} of {len(paths)} images have none that is finite); "
+            "an image without a score is an empty field",
+            exit_code=3,
+        )
+    first: dict[str, float] = {}
+    for path, value in zip(paths, score.tolist(), strict=True):
+        if first.setdefault(path, value) != value:
+            raise LmclError(
+                f"{printable(file)}: {printable(path, 200)} has two scores, {first[path]:g} and "
+                f"{value:g}; leave one row of each image",
+                exit_code=3,
+            )
+
+
+def _warn_without_images(paths: list[str], images: Path) -> None:
+    """Say that a page will have no picture: the folder is not the one the paths lie in."""
+    if not any((images / path).is_file() for path in paths):
+        logger.warning(
+            "%s: none of the %d images of the pairs is there, not even %s, so the page shows no "
+            "picture; name the folder the paths lie in by --images",
+            printable(images),
+            len(paths),
+            printable(images / paths[0], 300),
+        )
 
 
 def _read_table(file: Path) -> tuple[list[Mapping[str, Any]], list[str], NumberMarks]:

@@ -240,7 +240,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     from shards.errors import ShardError
 
     with (
-        pytest.raises(ShardError, match="cannot be written"),
+        pytest.raises(
+            ShardError,
+            match="file is a file, and no folder can be made there; choose another output",
+        ),
         lock_folder(tmp_path / "file" / "run", "x"),
     ):
         pass

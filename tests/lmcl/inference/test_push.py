@@ -143,6 +143,16 @@ def _link(folder: Path, name: str) -> None:
     (folder / name).symlink_to(folder.parent / name)
 
 
+def _link_to_other(folder: Path, name: str) -> None:
+    (folder.parent / name).write_text("somebody's secret")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(folder.parent / name)
+
+
+def _no_list(folder: Path, name: str) -> None:
+    (folder / name).write_text("[]")
+
+
 def _cut(folder: Path, name: str) -> None:
     (folder / name).write_bytes((folder / name).read_bytes()[:-9])
 
@@ -158,6 +168,7 @@ def _cut(folder: Path, name: str) -> None:
         (_cut, "config.json", 5),
         (_cut, "model.safetensors", 5),
         (_cut, "thresholds.json", 5),
+        (_no_list, "training_images.json", 5),
     ],
 )
 def test_what_is_no_whole_model_folder_is_not_pushed(
@@ -166,6 +177,14 @@ def test_what_is_no_whole_model_folder_is_not_pushed(
     harm(calibrated, file)
     assert run("push", calibrated, URL) == code
     assert file in capsys.readouterr().err
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("file", MODEL_FILES)
+def test_a_link_is_refused_before_what_it_leads_to_is_read(hub, calibrated, capsys, file) -> None:
+    _link_to_other(calibrated, file)
+    assert run("push", calibrated, URL) == 5
+    assert f"{file}: a link" in capsys.readouterr().err
     assert not hub.asked
 
 

@@ -79,7 +79,21 @@ def test_a_model_that_says_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message", "code"),
-    [(None, "no such file", 4), ("path,x\n", "needs the columns path and score", 3)],
+    [
+        (None, "no such file", 4),
+        ("path,x\n", "needs the columns path and score", 3),
+        ("", "is empty", 3),
+        ("path,score\n", "no image in it has a score", 3),
+        ("path,score,error\na.png,,broken\n", "no image in it has a score", 3),
+        ("path,score\na.png,1\nb.png,nan\n", "b.png has the score nan .1 of 2 images", 3),
+        ("path,score\na.png,-inf\nb.png,2\n", "a.png has the score -inf .1 of 2 images", 3),
+        ("path,score\na.png,1\na.png,2\n", "a.png has two scores, 1 and 2", 3),
+        (
+            "path,score,higher_is_better\na.png,1,true\nb.png,2,false\n",
+            "false in some rows and not in others",
+            3,
+        ),
+    ],
 )
 def test_files_that_cannot_be_used_say_why(tmp_path: Path, text, message, code) -> None:
     file = tmp_path / "a.csv"
@@ -154,6 +168,25 @@ def test_one_file_against_itself_or_its_copy_is_refused(tmp_path: Path) -> None:
         found = CliRunner().invoke(command, [a, other, "--output", str(tmp_path / "out")])
         assert "both give each of the 4 images the same score" in str(found.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_named_twice_with_one_score_is_one_image(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("path,score\na.png,1\nb.png,2\na.png,1\nc.png,3\n")
+    found = read_scores(file)
+    assert found.path == ("a.png", "b.png", "c.png")
+    assert found.score.tolist() == [1, 2, 3]
+
+
+def test_a_page_without_any_picture_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    a = _scores_file(tmp_path / "a.csv", [1, 2, 3, 4])
+    b = _scores_file(tmp_path / "b.csv", [4, 1, 3, 2])
+    asked = [a, b, "--tolerance", "9", "--levels", "1", "--output", str(tmp_path / "out")]
+    found = CliRunner().invoke(command, [*asked, "--images", str(tmp_path)])
+    assert found.exit_code == 0
+    assert "name the folder the paths lie in by --images" in caplog.text
 
 
 def test_a_contest_without_a_pair_says_so_and_writes_nothing(tmp_path: Path) -> None:
