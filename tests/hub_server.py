@@ -66,7 +66,12 @@ class HubServer(http.server.ThreadingHTTPServer):
 
     @property
     def files_asked(self) -> set[str]:
-        return {line.rpartition("/")[2] for line in self.asked if line.startswith("GET /")}
+        # Not the API: the client asks it for more than files, by what runs it.
+        return {
+            line.rpartition("/")[2]
+            for line in self.asked
+            if line.startswith("GET /") and "/resolve/" in line
+        }
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
