@@ -124,10 +124,7 @@ def learn_damage(model: Path, shards: Path, split: str | Path, *, seed: int) -> 
     made.damage.load_state_dict(
         fit_damage_head(examples, hidden=WIDTH, seed=seed).state_dict(), strict=True
     )
-    learned = read_training_images(model)
-    assert learned is not None
-    save_model(model, made, card)
-    write_training_images(model, learned)
+    _write(model, ReleasedModel(model=made, card=card), seen=model)
 
 
 def damaged_copies(
@@ -199,11 +196,8 @@ def judge(model: Path, shards: Path, split: str | Path) -> None:
     found = evaluate_predictions(
         shard_set, _predict(released, shard_set, test, "evaluating the test part")
     )
-    learned = read_training_images(model)
-    assert learned is not None
     card = replace(released.card, test_srcc=found.srcc, test_plcc=found.plcc_raw)
-    save_model(model, released.model, card)
-    write_training_images(model, learned)
+    _write(model, replace(released, card=card), seen=model)
 
 
 def _predict(
@@ -227,14 +221,18 @@ def release(model: Path, output: Path) -> None:
     """What a run learned, without the stem, in half precision, and which images it has seen."""
     released = load_model(model)
     weights = load_config(ROOT / "configs" / "starter.toml").encoder.weights
-    save_model(
-        output, released.model.half(), replace(released.card, stem_weights=weights, note=NOTE)
-    )
-    seen = read_training_images(model)
-    assert seen is not None
-    write_training_images(output, seen)
-    card = output / "README.md"
-    card.write_text(card.read_text(encoding="utf-8") + figures(), encoding="utf-8")
+    card = replace(released.card, stem_weights=weights, note=NOTE)
+    _write(output, ReleasedModel(model=released.model.half(), card=card), seen=model)
+    page = output / "README.md"
+    page.write_text(page.read_text(encoding="utf-8") + figures(), encoding="utf-8")
+
+
+def _write(folder: Path, released: ReleasedModel, *, seen: Path) -> None:
+    """A model folder, with the list of images that the model in `seen` has learned from."""
+    learned = read_training_images(seen)
+    assert learned is not None
+    save_model(folder, released.model, released.card)
+    write_training_images(folder, learned)
 
 
 def figures() -> str:

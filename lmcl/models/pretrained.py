@@ -44,8 +44,10 @@ _STEM = "encoder.stem.layers."
 _DTYPES = ("F32", "F16", "BF16", "F64", "I64", "I32", "BOOL")
 _MOST: Mapping[str, Mapping[str, int]] = {
     "encoder": {"width": 1 << 14, "depth": 512, "heads": 1 << 10, "patch": 1 << 10, "frozen": 64},
-    "decoder": {"queries": 1 << 12, "heads": 1 << 10, "direct": 1 << 14, "bins": 1 << 10}
-    | {"damage": 1 << 14},
+    "decoder": {
+        **{"queries": 1 << 12, "heads": 1 << 10, "bins": 1 << 10},
+        **{"direct": 1 << 14, "damage": 1 << 14},
+    },
     "crops": {"size": 1 << 12, "evaluation": 1 << 14, "max_side": 1 << 20, "short_side": 1 << 20},
     "saliency": {"view": 1 << 12, "layers": 512, "window": 1 << 12},
 }

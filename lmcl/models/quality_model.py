@@ -48,7 +48,6 @@ class DecoderConfig:
     bins: int = 0
     """0: the head says a score. 2 or more: a distribution over so many equal ranges of [0, 1],
     whose mean is the score and whose deviation is predicted too; 10 to 20 are usual."""
-
     damage: int = 0
     """Hidden width of a head that takes off every score what somebody did to the picture: noise,
     blocks, lost levels; from what a pretrained stem knows of a crop as a whole (decision 0019).
